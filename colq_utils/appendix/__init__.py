@@ -1,0 +1,1 @@
+"""How the embedded benchmark, calibration corpus and model were made; nothing here runs in `make report`."""

@@ -1,0 +1,300 @@
+"""Render PDF pages and cut them into the regions that the embedded model reads.
+
+A page is rendered in grey at 1.4 pixels a point, where 10-point text is just legible, loses its
+running header and footer (they repeat section titles and page numbers, which would give answers
+away), is cropped to its ink and cut into regions of exactly 384 x 704 pixels. Words come with
+their boxes, so that a region's text is known to be what can be read in it: a word is kept only
+where there is ink under its box and it lies wholly inside. Every region has the same size, so that
+a page costs the same whatever its length. No OCR: pages without a text layer have no words.
+"""
+
+import ctypes
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pypdfium2 as pdfium
+import pypdfium2.raw as pdfium_c
+from PIL import Image
+
+SCALE = 1.4  # pixels a point
+WIDTH = 704  # pixels
+HEIGHT = 384  # pixels
+MARGIN = 6  # white pixels kept around a page's ink and above and left of a region's
+INK = 200  # a pixel darker than this is ink
+SHRINK = 1.15  # a page at most this much too wide is scaled down, a wider one is cut into columns
+
+HYPHEN = "\ufffe"  # PDFium's mark for a hyphen at a line's end
+LIGATURES = {"\ufb00": "ff", "\ufb01": "fi", "\ufb02": "fl", "\ufb03": "ffi", "\ufb04": "ffl", "\ufb05": "st", "\ufb06": "st"}
+ACCENTS = {"´": "\u0301", "`": "\u0300", "¨": "\u0308", "ˆ": "\u0302", "^": "\u0302", "˜": "\u0303", "¸": "\u0327"}
+BAND = 0.16  # running headers and footers lie in this share of the page's height, at either end
+SAMPLES = 24  # pages looked at to find a document's running header and footer
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word and its box (x0, y0, x1, y1) in pixels; of a hyphenated word the box of its longer part."""
+
+    text: str
+    box: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Page:
+    """A rendered page cropped to its ink: image (height, width) uint8 grey, words in reading order."""
+
+    image: np.ndarray
+    words: tuple[Word, ...]
+
+
+@dataclass(frozen=True)
+class Region:
+    """A part of a page: image (384, 704) uint8 grey, the words wholly inside it."""
+
+    image: np.ndarray
+    words: tuple[Word, ...]
+
+
+def render(pdf: Path | str, index: int, scale: float = SCALE) -> Page:
+    """Render page `index` (from 0) of a PDF at `scale` pixels a point, cropped to the ink.
+
+    Raises pypdfium2.PdfiumError for an unreadable file and IndexError for a page it does not have.
+    """
+    document = _open(str(pdf))
+    if not 0 <= index < len(document):
+        raise IndexError(f"{pdf}: no page {index}, it has {len(document)}")
+    top, bottom = _body(str(pdf))
+    page = document[index]
+    image = np.array(page.render(scale=scale, grayscale=True).to_numpy()).squeeze()  # (height, width)
+    words = [word for word in _words(page, scale) if _inked(image, word.box)]
+    page.close()
+    height = image.shape[0]
+    return _crop(image, words, round(top * height), round(bottom * height))
+
+
+def cut(page: Page) -> list[Region]:
+    """Cut a page into regions of exactly 384 x 704 pixels, from the top, between lines where it can.
+
+    A page slightly too wide is scaled down, a much wider one is cut into columns first; what is
+    smaller than a region is padded with white on the right and below.
+    """
+    if not page.image.size:
+        return []
+    width = page.image.shape[1]
+    if WIDTH < width <= WIDTH * SHRINK:
+        page = _resize(page, WIDTH / width)
+    regions = []
+    for x0, x1 in _spans((page.image < INK).sum(axis=0), WIDTH):
+        column = page.image[:, x0:x1]
+        for y0, y1 in _spans((column < INK).sum(axis=1), HEIGHT):
+            image = np.full((HEIGHT, WIDTH), 255, np.uint8)
+            left, top = min(MARGIN, WIDTH - (x1 - x0)), min(MARGIN, HEIGHT - (y1 - y0))
+            image[top : top + y1 - y0, left : left + x1 - x0] = column[y0:y1]
+            regions.append(Region(image, _inside(page.words, (x0, y0, x1, y1), left, top)))
+    return regions
+
+
+@lru_cache(maxsize=4)
+def _open(path: str) -> pdfium.PdfDocument:
+    return pdfium.PdfDocument(path)
+
+
+def _words(page: pdfium.PdfPage, scale: float) -> list[Word]:
+    """Return the words of a page with their boxes in pixels of the uncropped page."""
+    words, text, parts, last = [], [], [], None
+
+    def finish() -> None:
+        boxes = [part for part in parts if part]
+        if text and boxes:
+            longest = max(boxes, key=len)  # a hyphenated word has one part on each line
+            corners = np.array(longest)
+            box = (*corners[:, :2].min(axis=0), *corners[:, 2:].max(axis=0))
+            words.append(Word(unicodedata.normalize("NFC", "".join(text)), _outward(box)))
+        text.clear(), parts.clear()
+
+    for char, box in _characters(page, scale):
+        if char == HYPHEN:
+            text.append(HYPHEN), parts.append([])
+        elif char.isspace() or unicodedata.category(char) in ("Cc", "Cs", "Cn", "Co"):
+            finish()
+        else:
+            if text and text[-1] == HYPHEN:  # a capital follows a real hyphen, as in Debian-System
+                text[-1] = "-" if char.isupper() else ""
+            if last in ACCENTS and text and text[-1] == last and parts and _over(parts[-1][-1:], box):
+                text[-1] = char + ACCENTS[last]  # old TeX fonts set an accent and a letter apart
+            else:
+                text.append(LIGATURES.get(char, char))
+            if not parts:
+                parts.append([])
+            if box:
+                parts[-1].append(box)
+        last = char
+    finish()
+    return [Word(word.text.replace(HYPHEN, "-"), word.box) for word in words]
+
+
+def _characters(page: pdfium.PdfPage, scale: float) -> list[tuple[str, tuple | None]]:
+    """Return (character, box in pixels or None) in reading order; unpaired surrogates are dropped."""
+    textpage = page.get_textpage()
+    to_pixels = _transform(page, scale)
+    left, right, bottom, top = (ctypes.c_double() for _ in range(4))
+    characters, high = [], None
+    for i in range(textpage.count_chars()):
+        code = pdfium_c.FPDFText_GetUnicode(textpage, i)
+        if 0xD800 <= code < 0xDC00:
+            high = code
+            continue
+        if 0xDC00 <= code < 0xE000:
+            code = 0x10000 + ((high - 0xD800) << 10) + code - 0xDC00 if high else 0
+        high = None
+        if not 0 < code <= 0x10FFFF:
+            continue
+        pdfium_c.FPDFText_GetCharBox(textpage, i, left, right, bottom, top)
+        (x0, y0), (x1, y1) = to_pixels(left.value, bottom.value), to_pixels(right.value, top.value)
+        x0, x1, y0, y1 = min(x0, x1), max(x0, x1), min(y0, y1), max(y0, y1)
+        # PDFium gives the line-end hyphen as U+0002 or U+FFFE, with or without a box
+        char = HYPHEN if code in (0x02, 0xFFFE) else chr(code)
+        characters.append((char, (x0, y0, x1, y1) if x1 > x0 and y1 > y0 else None))
+    textpage.close()
+    return characters
+
+
+def _transform(page: pdfium.PdfPage, scale: float):
+    """Return the affine map from page coordinates (points, origin as the file says) to pixels."""
+    fine = 1000
+    width, height = round(page.get_width() * scale * fine), round(page.get_height() * scale * fine)
+    x, y = ctypes.c_int(), ctypes.c_int()
+
+    def device(px: float, py: float) -> np.ndarray:
+        pdfium_c.FPDF_PageToDevice(page, 0, 0, width, height, 0, px, py, x, y)
+        return np.array([x.value, y.value]) / fine
+
+    origin = device(0, 0)
+    (ax, ay), (bx, by) = (device(1000, 0) - origin) / 1000, (device(0, 1000) - origin) / 1000
+    ox, oy = origin
+    return lambda px, py: (ox + ax * px + bx * py, oy + ay * px + by * py)
+
+
+def _over(accent: list[tuple], letter: tuple | None) -> bool:
+    if not accent or letter is None:
+        return False
+    return letter[0] <= (accent[0][0] + accent[0][2]) / 2 <= letter[2]
+
+
+def _outward(box: tuple) -> tuple[int, int, int, int]:
+    x0, y0, x1, y1 = box
+    return int(np.floor(x0)), int(np.floor(y0)), int(np.ceil(x1)), int(np.ceil(y1))
+
+
+def _inked(image: np.ndarray, box: tuple[int, int, int, int]) -> bool:
+    x0, y0, x1, y1 = box
+    patch = image[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)]
+    return patch.size > 0 and int(patch.max()) - int(patch.min()) > 60
+
+
+@lru_cache(maxsize=64)
+def _body(path: str) -> tuple[float, float]:
+    """Return where the body of a document's pages begins and ends, as shares of the page height.
+
+    A running header is a first line that stands at the same height on most pages, apart from
+    the second; likewise a footer. Without one nothing is stripped.
+    """
+    document = _open(path)
+    picks = sorted(set(np.linspace(0, len(document) - 1, SAMPLES).round().astype(int).tolist()))
+    heads, feet = [], []
+    for index in picks:
+        page = document[index]
+        height = page.get_height()
+        lines = _lines([word.box for word in _words(page, 1.0)])
+        page.close()
+        if len(lines) >= 3:
+            heads.append((lines[0][1] / height, lines[1][0] / height, (lines[0][1] - lines[0][0]) / height))
+            feet.append((1 - lines[-1][0] / height, 1 - lines[-2][1] / height, (lines[-1][1] - lines[-1][0]) / height))
+    return _edge(heads), 1 - _edge(feet)
+
+
+def _edge(ends: list[tuple[float, float, float]]) -> float:
+    """Return the share of the height that a running line takes, 0 where there is none.
+
+    ends: for each page the inner edge of its outermost line, the near edge of the next, and the
+    line's own height, all as shares of the page height measured from that end of the page.
+    """
+    apart = [end for end in ends if end[0] < BAND and end[1] - end[0] > 0.7 * end[2]]
+    if not apart:
+        return 0.0
+    mode = Counter(round(inner * 200) for inner, _, _ in apart).most_common(1)[0][0] / 200
+    same = [end for end in apart if abs(end[0] - mode) < 0.006]
+    if len(same) < 0.5 * len(ends):
+        return 0.0
+    inner, following = max(end[0] for end in same), min(end[1] for end in same)
+    return max(inner, inner + 0.8 * (following - inner))
+
+
+def _lines(boxes: list[tuple]) -> list[tuple[int, int]]:
+    """Merge word boxes into lines (top, bottom) from top to bottom."""
+    lines = []
+    for top, bottom in sorted((box[1], box[3]) for box in boxes):
+        if lines and top < lines[-1][1] + 0.5:
+            lines[-1] = (lines[-1][0], max(lines[-1][1], bottom))
+        else:
+            lines.append((top, bottom))
+    return lines
+
+
+def _crop(image: np.ndarray, words: list[Word], top: int, bottom: int) -> Page:
+    body = image[top:bottom]
+    ys, xs = np.flatnonzero((body < INK).any(axis=1)), np.flatnonzero((body < INK).any(axis=0))
+    if not len(ys):
+        return Page(np.zeros((0, 0), np.uint8), ())
+    y0, y1, x0, x1 = ys[0] + top, ys[-1] + 1 + top, xs[0], xs[-1] + 1
+    cropped = np.pad(image[y0:y1, x0:x1], MARGIN, constant_values=255)
+    inside = [word for word in words if word.box[1] >= y0 - 2 and word.box[3] <= y1 + 2]
+    return Page(cropped, tuple(_shift(word, MARGIN - x0, MARGIN - y0, cropped.shape) for word in inside))
+
+
+def _shift(word: Word, dx: int, dy: int, shape: tuple[int, int]) -> Word:
+    x0, y0, x1, y1 = word.box
+    clip = lambda value, limit: int(min(max(value, 0), limit))
+    height, width = shape
+    return Word(word.text, (clip(x0 + dx, width), clip(y0 + dy, height), clip(x1 + dx, width), clip(y1 + dy, height)))
+
+
+def _inside(words: tuple[Word, ...], span: tuple[int, int, int, int], left: int, top: int) -> tuple[Word, ...]:
+    """Return the words inside a span of the page, moved to the region; boxes may stick out by 2 pixels of blur."""
+    x0, y0, x1, y1 = span
+    return tuple(
+        _shift(word, left - x0, top - y0, (HEIGHT, WIDTH))
+        for word in words
+        if word.box[0] >= x0 - 2 and word.box[1] >= y0 - 2 and word.box[2] <= x1 + 2 and word.box[3] <= y1 + 2
+    )
+
+
+def _resize(page: Page, factor: float) -> Page:
+    height, width = page.image.shape
+    size = (int(width * factor), max(1, round(height * factor)))
+    image = np.asarray(Image.fromarray(page.image).resize(size, Image.Resampling.LANCZOS))
+    return Page(image, tuple(Word(word.text, _outward([v * factor for v in word.box])) for word in page.words))
+
+
+def _spans(ink: np.ndarray, limit: int) -> list[tuple[int, int]]:
+    """Divide a profile of ink counts into spans that begin and end in ink, each at most `limit` long.
+
+    A span ends at the last white gap in its last 40 %, at the limit where there is none. Gaps of less
+    than 3 pixels do not count: an accent stands that far from its letter.
+    """
+    inked = np.flatnonzero(ink)
+    blank = (ink == 0) & (np.roll(ink, 1) == 0) & (np.roll(ink, 2) == 0)
+    spans, begin = [], 0  # begin is an index into inked
+    while begin < len(inked):
+        start = int(inked[begin])
+        stop = start + limit
+        if stop <= inked[-1]:
+            white = np.flatnonzero(blank[start + int(0.6 * limit) : stop + 1])
+            stop = start + int(0.6 * limit) + int(white[-1]) if len(white) else stop
+        end = int(np.searchsorted(inked, stop))
+        spans.append((start, int(inked[end - 1]) + 1))
+        begin = end
+    return spans
