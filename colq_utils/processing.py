@@ -29,10 +29,6 @@ class ColQwen3Processor(ProcessorMixin):
             ``"image"`` only those of the image tokens.
     """
 
-    attributes = ["image_processor", "tokenizer"]
-    image_processor_class = "AutoImageProcessor"
-    tokenizer_class = "AutoTokenizer"
-
     def __init__(self, image_processor=None, tokenizer=None, chat_template=None,
                  visual_prompt_prefix: str | None = None, visual_prompt_suffix: str | None = None,
                  query_prefix: str | None = None, query_suffix: str | None = None,

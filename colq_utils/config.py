@@ -1,0 +1,237 @@
+"""Experiment files: one YAML a study, validated into frozen objects before anything runs.
+
+An experiment decides the scale (embedded, one GPU, many); the notebooks never change. Unknown keys,
+unknown schemes and duplicate variants are refused here, with the names that would have been accepted.
+"""
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from .errors import ColqError
+
+ROOT = Path(__file__).resolve().parents[1]
+STAGES = ("inspect", "calibrate", "quantize", "benchmark", "evaluate", "report")
+#: Weight bits of every scheme known here; None: floating point, not quantized.
+SCHEMES = {"bf16": None, "fp32": None, "w8a16": 8, "w4a16": 4, "w3a16": 3, "w2a16": 2}
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Model(Section):
+    """The base checkpoint: a folder of this repository or a hub id with a full commit hash."""
+
+    path: str
+    size: str
+    revision: str | None = None
+    max_visual_tokens: int | None = None
+
+    @property
+    def is_local(self) -> bool:
+        return (ROOT / self.path).exists() or self.path.startswith(("models/", "/", "."))
+
+    @model_validator(mode="after")
+    def pinned(self):
+        if not self.is_local and (self.revision is None or len(self.revision) != 40):
+            raise ValueError(f"{self.path} is a hub id: give `revision`, the full 40-digit commit hash")
+        return self
+
+
+class Runtime(Section):
+    """What all variants share, so that only the weights differ."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    threads: int | None = None
+    backend: Literal["ark", "torch", "marlin", "humming", "tritonv2"] = "ark"
+
+
+class CalibrationSet(Section):
+    """Exactly `blocks` blocks of `seqlen` tokens; `batch_rows` blocks make one tuning step."""
+
+    id: str
+    seqlen: int = 0
+    blocks: int
+    batch_rows: int
+    kind: Literal["text", "pages"] = "text"
+
+    @model_validator(mode="after")
+    def whole_batches(self):
+        if self.blocks % self.batch_rows:
+            raise ValueError(f"calibration set {self.id}: blocks ({self.blocks}) is no multiple of batch_rows ({self.batch_rows})")
+        return self
+
+
+class Calibration(Section):
+    """Where calibration text comes from (folder, or hub data set with a commit hash) and how it is cut."""
+
+    source: str
+    file: str | None = None
+    revision: str | None = None
+    sets: tuple[CalibrationSet, ...]
+
+
+class Variant(Section):
+    """One way of storing the weights; `calibration` names a set, `backend` the kernel to insist on."""
+
+    scheme: str
+    method: Literal["base", "rtn", "autoround"] = "base"
+    calibration: str | None = None
+    iters: int = 0
+    group_size: int = 128
+    sym: bool = True
+    backend: str | None = None
+    exports: tuple[Literal["auto_round", "auto_awq", "auto_gptq"], ...] = ("auto_round",)
+
+    @model_validator(mode="after")
+    def known(self):
+        if self.scheme not in SCHEMES:
+            raise ValueError(f"unknown scheme {self.scheme!r}; known: {', '.join(SCHEMES)}")
+        if (SCHEMES[self.scheme] is None) != (self.method == "base"):
+            raise ValueError(f"scheme {self.scheme} does not go with method {self.method}")
+        if (self.method == "autoround") != (self.calibration is not None and self.iters > 0):
+            raise ValueError(f"{self.scheme}: method autoround takes `calibration` and `iters`, others take neither")
+        return self
+
+    @property
+    def bits(self) -> int | None:
+        return SCHEMES[self.scheme]
+
+    def name(self, size: str) -> str:
+        """Variant id: size-scheme-method, with whatever departs from group 128, symmetric."""
+        parts = [size, self.scheme]
+        if self.method != "base":
+            parts += [self.method] + ([self.calibration] if self.calibration else [])
+        if self.group_size != 128:
+            parts.append(f"g{self.group_size}")
+        return "-".join(parts + ([] if self.sym else ["asym"]))
+
+
+class Workload(Section):
+    """`kind` inputs in batches of `batch`, `iterations` timed calls after `warmup`, in each round."""
+
+    kind: Literal["queries", "pages"]
+    batch: int
+    iterations: int
+    warmup: int = 3
+    items: int = 32
+
+
+class Benchmark(Section):
+    variants: tuple[str, ...]
+    workloads: tuple[Workload, ...]
+    rounds: int = 2
+
+
+class Evaluation(Section):
+    """Tasks by mteb name; `share_vision` keeps page features on disk and runs the vision tower once."""
+
+    tasks: tuple[str, ...]
+    suite: Literal["minividore", "mteb"] = "minividore"
+    share_vision: bool = True
+    batch: int = 8
+    random_init: tuple[str, ...] = ()
+    max_pages: int | None = None
+    margin: float = 0.005
+
+
+class Experiment(Section):
+    """A whole study. See `load`."""
+
+    name: str
+    title: str
+    seed: int = 42
+    model: Model
+    runtime: Runtime = Runtime()
+    calibration: Calibration
+    variants: tuple[Variant, ...]
+    benchmark: Benchmark
+    evaluation: Evaluation
+    output: Path = ROOT
+
+    @model_validator(mode="after")
+    def consistent(self):
+        sets = {s.id for s in self.calibration.sets}
+        ids = [v.name(self.model.size) for v in self.variants]
+        if len(set(ids)) < len(ids):
+            raise ValueError(f"two variants have one id: {sorted(i for i in ids if ids.count(i) > 1)[0]}")
+        for variant in self.variants:
+            if variant.calibration and variant.calibration not in sets:
+                raise ValueError(f"{variant.name(self.model.size)}: no calibration set {variant.calibration!r}; there are {sorted(sets)}")
+        for wanted in self.benchmark.variants:
+            if wanted not in ids:
+                raise ValueError(f"benchmark names the variant {wanted!r}; there are {ids}")
+        if self.variants[0].method != "base":
+            raise ValueError("the first variant is the base that the others are compared with: give it method base")
+        return self
+
+    @cached_property
+    def by_id(self) -> dict[str, Variant]:
+        """Variant id -> variant, in the order of the file; the first is the base."""
+        return {v.name(self.model.size): v for v in self.variants}
+
+    @property
+    def base(self) -> str:
+        return next(iter(self.by_id))
+
+    @property
+    def quantized(self) -> dict[str, Variant]:
+        return {name: v for name, v in self.by_id.items() if v.bits is not None}
+
+    def results(self, stage: str) -> Path:
+        """Folder of a stage's results, made if missing."""
+        return _made(self.output / "results" / self.name / stage)
+
+    @property
+    def figures(self) -> Path:
+        return _made(self.output / "figures" / self.name)
+
+    def build(self, *parts: str) -> Path:
+        """A place for large or intermediate files, outside git."""
+        return self.output.joinpath("build", self.name, *parts)
+
+    def checkpoint(self, variant: str, export: str = "auto_round") -> Path:
+        """Folder of a quantized checkpoint (whether or not it exists yet)."""
+        return self.build("checkpoints", variant, export)
+
+    @property
+    def model_path(self) -> str:
+        """What the loaders take: an absolute folder for a local model, else the hub id."""
+        return str(ROOT / self.model.path) if self.model.is_local else self.model.path
+
+
+def _made(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def available() -> list[str]:
+    """Names of the experiment files."""
+    return sorted(p.stem for p in (ROOT / "experiments").glob("*.yaml"))
+
+
+def load(name: str, output: str | Path = "") -> Experiment:
+    """Read ``experiments/<name>.yaml``.
+
+    Args:
+        output: folder that receives results/, figures/ and build/; the repository by default.
+
+    Raises:
+        ColqError: no such experiment, or a value in it that cannot be.
+    """
+    path = ROOT / "experiments" / f"{name}.yaml"
+    if not path.exists():
+        raise ColqError(f"no experiment {name!r}; there are: {', '.join(available())} (files in experiments/)")
+    try:
+        fields = yaml.safe_load(path.read_text())
+        return Experiment(name=name, output=Path(output).resolve() if output else ROOT, **fields)
+    except yaml.YAMLError as error:
+        raise ColqError(f"experiments/{name}.yaml is not valid YAML: {error}") from None
+    except ValidationError as error:
+        lines = [f"  {'.'.join(str(p) for p in e['loc']) or 'file'}: {e['msg']}" for e in error.errors()]
+        raise ColqError(f"experiments/{name}.yaml:\n" + "\n".join(lines)) from None

@@ -1,0 +1,94 @@
+"""Which kernel multiplies each layer's weights: a census, and a refusal of unwanted substitutes.
+
+AutoRound's loader picks a backend by what is installed and says so only in a log line; one of its
+choices computes with random weights (``auto_round:fake``). A throughput without the kernel that made
+it is worthless, so every result carries the census taken here.
+"""
+import importlib.util
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .errors import ColqError
+
+#: Backend asked for in an experiment -> (start of the QUANT_TYPE its layers carry, package, install line).
+BACKENDS = {
+    "ark": ("ark", "auto_round_kernel", "pip install auto-round-lib"),
+    "torch": ("torch", "auto_round", "pip install auto-round"),
+    "tritonv2": ("tritonv2", "triton", "pip install triton (needs a CUDA device)"),
+    "marlin": ("marlin", "gptqmodel", "pip install --no-deps gptqmodel (needs a CUDA device)"),
+    "humming": ("humming", "humming", "pip install 'colq[cuda]' (needs a CUDA device)"),
+}
+TOWERS = {"vlm.model.language_model.": "language_model", "vlm.model.visual.": "visual",
+          "embedding_proj_layer": "projection"}
+
+
+def tower_of(name: str) -> str:
+    """The tower a module or tensor belongs to: language_model, visual, projection or other."""
+    return next((tower for prefix, tower in TOWERS.items() if name.startswith(prefix)), "other")
+
+
+@dataclass(frozen=True)
+class KernelUse:
+    """`layers` matrix multiplications of `tower` run on `kernel` with weights of `weight_bits` bits."""
+
+    tower: str
+    kernel: str
+    weight_bits: int
+    layers: int
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """True of layers that hold packed weights."""
+    return hasattr(module, "QUANT_TYPE") or "QuantLinear" in type(module).__name__
+
+
+def census(model: nn.Module) -> tuple[KernelUse, ...]:
+    """Count the matrix-multiplication layers of `model` by tower and kernel."""
+    found = Counter()
+    for name, module in model.named_modules():
+        if is_quantized(module):
+            found[tower_of(name), str(getattr(module, "QUANT_TYPE", type(module).__name__)), int(module.bits)] += 1
+        elif isinstance(module, nn.Linear):
+            dtype = module.weight.dtype
+            found[tower_of(name), f"torch {str(dtype).removeprefix('torch.')}", dtype.itemsize * 8] += 1
+    return tuple(KernelUse(*key, layers=n) for key, n in sorted(found.items()))
+
+
+def require(backend: str) -> None:
+    """Raise unless `backend` can run here.
+
+    Raises:
+        ColqError: unknown name, package not installed, or no CUDA device; says which line installs it.
+    """
+    if backend not in BACKENDS:
+        raise ColqError(f"unknown kernel backend {backend!r}; known: {', '.join(BACKENDS)}")
+    _, package, install = BACKENDS[backend]
+    if importlib.util.find_spec(package) is None:
+        raise ColqError(f"the quantization backend {backend!r} is not installed: {install}; "
+                        "or name another one as `backend` in the experiment file")
+    if "CUDA" in install and not torch.cuda.is_available():
+        raise ColqError(f"the quantization backend {backend!r} needs a CUDA device and none is visible; "
+                        "use backend ark or torch on the CPU")
+
+
+def check(model: nn.Module, backend: str, expected_layers: int) -> None:
+    """Refuse a model whose layers do not all run on the backend that was asked for.
+
+    Raises:
+        ColqError: a fake or substituted kernel, a wrong number of quantized layers, or one outside the language model.
+    """
+    wanted = BACKENDS[backend][0]
+    seen = Counter()
+    for name, module in model.named_modules():
+        if is_quantized(module):
+            kind = str(getattr(module, "QUANT_TYPE", type(module).__name__))
+            if tower_of(name) != "language_model":
+                raise ColqError(f"{name} was read as a quantized layer; only the language model is quantized in this checkpoint")
+            if "fake" in type(module).__module__ or not kind.lower().startswith(wanted):
+                raise ColqError(f"{name} runs on {kind!r}, not on the backend {backend!r} that was asked for")
+            seen[kind] += 1
+    if seen.total() != expected_layers:
+        raise ColqError(f"{seen.total()} layers are quantized where {expected_layers} should be")

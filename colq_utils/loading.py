@@ -1,0 +1,179 @@
+"""A variant of an experiment to a model that is certainly that variant.
+
+transformers fills a tensor that a checkpoint lacks with random numbers and carries on; here a
+missing, extra or misshapen tensor ends the run with its name. The unused ``lm_head`` of published
+checkpoints is the one extra that is expected (and never read into memory).
+"""
+import contextlib
+import json
+import logging
+import re
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+
+from . import kernels, processing
+from .config import Experiment
+from .errors import ColqError
+from .modeling import ColQwen3ForRetrieval
+
+#: Tensors a checkpoint may carry that the model has no use for: the head; GPTQ's activation order.
+HARMLESS_EXTRA = re.compile(r"lm_head\.|\.g_idx$")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to embed, its processor, the kernels it runs on and how long loading took."""
+
+    variant: str
+    model: ColQwen3ForRetrieval
+    processor: processing.ColQwen3Processor
+    census: tuple[kernels.KernelUse, ...]
+    load_s: float
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.embedding_proj_layer.weight.device
+
+
+def load(experiment: Experiment, variant: str, export: str = "auto_round") -> Loaded:
+    """Load a variant, or raise.
+
+    Args:
+        variant: an id of ``experiment.by_id``.
+        export: which packing of a quantized variant.
+
+    Raises:
+        ColqError: unknown variant, missing checkpoint, backend not available, anything `open_model` refuses.
+    """
+    if variant not in experiment.by_id:
+        raise ColqError(f"no variant {variant!r} in experiment {experiment.name}; there are: {', '.join(experiment.by_id)}")
+    spec, runtime = experiment.by_id[variant], experiment.runtime
+    dtype = torch.float32 if spec.scheme == "fp32" else getattr(torch, runtime.dtype)
+    path, backend = experiment.model_path, None
+    if spec.bits is not None:
+        path, backend = str(experiment.checkpoint(variant, export)), spec.backend or runtime.backend
+        if not Path(path).is_dir():
+            raise ColqError(f"variant {variant} has no {export} checkpoint yet: run `make quantize EXPERIMENT={experiment.name}`")
+    revision = experiment.model.revision if spec.bits is None else None
+    start = time.perf_counter()
+    model = open_model(path, dtype, runtime.device, runtime.attention, backend, revision)
+    load_s = time.perf_counter() - start
+    processor = processing.from_pretrained(experiment.model_path, experiment.model.revision, experiment.model.max_visual_tokens)
+    return Loaded(variant, model, processor, kernels.census(model), load_s)
+
+
+def open_model(path: str, dtype: torch.dtype = torch.bfloat16, device: str = "cpu", attention: str = "sdpa",
+               backend: str | None = None, revision: str | None = None) -> ColQwen3ForRetrieval:
+    """Open a checkpoint folder (or hub id), accepting nothing but a complete ColQwen3.
+
+    Args:
+        backend: the kernel that every quantized layer must run on; None for a checkpoint in floating point.
+
+    Raises:
+        ColqError: no such folder, another architecture, unreadable or truncated weights, missing, extra or
+            misshapen tensors, a kernel other than `backend`, no CUDA device where one is asked for.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ColqError("the experiment asks for device cuda and no CUDA device is visible; set runtime.device to cpu")
+    config = read_config(path, revision)
+    options = {"dtype": dtype, "attn_implementation": attention, "device_map": device, "revision": revision}
+    quantized = config.get("quantization_config")
+    if (quantized is None) != (backend is None):
+        raise ColqError(f"{path} is {'not ' if quantized is None else ''}a quantized checkpoint, against what was asked for")
+    if backend is not None:
+        kernels.require(backend)
+        from transformers import AutoRoundConfig
+        options["quantization_config"] = AutoRoundConfig(backend=_loader_backend(backend, quantized))
+    try:
+        with _quiet():
+            model, report = ColQwen3ForRetrieval.from_pretrained(path, output_loading_info=True, **options)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise ColqError(f"{path} cannot be read: {_first_line(error)}. Restore the file, or quantize again "
+                        "(`make quantize`) if it is a checkpoint made here") from error
+    problems = [f"{kind.removesuffix('_keys')}: {key if isinstance(key, str) else key[0]}"
+                for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+                for key in sorted(report[kind], key=str) if not HARMLESS_EXTRA.search(str(key))]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ColqError(f"{path} does not hold exactly the tensors of a ColQwen3: {'; '.join(problems[:5])}{more}")
+    if backend is not None:
+        kernels.check(model, backend, expected_layers(config))
+    return model.eval().requires_grad_(False)
+
+
+def expected_layers(config: dict) -> int:
+    """Linear layers of the language model: q, k, v, o, gate, up and down in each block."""
+    return 7 * config["text_config"]["num_hidden_layers"]
+
+
+def read_config(path: str, revision: str | None = None) -> dict:
+    """``config.json`` of a folder or hub id.
+
+    Raises:
+        ColqError: nothing there, not JSON, or not the configuration of a ColQwen3.
+    """
+    file = fetch(path, "config.json", revision)
+    try:
+        config = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ColqError(f"{file} is not JSON ({error}); the checkpoint is damaged") from None
+    if config.get("model_type") != "colqwen3":
+        raise ColqError(f"{path} holds a {config.get('model_type')!r}, not a colqwen3")
+    return config
+
+
+def fetch(path: str, name: str, revision: str | None = None) -> Path:
+    """A file of a checkpoint as a local path, downloaded from the hub at the pinned revision if need be.
+
+    Raises:
+        ColqError: no such folder or file, or the hub cannot be reached.
+    """
+    if Path(path).is_dir():
+        if not (Path(path) / name).exists():
+            raise ColqError(f"{path} has no {name}: not a checkpoint folder, or an incomplete one")
+        return Path(path) / name
+    if Path(path).is_absolute() or revision is None:
+        raise ColqError(f"no checkpoint folder {path}")
+    from huggingface_hub import hf_hub_download
+    try:
+        return Path(hf_hub_download(path, name, revision=revision))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ColqError(f"{path}@{revision[:8]} cannot be fetched from the hub ({_first_line(error)}); "
+                        "download it elsewhere and give the folder as model.path") from None
+
+
+def _loader_backend(backend: str, quantization: dict) -> str:
+    """The name under which AutoRound's loader knows a backend (torch's AWQ path is a trap: it selects fake weights)."""
+    method = str(quantization.get("packing_format", quantization.get("quant_method", "")))
+    if backend == "torch" and "awq" in method:
+        raise ColqError("AWQ packing has no torch kernel in AutoRound's loader (it would select random weights); use backend ark")
+    return backend
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Silence the load report and backend chatter: what matters of it is checked and raised here."""
+    import transformers
+    previous = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logger = logging.getLogger("autoround")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers.logging.set_verbosity(previous)
+        logger.setLevel(level)

@@ -1,0 +1,47 @@
+"""What a result was made with: versions, machine, code. Stored beside every result, never recomputed later."""
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+
+from .config import ROOT, Experiment
+
+PACKAGES = ("torch", "transformers", "auto-round", "auto-round-lib", "mteb", "pandas", "numpy")
+
+
+def collect(experiment: Experiment) -> dict:
+    """Versions, processor, threads, GPU, git commit and seed, as a flat JSON-ready dict."""
+    import torch
+    return {
+        "experiment": experiment.name,
+        "seed": experiment.seed,
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "commit": _git("rev-parse", "--short=12", "HEAD"),
+        "uncommitted_code": bool(_git("status", "--porcelain", "--", "colq_utils", "notebooks", "experiments")),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _git(*command: str) -> str | None:
+    done = subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None
