@@ -1,0 +1,209 @@
+"""Intervals, tests and verdicts for scores of queries: what may be said about a difference, and what not.
+
+A retriever is judged by the mean over strata (a task in one language) of the mean over its queries.
+Everything here resamples queries within their stratum, all variants with the same draws, so that a
+difference between two variants is a paired one. Pure numpy; one matrix product serves all variants.
+
+Not here: which queries count, which variants are compared (`analysis`), how it is written (`report`).
+It measures the noise of the queries alone: another seed of the quantizer is another experiment.
+"""
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import norm
+
+from .errors import ColqError
+
+RESAMPLES = 2000
+FLIPS = 9999
+LEVEL = 0.95
+POWER = 0.80
+
+
+@dataclass(frozen=True)
+class Means:
+    """Means of strata, measured and under resampling.
+
+    Attributes:
+        strata: their labels, sorted; length S.
+        value: (S, n_variants) means over the queries.
+        replicates: (resamples, S, n_variants) the same under resampling.
+    """
+
+    strata: tuple
+    value: np.ndarray
+    replicates: np.ndarray
+
+    def suite(self, keep=None) -> tuple[np.ndarray, np.ndarray]:
+        """Mean over the strata (those where `keep` is true): (n_variants,) and (resamples, n_variants)."""
+        keep = np.ones(len(self.strata), bool) if keep is None else np.asarray(keep, bool)
+        if not keep.any():
+            raise ColqError("no task is left to average over: check which tasks are counted in evaluate/scores.csv")
+        return self.value[keep].mean(0), self.replicates[:, keep].mean(1)
+
+
+def bootstrap(values, strata, clusters=None, resamples: int = RESAMPLES, seed: int = 42) -> Means:
+    """Resample queries with replacement within their stratum, the same draws for every variant.
+
+    Queries that share a source (a translation, the same words misspelt) are drawn together: the unit
+    that is drawn is the cluster, among clusters that touch the same strata.
+
+    Args:
+        values: (n_queries, n_variants); a variant without a value (NaN) has none in that stratum either.
+        strata: (n_queries,) labels.
+        clusters: (n_queries,) labels, or None where every query stands for itself.
+
+    Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapters 6, 8 and 13;
+    Davison & Hinkley, Bootstrap Methods (1997), section 3.8, for resampling whole clusters.
+    """
+    values = _matrix(values)
+    labels, stratum = np.unique(np.asarray(strata), return_inverse=True)
+    counts = _draws(stratum, clusters, resamples, np.random.default_rng(seed))  # (resamples, n_queries)
+    value, replicates = [], []
+    for s in range(len(labels)):
+        rows = stratum == s
+        weight = counts[:, rows]
+        value.append(values[rows].mean(0))
+        replicates.append(weight @ values[rows] / weight.sum(1, keepdims=True))
+    return Means(tuple(labels.tolist()), np.stack(value), np.stack(replicates, axis=1))
+
+
+def _draws(stratum, clusters, resamples: int, rng) -> np.ndarray:
+    """How often each query is drawn in each resample: (resamples, n_queries)."""
+    counts = np.empty((resamples, len(stratum)))
+    cluster = np.arange(len(stratum)) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
+    signature = _signatures(stratum, cluster)
+    for group in sorted(set(signature.tolist())):
+        members, position = np.unique(cluster[signature[cluster] == group], return_inverse=True)
+        n = len(members)
+        picked = rng.integers(0, n, (resamples, n)) + n * np.arange(resamples)[:, None]
+        drawn = np.bincount(picked.ravel(), minlength=resamples * n).reshape(resamples, n)
+        counts[:, signature[cluster] == group] = drawn[:, position]
+    return counts
+
+
+def _signatures(stratum: np.ndarray, cluster: np.ndarray) -> np.ndarray:
+    """Number clusters by the strata that they touch, so that a resample leaves no stratum empty: (n_clusters,)."""
+    touched = [()] * (int(cluster.max()) + 1)
+    for pair in sorted(set(zip(cluster.tolist(), stratum.tolist()))):
+        touched[pair[0]] += (pair[1],)
+    number = {key: i for i, key in enumerate(sorted(set(touched)))}
+    return np.array([number[key] for key in touched])
+
+
+def interval(replicates, level: float = LEVEL) -> np.ndarray:
+    """Percentile interval along the first axis: (2, …). NaN in, NaN out.
+
+    Source: Efron & Tibshirani (1993), section 13.3; the same as scipy.stats.bootstrap(method="percentile").
+    """
+    tail = (1 - level) / 2
+    return np.quantile(np.asarray(replicates, float), [tail, 1 - tail], axis=0)
+
+
+def standard_error(replicates) -> np.ndarray:
+    """Standard deviation of the replicates along the first axis (Efron & Tibshirani, section 6.2)."""
+    return np.std(np.asarray(replicates, float), axis=0, ddof=1)
+
+
+def minimal_detectable(se_difference) -> np.ndarray:
+    """The true difference that a two-sided test at 5 % finds in 80 % of such suites: (1.96 + 0.84) × SE.
+
+    Source: Card et al., With Little Power Comes Great Responsibility (EMNLP 2020), section 2.
+    """
+    return (norm.ppf((1 + LEVEL) / 2) + norm.ppf(POWER)) * np.asarray(se_difference, float)
+
+
+def randomization_test(differences, strata, clusters=None, flips: int = FLIPS, seed: int = 42) -> np.ndarray:
+    """Two-sided p-values of the suite mean under random signs of the paired differences.
+
+    Exact where all sign patterns are fewer than `flips`, else (1 + as extreme) / (1 + flips).
+
+    Args:
+        differences: (n_queries, n_variants) variant minus base.
+
+    Source: Smucker, Allan & Carterette, A Comparison of Statistical Significance Tests for IR (CIKM 2007);
+    the same as scipy.stats.permutation_test(permutation_type="samples").
+    """
+    differences = _matrix(differences)
+    labels, stratum = np.unique(np.asarray(strata), return_inverse=True)
+    weight = 1 / np.bincount(stratum)[stratum] / len(labels)
+    share = weight[:, None] * differences  # (n_queries, n_variants), sums to the suite difference
+    if clusters is not None:
+        cluster = np.unique(np.asarray(clusters), return_inverse=True)[1]
+        share = np.stack([np.bincount(cluster, column) for column in share.T], axis=1)
+    rng = np.random.default_rng(seed)
+    return np.array([_sign_flip(column[column != 0], flips, rng) for column in share.T])
+
+
+def _sign_flip(share: np.ndarray, flips: int, rng) -> float:
+    n, observed = len(share), abs(share.sum())
+    if n == 0 or np.isnan(observed):
+        return np.nan if n else 1.0
+    slack = observed * (1 - 1e-9)
+    if 2**n <= flips:
+        signs = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
+        return float(np.mean(np.abs(signs @ share) >= slack))
+    extreme = 0
+    for start in range(0, flips, 1000):
+        signs = 1.0 - 2.0 * rng.integers(0, 2, (min(1000, flips - start), n), dtype=np.int8)
+        extreme += int((np.abs(signs @ share) >= slack).sum())
+    return (1 + extreme) / (1 + flips)
+
+
+def holm(p_values) -> np.ndarray:
+    """P-values adjusted for testing several variants at once; NaN stays and is not counted.
+
+    Source: Holm, A Simple Sequentially Rejective Multiple Test Procedure (1979).
+    """
+    p = np.asarray(p_values, float)
+    adjusted, order = p.copy(), np.argsort(p)  # NaN sorts last
+    m, running = int(np.isfinite(p).sum()), 0.0
+    for rank, index in enumerate(order[:m]):
+        running = max(running, min(1.0, (m - rank) * p[index]))
+        adjusted[index] = running
+    return adjusted
+
+
+def win_tie_loss(differences, tolerance: float = 1e-9) -> tuple[int, int, int]:
+    """Count differences above, within and below ± tolerance; NaN is in none."""
+    d = np.asarray(differences, float)
+    return int((d > tolerance).sum()), int((np.abs(d) <= tolerance).sum()), int((d < -tolerance).sum())
+
+
+def verdict(low: float, high: float, margin: float) -> str:
+    """What the interval of (variant - base) says, given a margin that was fixed before the run.
+
+    'non-inferior': the whole interval lies above -margin; 'inferior': below -margin;
+    'lower': below 0, with the margin inside; else 'not resolved'; 'not measured' without an interval.
+
+    Source: Piaggio et al., Reporting of Noninferiority and Equivalence Randomized Trials (JAMA 2012), figure 1.
+    """
+    if not (np.isfinite(low) and np.isfinite(high)):
+        return "not measured"
+    if low > -margin:
+        return "non-inferior"
+    if high < -margin:
+        return "inferior"
+    return "lower" if high < 0 else "not resolved"
+
+
+def resolved(low, high) -> np.ndarray:
+    """True where an interval leaves 0 out (never for NaN)."""
+    return (np.asarray(low, float) > 0) | (np.asarray(high, float) < 0)
+
+
+def ratio_interval(mean_a, std_a, n_a, mean_b, std_b, n_b) -> tuple[float, float, float]:
+    """mean_a / mean_b of independent samples with a 95 % interval, by the delta method on the logarithm.
+
+    Source: Casella & Berger, Statistical Inference (2002), section 5.5.4. NaN where a sample has fewer than 2 values.
+    """
+    if not (min(n_a, n_b) >= 2 and mean_a > 0 and mean_b > 0):
+        return np.nan, np.nan, np.nan
+    spread = norm.ppf((1 + LEVEL) / 2) * np.sqrt((std_a / mean_a) ** 2 / n_a + (std_b / mean_b) ** 2 / n_b)
+    ratio = mean_a / mean_b
+    return float(ratio), float(ratio * np.exp(-spread)), float(ratio * np.exp(spread))
+
+
+def _matrix(values) -> np.ndarray:
+    values = np.asarray(values, float)
+    return values[:, None] if values.ndim == 1 else values

@@ -1,0 +1,113 @@
+"""Known answers for the statistics: scipy where it has the method, arithmetic by hand where it has not."""
+import time
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from colq_utils import stats
+from colq_utils.errors import ColqError
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def test_bootstrap_of_one_stratum_is_scipys(rng):
+    x = rng.normal(size=60)
+    ours = stats.interval(stats.bootstrap(x, np.zeros(60), resamples=500, seed=7).suite()[1][:, 0])
+    theirs = scipy.stats.bootstrap((x,), np.mean, n_resamples=500, method="percentile", rng=np.random.default_rng(7))
+    assert ours == pytest.approx([*theirs.confidence_interval], abs=1e-12)
+
+
+def test_suite_mean_weighs_strata_alike():
+    means = stats.bootstrap([[1.0], [0.0], [0.0], [0.0], [1.0]], list("aaaab"), resamples=10)
+    assert means.strata == ("a", "b")
+    assert means.suite()[0] == pytest.approx([(0.25 + 1) / 2])
+    assert means.suite([True, False])[0] == pytest.approx([0.25])
+    with pytest.raises(ColqError, match="no task"):
+        means.suite([False, False])
+
+
+def test_standard_error_agrees_with_the_stratified_formula(rng):
+    x, strata = rng.normal(size=400), np.repeat([0, 1], [100, 300])
+    formula = np.sqrt(x[:100].var(ddof=1) / 100 + x[100:].var(ddof=1) / 300) / 2
+    replicates = stats.bootstrap(x, strata, resamples=8000).suite()[1]
+    assert stats.standard_error(replicates)[0] == pytest.approx(formula, rel=0.03)
+    assert stats.minimal_detectable(formula) == pytest.approx(2.80 * formula, rel=1e-3)
+
+
+def test_pairs_are_drawn_together(rng):
+    x = rng.normal(size=50)
+    replicates = stats.bootstrap(np.stack([x, x + 0.25], 1), np.zeros(50), resamples=50).suite()[1]
+    assert replicates[:, 1] - replicates[:, 0] == pytest.approx(np.full(50, 0.25))
+
+
+def test_clusters_are_drawn_together(rng):
+    x = rng.normal(size=40)
+    twice, strata, source = np.concatenate([x, x]), np.repeat(["de", "en"], 40), np.tile(np.arange(40), 2)
+    alone = stats.standard_error(stats.bootstrap(x, np.zeros(40)).suite()[1])[0]
+    blind = stats.standard_error(stats.bootstrap(twice, strata).suite()[1])[0]
+    aware = stats.standard_error(stats.bootstrap(twice, strata, source).suite()[1])[0]
+    assert aware == pytest.approx(alone, rel=1e-9)
+    assert blind == pytest.approx(alone / np.sqrt(2), rel=0.1)
+
+
+def test_a_missing_task_leaves_no_suite_mean():
+    means = stats.bootstrap([[1.0, np.nan], [0.0, 1.0]], ["a", "b"], resamples=5)
+    value, replicates = means.suite()
+    assert value[0] == 0.5 and np.isnan(value[1]) and np.isnan(stats.interval(replicates)[:, 1]).all()
+
+
+@pytest.mark.parametrize("n", [5, 10])
+def test_randomization_is_scipys_exact_permutation_test(rng, n):
+    d = rng.normal(0.3, 1, n)
+    theirs = scipy.stats.permutation_test((d, np.zeros(n)), lambda a, b, axis: np.mean(a - b, axis=axis),
+                                          permutation_type="samples", vectorized=True, n_resamples=np.inf)
+    assert stats.randomization_test(d, np.zeros(n))[0] == pytest.approx(theirs.pvalue, abs=1e-12)
+
+
+def test_randomization_by_sampling_is_close_to_the_t_test(rng):
+    d = rng.normal(0.15, 1, 200)
+    assert stats.randomization_test(d, np.zeros(200))[0] == pytest.approx(scipy.stats.ttest_1samp(d, 0).pvalue, abs=0.01)
+    assert stats.randomization_test(np.zeros(9), np.zeros(9))[0] == 1.0
+    assert np.isnan(stats.randomization_test([np.nan, 1.0], [0, 0])[0])
+
+
+def test_randomization_flips_clusters_whole():
+    d = [0.2, 0.2, 0.1, 0.1]
+    assert stats.randomization_test(d, np.zeros(4))[0] == 2 / 16
+    assert stats.randomization_test(d, np.zeros(4), clusters=[1, 1, 2, 2])[0] == 2 / 4
+
+
+def test_holm_by_hand():
+    assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert stats.holm([0.6, np.nan, 0.5])[[0, 2]] == pytest.approx([1.0, 1.0])
+    assert np.isnan(stats.holm([0.6, np.nan])[1])
+
+
+def test_win_tie_loss():
+    assert stats.win_tie_loss([0.1, 0.0, 1e-12, -0.2, np.nan]) == (1, 2, 1)
+
+
+@pytest.mark.parametrize("low, high, expected", [
+    (-0.004, 0.001, "non-inferior"), (-0.004, -0.001, "non-inferior"), (-0.02, -0.006, "inferior"),
+    (-0.02, -0.001, "lower"), (-0.02, 0.01, "not resolved"), (-0.005, 0.01, "not resolved"),
+    (np.nan, np.nan, "not measured")])
+def test_verdict(low, high, expected):
+    assert stats.verdict(low, high, 0.005) == expected
+
+
+def test_ratio_interval_by_hand():
+    ratio, low, high = stats.ratio_interval(2.0, 0.2, 25, 1.0, 0.1, 25)
+    spread = np.exp(1.959964 * np.sqrt(2 * 0.01 / 25))
+    assert (ratio, low, high) == pytest.approx((2.0, 2 / spread, 2 * spread), rel=1e-6)
+    assert np.isnan(stats.ratio_interval(2.0, 0.2, 1, 1.0, 0.1, 25)).all()
+
+
+def test_a_full_suite_takes_seconds(rng):
+    x, strata, start = rng.random((3000, 9)), rng.integers(0, 50, 3000), time.perf_counter()
+    stats.interval(stats.bootstrap(x, strata).suite()[1])
+    stats.randomization_test(x[:, 1:] - x[:, :1], strata)
+    assert time.perf_counter() - start < 10
