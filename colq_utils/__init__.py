@@ -2,7 +2,6 @@
 import os
 
 # Libraries' progress bars flood notebooks and logs; `colq_utils.progress` draws the ones that matter.
-os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -219,19 +219,20 @@ def load(name: str, output: str | Path = "") -> Experiment:
     """Read ``experiments/<name>.yaml``.
 
     Args:
+        name: of an experiment here, or the path of a YAML file elsewhere.
         output: folder that receives results/, figures/ and build/; the repository by default.
 
     Raises:
         ColqError: no such experiment, or a value in it that cannot be.
     """
-    path = ROOT / "experiments" / f"{name}.yaml"
+    path = Path(name) if name.endswith(".yaml") else ROOT / "experiments" / f"{name}.yaml"
     if not path.exists():
         raise ColqError(f"no experiment {name!r}; there are: {', '.join(available())} (files in experiments/)")
     try:
-        fields = yaml.safe_load(path.read_text())
-        return Experiment(name=name, output=Path(output).resolve() if output else ROOT, **fields)
+        fields = yaml.safe_load(path.read_text()) or {}
+        return Experiment(name=path.stem, output=Path(output).resolve() if output else ROOT, **fields)
     except yaml.YAMLError as error:
-        raise ColqError(f"experiments/{name}.yaml is not valid YAML: {error}") from None
+        raise ColqError(f"{path.name} is not valid YAML: {error}") from None
     except ValidationError as error:
         lines = [f"  {'.'.join(str(p) for p in e['loc']) or 'file'}: {e['msg']}" for e in error.errors()]
-        raise ColqError(f"experiments/{name}.yaml:\n" + "\n".join(lines)) from None
+        raise ColqError(f"{path.name}:\n" + "\n".join(lines)) from None

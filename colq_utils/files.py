@@ -95,3 +95,8 @@ def sha256(*paths: Path) -> str:
                 while block := stream.read(1 << 20):
                     digest.update(block)
     return digest.hexdigest()
+
+
+def sha256_bytes(content: bytes) -> str:
+    """Digest of a byte string."""
+    return hashlib.sha256(content).hexdigest()

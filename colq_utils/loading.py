@@ -5,6 +5,7 @@ missing, extra or misshapen tensor ends the run with its name. The unused ``lm_h
 checkpoints is the one extra that is expected (and never read into memory).
 """
 import contextlib
+import io
 import json
 import logging
 import re
@@ -140,12 +141,26 @@ def fetch(path: str, name: str, revision: str | None = None) -> Path:
         return Path(path) / name
     if Path(path).is_absolute() or revision is None:
         raise ColqError(f"no checkpoint folder {path}")
+    return _download(path, name, revision, "model", "download it elsewhere and give the folder as model.path")
+
+
+def fetch_dataset(name: str, file: str | None, revision: str | None) -> Path:
+    """A file of a hub data set at a pinned revision, as a local path.
+
+    Raises:
+        ColqError: no file or revision named, or the hub cannot be reached.
+    """
+    if not (file and revision):
+        raise ColqError(f"{name} is no folder here; for a hub data set give calibration.file and calibration.revision")
+    return _download(name, file, revision, "dataset", "put its parquet file in a folder and name that as calibration.source")
+
+
+def _download(name: str, file: str, revision: str, kind: str, remedy: str) -> Path:
     from huggingface_hub import hf_hub_download
     try:
-        return Path(hf_hub_download(path, name, revision=revision))
+        return Path(hf_hub_download(name, file, revision=revision, repo_type=kind))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ColqError(f"{path}@{revision[:8]} cannot be fetched from the hub ({_first_line(error)}); "
-                        "download it elsewhere and give the folder as model.path") from None
+        raise ColqError(f"{name}@{revision[:8]} cannot be fetched from the hub ({_first_line(error)}); {remedy}") from None
 
 
 def _loader_backend(backend: str, quantization: dict) -> str:
@@ -166,12 +181,11 @@ def _quiet():
     import transformers
     previous = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     logger = logging.getLogger("autoround")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

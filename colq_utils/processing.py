@@ -4,6 +4,7 @@ Qwen3-VL's own processor cannot be built where torchvision is missing (it needs 
 retrieval never sees a video, so this one has none. Prompts are those of the published processor and
 are read from the checkpoint's ``processor_config.json`` where they stand there.
 """
+import torch
 from transformers import AutoProcessor, AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -58,13 +59,16 @@ class ColQwen3Processor(ProcessorMixin):
         ``input_ids``, ``attention_mask``, ``mm_token_type_ids``, each ``(n_pages, n_tokens)``.
         """
         features = self.image_processor(images=[image.convert("RGB") for image in images], return_tensors="pt")
+        return BatchFeature({**self.page_prompts(features["image_grid_thw"].tolist()), **features})
+
+    def page_prompts(self, grids: list[list[int]]) -> BatchFeature:
+        """The text side of pages whose patch grids ``[time, height, width]`` are known."""
         merge = self.image_processor.merge_size ** 2
         prompt = self.visual_prompt_prefix + self.visual_prompt_suffix
-        prompts = [prompt.replace(IMAGE_TOKEN, IMAGE_TOKEN * (int(grid.prod()) // merge))
-                   for grid in features["image_grid_thw"]]
+        prompts = [prompt.replace(IMAGE_TOKEN, IMAGE_TOKEN * (t * h * w // merge)) for t, h, w in grids]
         tokens = self.tokenizer(prompts, padding="longest", return_tensors="pt", return_token_type_ids=False)
         tokens["mm_token_type_ids"] = (tokens["input_ids"] == self.image_token_id).int()
-        return BatchFeature({**tokens, **features})
+        return BatchFeature({**tokens, "image_grid_thw": torch.tensor(grids)})
 
     def __call__(self, images=None, text=None, **unused) -> BatchFeature:
         """The interface that quantizers and servers expect: pages or queries, not both."""

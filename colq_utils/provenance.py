@@ -15,8 +15,8 @@ def collect(experiment: Experiment) -> dict:
     return {
         "experiment": experiment.name,
         "seed": experiment.seed,
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "python": platform.pythonversion_of(),
+        "packages": {name: version_of(name) for name in PACKAGES},
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -27,7 +27,8 @@ def collect(experiment: Experiment) -> dict:
     }
 
 
-def _version(name: str) -> str | None:
+def version_of(name: str) -> str | None:
+    """Installed version of a package, None if there is none."""
     try:
         return version(name)
     except PackageNotFoundError:

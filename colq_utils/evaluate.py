@@ -1,0 +1,215 @@
+"""NDCG@5 through mteb, page embeddings computed once, and every query's own score kept.
+
+mteb's stock path encodes a corpus again for each language and pads it into one fp32 tensor in memory.
+Here a `Retriever` implements mteb's search protocol over a store on disk: a page is known by the digest
+of its image, so a page shared by tasks, languages or variants is decoded, run through the vision tower
+and embedded once. mteb does the scoring; per-query scores come from the same ranking and are checked
+against mteb's mean.
+"""
+import hashlib
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Image as ImageColumn
+from PIL import Image
+
+import mteb
+from mteb.models import ModelMeta
+from mteb.models.model_meta import ScoringFunction
+
+from . import encode, files, loading, quantize
+from .config import Experiment
+from .errors import ColqError
+from .loading import Loaded
+from .maxsim import maxsim
+from .progress import track
+from .store import VectorStore
+
+K = 5
+RANDOM_INIT = "random-init"
+
+
+class Retriever:
+    """A loaded variant as mteb sees it: `index` a corpus, `search` it.
+
+    Args:
+        folder: where page embeddings are kept between tasks (and after a killed run).
+        features: store of the vision tower's output, shared by variants with one tower; None to run the whole model.
+    """
+
+    def __init__(self, loaded: Loaded, revision: str, folder: Path, features: VectorStore | None, batch: int):
+        self.loaded, self.features, self.batch = loaded, features, batch
+        self.pages = VectorStore(folder, loaded.model.config.embed_dim, loaded.model.dtype)
+        self.encoded, self.rankings, self._keys, self._ids = 0, {}, [], []
+        self.mteb_model_meta = ModelMeta.create_empty(overwrites={
+            "name": f"colq/{loaded.variant}", "revision": revision, "modalities": ["image", "text"],
+            "similarity_fn_name": ScoringFunction.MAX_SIM, "embed_dim": loaded.model.config.embed_dim})
+
+    def index(self, corpus, *, task_metadata, hf_split, hf_subset, encode_kwargs, num_proc=None, **unused) -> None:
+        """Embed the pages of `corpus` that no earlier task has brought."""
+        raw = corpus.cast_column("image", ImageColumn(decode=False))
+        self._ids, self._keys = list(corpus["id"]), [digest(entry) for entry in raw["image"]]
+        rows = {key: row for row, key in reversed(list(enumerate(self._keys))) if key not in self.pages}
+        missing = sorted(rows, key=rows.get)
+        for keys in encode.page_batches(missing, self.batch, f"{self.loaded.variant} {task_metadata.name}"):
+            self.pages.extend(keys, self._embed(keys, [corpus[rows[key]]["image"] for key in keys]))
+            self.encoded += len(keys)
+
+    def _embed(self, keys: list[str], images: list[Image.Image]) -> list[torch.Tensor]:
+        if self.features is None:
+            return encode.pages(self.loaded, images, self.batch)
+        new = [i for i, key in enumerate(keys) if key not in self.features]
+        if new:
+            matrices, grids = encode.features(self.loaded, [images[i] for i in new])
+            self.features.extend([keys[i] for i in new], matrices, grid=grids)
+        return encode.pages_from_features(
+            self.loaded, [self.features[key] for key in keys], [self.features.note(key, "grid") for key in keys])
+
+    def search(self, queries, *, task_metadata, hf_split, hf_subset, top_k, encode_kwargs,
+               top_ranked=None, num_proc=None, **unused) -> dict[str, dict[str, float]]:
+        """The `top_k` pages of each query with their MaxSim scores."""
+        texts, ids = list(queries["text"]), list(queries["id"])
+        vectors = encode.queries(self.loaded, texts)
+        scores = maxsim(vectors, len(self._keys), lambda i: self.pages[self._keys[i]])  # (n_queries, n_pages)
+        best = scores.topk(min(top_k, len(self._keys)), dim=1)
+        found = {query: {self._ids[page]: score for page, score in zip(pages, values, strict=True)}
+                 for query, pages, values in zip(ids, best.indices.tolist(), best.values.tolist(), strict=True)}
+        self.rankings[hf_subset] = (scores, ids, list(self._ids), [len(v) for v in vectors])
+        return found
+
+
+def digest(entry: dict) -> str:
+    """Identity of a page image as stored in a data set: the digest of its bytes."""
+    content = entry["bytes"] if entry.get("bytes") is not None else Path(entry["path"]).read_bytes()
+    return hashlib.sha256(content).hexdigest()[:24]
+
+
+def ndcg(relevance: np.ndarray, ideal: np.ndarray, k: int = K) -> float:
+    """NDCG at `k` with linear gains, as trec_eval has it (Järvelin and Kekäläinen, 2002).
+
+    Args:
+        relevance: grades of the ranked pages, best first.
+        ideal: all grades of the query, in any order.
+    """
+    discounts = 1 / np.log2(np.arange(2, k + 2))
+    best = np.sort(ideal)[::-1][:k]
+    top = relevance[:k]
+    return float((top * discounts[:len(top)]).sum() / (best * discounts[:len(best)]).sum())
+
+
+def per_query(scores: torch.Tensor, query_ids: list[str], page_ids: list[str], lengths: list[int],
+              relevant: dict[str, dict[str, int]]) -> pd.DataFrame:
+    """One row a query: NDCG@5, rank of the first relevant page, score margin and the top five pages.
+
+    The margin is the score of the best relevant page minus that of the best other page, divided by
+    the number of query tokens: it moves before ranks do.
+    """
+    place = {page: i for i, page in enumerate(page_ids)}
+    rows = []
+    for query, row, length in zip(query_ids, scores, lengths, strict=True):
+        grades = {p: g for p, g in relevant.get(query, {}).items() if g > 0}
+        if not grades:
+            continue
+        gain = np.zeros(len(page_ids))
+        for page, grade in grades.items():
+            gain[place[page]] = grade
+        values = row.numpy()
+        order = np.lexsort((np.arange(len(values)), -values))
+        hits = gain > 0
+        rows.append({
+            "query_id": query, "ndcg_at_5": ndcg(gain[order], np.array(list(grades.values()), dtype=float)),
+            "first_rank": int(np.flatnonzero(hits[order])[0]) + 1,
+            "margin": float(values[hits].max() - values[~hits].max()) / length if (~hits).any() else float("nan"),
+            "top5": [page_ids[i] for i in order[:K]]})
+    return pd.DataFrame(rows)
+
+
+def evaluate_task(retriever: Retriever, task) -> pd.DataFrame:
+    """Run one mteb task; one row a query with task, lang and counts.
+
+    Raises:
+        ColqError: the per-query mean disagrees with mteb's own NDCG@5.
+    """
+    retriever.rankings.clear()
+    before, start = retriever.encoded, time.perf_counter()
+    result = mteb.evaluate(retriever, [task], cache=None, co2_tracker=False, show_progress_bar=False)[0]
+    (split,) = result.scores
+    frames = []
+    for entry in result.scores[split]:
+        subset = entry["hf_subset"]
+        scores, query_ids, page_ids, lengths = retriever.rankings[subset]
+        frame = per_query(scores, query_ids, page_ids, lengths, task.dataset[subset][split]["relevant_docs"])
+        if abs(frame["ndcg_at_5"].mean() - entry["ndcg_at_5"]) > 1e-4:
+            raise ColqError(f"{task.metadata.name} {subset}: per-query NDCG@5 averages {frame['ndcg_at_5'].mean():.5f}, mteb says {entry['ndcg_at_5']:.5f}")
+        frames.append(frame.assign(lang=subset, n_pages=len(page_ids), mteb_ndcg_at_5=entry["ndcg_at_5"]))
+    return pd.concat(frames, ignore_index=True).assign(
+        task=task.metadata.name, encoded_pages=retriever.encoded - before, seconds=time.perf_counter() - start)
+
+
+def run_variant(experiment: Experiment, variant: str, tasks: Iterable, data_fingerprint: str) -> pd.DataFrame:
+    """Evaluate a variant on `tasks`; finished tasks of an interrupted run are kept.
+
+    Returns:
+        One row a query: variant, task, lang, query_id, ndcg_at_5, first_rank, margin, top5, n_pages, encoded_pages.
+    """
+    revision = f"{RANDOM_INIT}-{experiment.seed}" if variant == RANDOM_INIT else quantize.revision(experiment, variant)
+    stamp = files.sha256_bytes(f"{revision} {data_fingerprint} {experiment.runtime.model_dump_json()}".encode())[:16]
+    done = experiment.build("evaluate", f"{variant}-{stamp}")
+    todo = [task for task in tasks if not (done / f"{task.metadata.name}.parquet").exists()]
+    if todo:
+        loaded = random_init(experiment) if variant == RANDOM_INIT else loading.load(experiment, variant)
+        retriever = Retriever(loaded, revision, done / "pages", _features(experiment, loaded), experiment.evaluation.batch)
+        for task in todo:
+            files.write_table(done / f"{task.metadata.name}.parquet", evaluate_task(retriever, task).assign(variant=variant))
+        shutil.rmtree(done / "pages")
+    return pd.concat([pd.read_parquet(done / f"{task.metadata.name}.parquet") for task in tasks], ignore_index=True)
+
+
+def _features(experiment: Experiment, loaded: Loaded) -> VectorStore | None:
+    """The store of page features for this model's vision tower and pixel budget, keyed by their digest."""
+    if not experiment.evaluation.share_vision:
+        return None
+    state = loaded.model.visual.state_dict()
+    key = hashlib.sha256(repr((loaded.processor.image_processor.size, loaded.model.dtype)).encode())
+    for name in sorted(state):
+        key.update(name.encode() + state[name].cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return VectorStore(experiment.build("features", key.hexdigest()[:16]), encode.feature_width(loaded), loaded.model.dtype)
+
+
+def random_init(experiment: Experiment) -> Loaded:
+    """The base's architecture with random weights: the floor of every task."""
+    base = loading.load(experiment, experiment.base)
+    torch.manual_seed(experiment.seed)
+    model = type(base.model)(base.model.config).to(base.model.dtype).to(base.device).eval().requires_grad_(False)
+    return Loaded(RANDOM_INIT, model, base.processor, base.census, 0.0)
+
+
+def summary(queries: pd.DataFrame) -> pd.DataFrame:
+    """Scores a variant, task and language: queries, pages and mean NDCG@5."""
+    table = queries.groupby(["variant", "task", "lang"], sort=False).agg(
+        n_queries=("query_id", "size"), n_pages=("n_pages", "first"), ndcg_at_5=("ndcg_at_5", "mean"))
+    return table.reset_index()
+
+
+def tasks_of(experiment: Experiment) -> list:
+    """The tasks of an experiment, loaded from the repository or, by name, from mteb.
+
+    Raises:
+        ColqError: unknown task name; names those that come close.
+    """
+    names = experiment.evaluation.tasks
+    if experiment.evaluation.suite == "minividore":
+        from . import minividore
+        return minividore.tasks(names or None)
+    import difflib
+    known = {task.metadata.name for task in mteb.get_tasks()}
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=3)
+            raise ColqError(f"mteb has no task {name!r}" + (f"; did you mean {', '.join(close)}?" if close else ""))
+    return list(mteb.get_tasks(tasks=list(names)))

@@ -1,0 +1,52 @@
+"""MaxSim, the late-interaction score, in fp32 and blind to padding.
+
+score(q, p) = sum over the query's tokens of the largest dot product with any of the page's tokens
+(Khattab and Zaharia, ColBERT, 2020, eq. 3). A padded page token is a zero vector and would offer a
+similarity of 0 where every real one is negative, so padding is masked, never multiplied.
+"""
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+#: Similarities held at once, query tokens × page tokens; 2^25 in fp32 are 128 MiB.
+BLOCK = 1 << 25
+
+
+def maxsim(queries: Sequence[torch.Tensor], n_pages: int, page: Callable[[int], torch.Tensor],
+           block: int = BLOCK) -> torch.Tensor:
+    """Score every query against every page.
+
+    Args:
+        queries: a tensor ``(n_query_tokens, dim)`` each, without padding.
+        n_pages: how many pages there are.
+        page: gives page i as ``(n_page_tokens, dim)``; called once a page, so pages may live on disk.
+        block: limit on the similarities held in memory.
+
+    Returns:
+        ``(n_queries, n_pages)``, float32, on the CPU.
+
+    Raises:
+        ValueError: a query or a page without tokens.
+    """
+    if any(len(q) == 0 for q in queries):
+        raise ValueError("a query without tokens has no score")
+    tokens = torch.cat([q.float() for q in queries])  # (n_all_query_tokens, dim)
+    owner = torch.repeat_interleave(torch.arange(len(queries)), torch.tensor([len(q) for q in queries]))
+    scores = torch.zeros(len(queries), n_pages)
+    start = 0
+    while start < n_pages:
+        batch = [page(start).float()]
+        room = max(1, block // (len(tokens) * max(1, len(batch[0]))))
+        batch += [page(i).float() for i in range(start + 1, min(start + room, n_pages))]
+        lengths = torch.tensor([len(p) for p in batch])
+        if (lengths == 0).any():
+            raise ValueError(f"page {start + int((lengths == 0).nonzero()[0])} has no tokens")
+        stacked = pad_sequence(batch, batch_first=True)  # (n_batch, n_longest, dim)
+        best = (tokens @ stacked.flatten(0, 1).T).unflatten(1, stacked.shape[:2])  # (n_query_tokens, n_batch, n_longest)
+        if (lengths < stacked.shape[1]).any():
+            padding = torch.arange(stacked.shape[1])[None] >= lengths[:, None]  # (n_batch, n_longest)
+            best = best.masked_fill(padding, float("-inf"))
+        scores[:, start:start + len(batch)].index_add_(0, owner, best.amax(-1))
+        start += len(batch)
+    return scores

@@ -1,0 +1,247 @@
+"""Base checkpoint and calibration set to quantized checkpoints, each proven to load and to agree with the base.
+
+AutoRound (Cheng et al., 2023, arXiv:2309.05516) does the rounding; this module feeds it exact batches,
+turns its logged errors into real ones, mends what it writes (tensors in a second file that loaders
+overlook; a GPTQ config that makes them misread the vision tower) and records everything in a manifest.
+A variant's folder appears only when complete; a finished one is not made again.
+"""
+import json
+import logging
+import os
+import time
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from . import calibrate, encode, files, loading, processing, provenance
+from .config import Experiment, Variant
+from .errors import ColqError
+from .modeling import ColQwen3Config, ColQwen3ForRetrieval
+from .progress import bar
+
+#: Tried in this order, and recorded, when AutoRound itself fails on a layer set (the published fallbacks).
+FALLBACKS = ({"method": "rtn", "calibration": None, "iters": 0},
+             {"method": "rtn", "calibration": None, "iters": 0, "group_size": 32})
+#: The published acceptance bar for the mean token cosine with the base, and its aim.
+COSINE_BAR, COSINE_AIM = 0.90, 0.95
+MANIFEST = "manifest.json"
+
+
+def run(experiment: Experiment, variant: str) -> dict:
+    """Make one variant's checkpoints, or return the manifest of those already made from the same inputs.
+
+    Raises:
+        ColqError: calibration set missing, quantization failed with every fallback, disk full.
+    """
+    spec = experiment.by_id[variant]
+    folder = experiment.build("checkpoints", variant)
+    fingerprint = _fingerprint(experiment, spec)
+    if (folder / MANIFEST).exists():
+        manifest = json.loads((folder / MANIFEST).read_text())
+        if manifest["fingerprint"] == fingerprint:
+            return manifest
+    with files.atomic(folder, folder=True) as target:
+        start = time.perf_counter()
+        used, fallback = _with_fallbacks(experiment, spec, target)
+        manifest = {
+            "variant": variant, "fingerprint": fingerprint, "requested": spec.model_dump(), "used": used.model_dump(),
+            "fallback": fallback, "quantize_s": time.perf_counter() - start,
+            "seed": experiment.seed, "auto_round": provenance.version_of("auto-round"),
+            "revision": files.sha256(*sorted((target / spec.exports[0]).glob("*.safetensors")))[:40],
+            "exports": {name: {"tensor_bytes": tensor_bytes(target / name)} for name in spec.exports},
+        }
+        files.write_json(target / MANIFEST, manifest)
+    return manifest
+
+
+def _with_fallbacks(experiment: Experiment, spec: Variant, target: Path) -> tuple[Variant, str]:
+    """Quantize as asked; if AutoRound fails, by each named fallback. Returns what was used and why."""
+    reasons = []
+    for change in ({}, *FALLBACKS):
+        attempt = spec.model_copy(update=change)
+        if change and attempt == spec:
+            continue
+        try:
+            _autoround(experiment, attempt, target)
+            return attempt, "; ".join(reasons)
+        except ColqError:
+            raise
+        except Exception as error:  # AutoRound raises anything; the reason is recorded, and raised if nothing works
+            reasons.append(f"{attempt.method} group {attempt.group_size} failed: {type(error).__name__}: {error}")
+    raise ColqError("AutoRound failed with every fallback: " + "; ".join(reasons))
+
+
+def _autoround(experiment: Experiment, spec: Variant, target: Path) -> None:
+    """One call of AutoRound, from a fresh copy of the base, into `target`/<export>."""
+    from auto_round import AutoRound
+    model = loading.open_model(experiment.model_path, getattr(torch, experiment.runtime.dtype), experiment.runtime.device,
+                               experiment.runtime.attention, revision=experiment.model.revision).requires_grad_(True)
+    processor = processing.from_pretrained(experiment.model_path, experiment.model.revision, experiment.model.max_visual_tokens)
+    options = {"iters": 0, "disable_opt_rtn": True}
+    if spec.method == "autoround":
+        batches, seqlen, rows = _batches(experiment, spec.calibration, processor)
+        options = {"iters": spec.iters, "dataset": batches, "seqlen": seqlen, "nsamples": rows * len(batches), "batch_size": rows}
+    blocks = model.config.text_config.num_hidden_layers
+    with _listening(target.parent / "autoround.log", blocks if spec.method == "autoround" else 0, spec.name(experiment.model.size)):
+        engine = AutoRound(model, tokenizer=processor.tokenizer, processor=processor, scheme=f"W{spec.bits}A16", sym=spec.sym,
+                           group_size=spec.group_size, device_map=experiment.runtime.device, seed=experiment.seed,
+                           enable_torch_compile=False, **options)
+        _, folders = engine.quantize_and_save(str(target / "raw"), format=",".join(spec.exports))
+    for export, made in zip(spec.exports, folders if isinstance(folders, list) else [folders], strict=True):
+        os.replace(made, target / export)
+        _settle(target / export, export, processor)
+    _remove_empty(target / "raw")
+
+
+def _batches(experiment: Experiment, set_id: str, processor) -> tuple[list[dict], int, int]:
+    """A calibration set as AutoRound wants it: dicts of exactly `batch_rows` rows; with its length and rows."""
+    spec = next(s for s in experiment.calibration.sets if s.id == set_id)
+    content = calibrate.load(experiment, set_id)
+    if spec.kind == "pages":
+        from PIL import Image
+        images = [Image.fromarray(page.numpy()) for page in content["pages"]]
+        groups = [dict(processor.pages(images[i:i + spec.batch_rows])) for i in range(0, len(images), spec.batch_rows)]
+        return groups, groups[0]["input_ids"].shape[1], spec.batch_rows
+    ids = content["input_ids"]  # (blocks, seqlen)
+    return [{"input_ids": rows, "attention_mask": torch.ones_like(rows)} for rows in ids.split(spec.batch_rows)], spec.seqlen, spec.batch_rows
+
+
+@contextmanager
+def _listening(log: Path, blocks: int, label: str):
+    """AutoRound's log to a file, a bar over its blocks, and its logged errors as exceptions."""
+    logger, errors = logging.getLogger("autoround"), []
+    kept, level = logger.handlers[:], logger.level
+
+    class Listener(logging.FileHandler):
+        def emit(self, record):
+            super().emit(record)
+            if record.levelno >= logging.ERROR:
+                errors.append(record.getMessage())
+            if record.getMessage().startswith("quantized "):
+                progress.update()
+
+    logger.handlers = [Listener(log)]
+    logger.setLevel(logging.INFO)
+    try:
+        with bar(label, blocks, "block") as progress, log.open("a") as stream, redirect_stdout(stream), redirect_stderr(stream):
+            yield
+    finally:
+        logger.handlers[0].close()
+        logger.handlers = kept
+        logger.setLevel(level)
+    if errors:
+        raise RuntimeError(f"AutoRound logged an error: {errors[0]}")
+
+
+def _settle(folder: Path, export: str, processor) -> None:
+    """Make what AutoRound wrote readable by every loader; see the module's first lines."""
+    extra, index = folder / "model_extra_tensors.safetensors", folder / "model.safetensors.index.json"
+    if extra.exists() and (folder / "model.safetensors").exists():
+        names = {"model.safetensors": "model-00001-of-00002.safetensors", extra.name: "model-00002-of-00002.safetensors"}
+        content = json.loads(index.read_text())
+        content["weight_map"] = {tensor: names[file] for tensor, file in content["weight_map"].items()}
+        for old, new in names.items():
+            os.replace(folder / old, folder / new)
+        files.write_json(index, content)
+    config = json.loads((folder / "config.json").read_text())
+    if export == "auto_gptq":
+        config["quantization_config"]["block_name_to_quantize"] = "vlm.model.language_model.layers"
+    config["dtype"] = "bfloat16"
+    config.pop("torch_dtype", None)
+    files.write_json(folder / "config.json", config)
+    processor.save_pretrained(folder)
+
+
+def _remove_empty(folder: Path) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.rmdir()
+    folder.rmdir()
+
+
+def tensor_bytes(folder: Path) -> int:
+    """Bytes of all tensors in a checkpoint folder, from the headers (what a size prediction is compared with)."""
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as stream:
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        total += sum(t["data_offsets"][1] - t["data_offsets"][0] for name, t in header.items() if name != "__metadata__")
+    return total
+
+
+def base_digest(experiment: Experiment) -> str:
+    """What identifies the base: the digest of its weights, or the pinned revision."""
+    path = Path(experiment.model_path)
+    if not path.is_dir():
+        return experiment.model.revision
+    weights = sorted(path.glob("*.safetensors"))
+    if not weights:
+        raise ColqError(f"{experiment.model.path} holds no .safetensors file: not a checkpoint folder, or an incomplete one")
+    return files.sha256(*weights, path / "config.json")
+
+
+def revision(experiment: Experiment, variant: str) -> str:
+    """An id of the variant's weights; result caches are keyed by it, so no two variants may share one."""
+    if experiment.by_id[variant].bits is None:
+        return f"{base_digest(experiment)[:32]}-{experiment.by_id[variant].scheme}"
+    path = experiment.build("checkpoints", variant, MANIFEST)
+    return files.read_json(path, f"quantize EXPERIMENT={experiment.name}")["revision"]
+
+
+def _fingerprint(experiment: Experiment, spec: Variant) -> str:
+    """Digest of everything that decides the checkpoint's bits."""
+    inputs = [base_digest(experiment), spec.model_dump_json(), str(experiment.seed), provenance.version_of("auto-round"),
+              experiment.runtime.dtype]
+    if spec.calibration:
+        path = files.required(calibrate.path_of(experiment, spec.calibration), f"calibrate EXPERIMENT={experiment.name}")
+        inputs.append(files.sha256(path))
+    return files.sha256_bytes("\n".join(inputs).encode())
+
+
+def compare(experiment: Experiment, variant: str, export: str, texts: list[str], images: list, base: dict) -> dict:
+    """Load an export afresh and compare its embeddings with the base's, on text and on page images.
+
+    Args:
+        base: what `embeddings` gave for the base on the same texts and images.
+
+    Returns:
+        One row of the acceptance table.
+    """
+    spec = experiment.by_id[variant]
+    manifest = files.read_json(experiment.build("checkpoints", variant, MANIFEST), "quantize")
+    size = manifest["exports"][export]["tensor_bytes"]
+    row = {"variant": variant, "scheme": spec.scheme, "method": manifest["used"]["method"],
+           "calibration": manifest["used"]["calibration"], "group_size": manifest["used"]["group_size"], "sym": spec.sym,
+           "iters": manifest["used"]["iters"], "export": export, "backend": spec.backend or experiment.runtime.backend,
+           "quantize_s": manifest["quantize_s"], "tensor_bytes": size, "base_bytes": base["tensor_bytes"],
+           "loads": False, "runs": False, "finite": False, "fallback": manifest["fallback"], "revision": manifest["revision"]}
+    own = embeddings(loading.load(experiment, variant, export), texts, images)
+    row |= {"loads": True, "runs": True, "finite": all(bool(torch.isfinite(v).all()) for v in own["query"] + own["page"])}
+    for kind in ("query", "page"):
+        cosine = torch.cat([torch.cosine_similarity(a.float(), b.float(), dim=-1) for a, b in zip(own[kind], base[kind], strict=True)])
+        row |= {f"cosine_{kind}_mean": cosine.mean().item(), f"cosine_{kind}_min": cosine.min().item()}
+    row["accepted"] = row["finite"] and size < base["tensor_bytes"] and min(row["cosine_query_mean"], row["cosine_page_mean"]) > COSINE_BAR
+    return row
+
+
+def embeddings(loaded: loading.Loaded, texts: list[str], images: list) -> dict:
+    """Query and page embeddings of a loaded variant, with the bytes of its tensors."""
+    return {"query": encode.queries(loaded, texts), "page": encode.pages(loaded, images),
+            "tensor_bytes": sum(t.numel() * t.element_size() for t in loaded.model.state_dict().values())}
+
+
+def accept(experiment: Experiment, texts: list[str], images: list) -> pd.DataFrame:
+    """The acceptance table: every export of every quantized variant against the base."""
+    base = embeddings(loading.load(experiment, experiment.base), texts, images)
+    base["tensor_bytes"] = base_bytes(experiment)
+    return pd.DataFrame([compare(experiment, variant, export, texts, images, base)
+                         for variant, spec in experiment.quantized.items() for export in spec.exports])
+
+
+def base_bytes(experiment: Experiment) -> int:
+    """Bytes of the base's tensors in 16 bits, without the unused head."""
+    folder = loading.fetch(experiment.model_path, "config.json", experiment.model.revision).parent
+    with torch.device("meta"):
+        model = ColQwen3ForRetrieval(ColQwen3Config.from_pretrained(folder))
+    return 2 * sum(p.numel() for p in model.parameters())
