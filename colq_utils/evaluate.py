@@ -213,3 +213,73 @@ def tasks_of(experiment: Experiment) -> list:
             close = difflib.get_close_matches(name, known, n=3)
             raise ColqError(f"mteb has no task {name!r}" + (f"; did you mean {', '.join(close)}?" if close else ""))
     return list(mteb.get_tasks(tasks=list(names)))
+
+
+def describe(experiment: Experiment, tasks: list) -> pd.DataFrame:
+    """The tasks as a table: group, whether it counts towards the suite's mean, languages, what is asked."""
+    rows = []
+    for task in tasks:
+        name, row = task.metadata.name, {"group": "mteb", "counted": True, "asks": task.metadata.description}
+        if experiment.evaluation.suite == "minividore":
+            from . import minividore
+            known = minividore.TASKS[name]
+            row = {"group": "graded" if known.counted else name.removeprefix("MiniVidore").lower(),
+                   "counted": known.counted, "asks": known.description}
+        rows.append({"task": name, **row, "languages": " ".join(sorted(task.hf_subsets))})
+    return pd.DataFrame(rows)
+
+
+def variants(experiment: Experiment) -> list[str]:
+    """Variants to evaluate: the base and the quantized; another float format of the base is only benchmarked."""
+    return [name for name, spec in experiment.by_id.items() if name == experiment.base or spec.bits is not None]
+
+
+def data_fingerprint(experiment: Experiment) -> str:
+    """Identity of the evaluation data: the embedded benchmark's digest, or the tasks' pinned revisions."""
+    if experiment.evaluation.suite == "minividore":
+        from . import minividore
+        return files.sha256_bytes(repr(sorted(minividore.verify().items())).encode())[:16]
+    return files.sha256_bytes(repr([(t.metadata.name, t.metadata.revision) for t in tasks_of(experiment)]).encode())[:16]
+
+
+def run_all(experiment: Experiment, tasks: list) -> pd.DataFrame:
+    """Every variant, the random-weight floor and (embedded benchmark) the BM25 ceiling; one row a query and variant."""
+    data = data_fingerprint(experiment)
+    frames = [run_variant(experiment, name, tasks, data) for name in track(variants(experiment), "variants")]
+    floor = [task for task in tasks if task.metadata.name in experiment.evaluation.random_init]
+    if floor:
+        frames.append(run_variant(experiment, RANDOM_INIT, floor, data))
+    if experiment.evaluation.suite == "minividore":
+        frames.append(lexical_ceiling(tasks))
+    return pd.concat(frames, ignore_index=True)
+
+
+def lexical_ceiling(tasks: list) -> pd.DataFrame:
+    """BM25 over the text layer of the embedded pages, scored as the variants are."""
+    from . import minividore
+    benchmark, frames = minividore.load(), []
+    for task in tasks:
+        name = task.metadata.name
+        found = minividore.bm25_scores(benchmark, name)
+        for lang in minividore.TASKS[name].languages:
+            pages = minividore.corpus_of(benchmark, name, lang)["page_id"].tolist()
+            asked = minividore.queries_of(benchmark, name, lang)
+            place = {page: i for i, page in enumerate(pages)}
+            scores = torch.zeros(len(asked), len(pages))
+            for row, query in enumerate(asked["query_id"]):
+                for page, score in found[query].items():
+                    scores[row, place[page]] = score
+            relevant = {q: dict.fromkeys(r, 1) for q, r in zip(asked["query_id"], asked["relevant"], strict=True)}
+            frame = per_query(scores, asked["query_id"].tolist(), pages, [1] * len(asked), relevant)
+            frames.append(frame.assign(variant="bm25", task=name, lang=lang, n_pages=len(pages), margin=float("nan"), encoded_pages=0))
+    return pd.concat(frames, ignore_index=True)
+
+
+def stored(queries: pd.DataFrame) -> pd.DataFrame:
+    """The columns that are kept, in a fixed order."""
+    return queries[["variant", "task", "lang", "query_id", "ndcg_at_5", "first_rank", "margin", "top5", "n_pages", "encoded_pages"]]
+
+
+def suite_means(scores: pd.DataFrame) -> dict[str, float]:
+    """Mean NDCG@5 over the counted entries (task and language) by variant."""
+    return scores[scores["counted"]].groupby("variant", sort=False)["ndcg_at_5"].mean().round(6).to_dict()

@@ -15,7 +15,7 @@ def collect(experiment: Experiment) -> dict:
     return {
         "experiment": experiment.name,
         "seed": experiment.seed,
-        "python": platform.pythonversion_of(),
+        "python": platform.python_version(),
         "packages": {name: version_of(name) for name in PACKAGES},
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

@@ -1,0 +1,57 @@
+# Two commands matter: `make report` and `make test`. Both make .venv first if it is not there.
+EXPERIMENT ?= tiny
+# PYTHON=... uses an environment of your own (conda, for instance) instead of .venv
+PYTHON ?= .venv/bin/python
+BOOTSTRAP ?= python3
+ENVIRONMENT := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/.installed)
+COLQ := $(PYTHON) -m colq_utils
+
+.DEFAULT_GOAL := help
+.PHONY: help report inspect calibrate quantize benchmark evaluate summary render test lint lab clean
+
+help: ## show these targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@echo; echo "  EXPERIMENT=name picks a file of experiments/ (default $(EXPERIMENT)):" $(basename $(notdir $(wildcard experiments/*.yaml)))
+
+report: $(ENVIRONMENT) ## run all six notebooks, skipping what is fresh; reports, figures, executed notebooks
+	$(COLQ) run $(EXPERIMENT)
+
+inspect: $(ENVIRONMENT) ## 01: architecture and bytes, from headers alone
+	$(COLQ) run $(EXPERIMENT) --stage inspect
+
+calibrate: $(ENVIRONMENT) ## 02: pack the calibration sets
+	$(COLQ) run $(EXPERIMENT) --stage calibrate
+
+quantize: $(ENVIRONMENT) ## 03: make the quantized checkpoints and compare them with the base
+	$(COLQ) run $(EXPERIMENT) --stage quantize
+
+benchmark: $(ENVIRONMENT) ## 04: memory, latency, throughput
+	$(COLQ) run $(EXPERIMENT) --stage benchmark
+
+evaluate: $(ENVIRONMENT) ## 05: NDCG@5 per task, language, variant and query
+	$(COLQ) run $(EXPERIMENT) --stage evaluate
+
+summary: $(ENVIRONMENT) ## 06: reports and figures, from the results alone
+	$(COLQ) run $(EXPERIMENT) --stage report
+
+render: $(ENVIRONMENT) ## executed notebooks to self-contained HTML with an index
+	$(COLQ) render $(EXPERIMENT)
+
+test: $(ENVIRONMENT) ## the test suite
+	$(PYTHON) -m pytest
+
+lint: $(ENVIRONMENT) ## style and common mistakes
+	$(PYTHON) -m ruff check colq_utils tests
+
+lab: $(ENVIRONMENT) ## JupyterLab on the notebooks
+	$(PYTHON) -m jupyterlab --notebook-dir=notebooks
+
+clean: ## remove .venv and build/ (results and figures stay)
+	rm -rf .venv build
+
+.venv/.installed: pyproject.toml requirements.lock
+	@echo "setting up .venv (a few minutes the first time)"
+	$(BOOTSTRAP) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; name one with BOOTSTRAP=python3.12")'
+	$(BOOTSTRAP) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[test,appendix]'
+	@touch $@

@@ -1,0 +1,57 @@
+"""The command line behind the Makefile: ``python -m colq_utils run tiny``."""
+import argparse
+import sys
+
+from .errors import ColqError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, act, and turn a user's mistake into one line and exit code 2."""
+    parser = argparse.ArgumentParser(prog="colq_utils", description="Run the notebooks of an experiment.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="execute the notebooks, skipping what is fresh")
+    run.add_argument("--stage", action="append", help="only this stage (may be repeated)")
+    run.add_argument("--force", action="store_true", help="even if nothing changed")
+    run.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="a notebook parameter")
+    render = commands.add_parser("render", help="executed notebooks to self-contained HTML")
+    clean = commands.add_parser("clean", help="remove what can be made again (build/)")
+    for command in (run, render, clean):
+        command.add_argument("experiment", help="name of a file in experiments/, or the path of one")
+        command.add_argument("--output", default="", help="folder for results/, figures/ and build/ (default: the repository)")
+    options = parser.parse_args(arguments)
+    try:
+        return act(options)
+    except ColqError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; finished work is kept, the same command goes on from there", file=sys.stderr)
+        return 130
+
+
+def act(options: argparse.Namespace) -> int:
+    from . import config
+    experiment = config.load(options.experiment, options.output)
+    if options.command == "clean":
+        from .run import clean
+        clean(experiment)
+    elif options.command == "render":
+        from .render import render
+        print(render(experiment)[-1])
+    else:
+        from . import run
+        stages = tuple(options.stage or config.STAGES)
+        try:
+            parameters = dict(p.split("=", 1) for p in options.parameter)
+        except ValueError:
+            raise ColqError("-p takes NAME=VALUE") from None
+        try:
+            run.run(experiment, options.experiment, stages, parameters, options.force, say=lambda line: print(line, flush=True))
+        except run.StageFailed as failure:
+            print(f"error: {failure}", file=sys.stderr)
+            return 2 if failure.mistake else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
