@@ -18,6 +18,8 @@ RESAMPLES = 2000
 FLIPS = 9999
 LEVEL = 0.95
 POWER = 0.80
+#: Sums of equal numbers in another order differ by about this much; such a difference is none.
+ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -105,12 +107,12 @@ def standard_error(replicates) -> np.ndarray:
     return np.std(np.asarray(replicates, float), axis=0, ddof=1)
 
 
-def minimal_detectable(se_difference) -> np.ndarray:
-    """The true difference that a two-sided test at 5 % finds in 80 % of such suites: (1.96 + 0.84) × SE.
+def minimal_detectable(se_difference, level: float = LEVEL) -> np.ndarray:
+    """The true difference that a two-sided test finds in 80 % of such suites: (1.96 + 0.84) × SE at level 0.95.
 
     Source: Card et al., With Little Power Comes Great Responsibility (EMNLP 2020), section 2.
     """
-    return (norm.ppf((1 + LEVEL) / 2) + norm.ppf(POWER)) * np.asarray(se_difference, float)
+    return (norm.ppf((1 + level) / 2) + norm.ppf(POWER)) * np.asarray(se_difference, float)
 
 
 def randomization_test(differences, strata, clusters=None, flips: int = FLIPS, seed: int = 42) -> np.ndarray:
@@ -184,12 +186,12 @@ def verdict(low: float, high: float, margin: float) -> str:
         return "non-inferior"
     if high < -margin:
         return "inferior"
-    return "lower" if high < 0 else "not resolved"
+    return "lower" if high < -ROUNDING else "not resolved"
 
 
 def resolved(low, high) -> np.ndarray:
     """True where an interval leaves 0 out (never for NaN)."""
-    return (np.asarray(low, float) > 0) | (np.asarray(high, float) < 0)
+    return (np.asarray(low, float) > ROUNDING) | (np.asarray(high, float) < -ROUNDING)
 
 
 def ratio_interval(mean_a, std_a, n_a, mean_b, std_b, n_b) -> tuple[float, float, float]:

@@ -1,0 +1,126 @@
+"""Numbers and tables as markdown: one place decides digits, units, signs and what a missing value is called.
+
+A number that was not measured is written as such, never as an empty cell or a zero. MB are 10^6 bytes,
+points are NDCG@5 x 100. No numbers are computed here beyond the change of unit.
+"""
+import math
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+MISSING = "not measured"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence], left: int = 1) -> str:
+    """A markdown table; the first `left` columns are aligned left, the others right."""
+    lines = [header, ["---"] * left + ["---:"] * (len(header) - left), *rows]
+    return "\n".join("| " + " | ".join(cell(value) for value in line) + " |" for line in lines)
+
+
+def cell(value) -> str:
+    """Text of a table cell, safe inside a table."""
+    if _missing(value):
+        return MISSING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def number(value, digits: int = 2, signed: bool = False, unit: str = "") -> str:
+    """A number with fixed digits, '-0.00' written as '0.00'; `unit` is appended as given."""
+    if _missing(value):
+        return MISSING
+    text = f"{value:{'+' if signed else ''},.{digits}f}"
+    if not any(c in text for c in "123456789"):
+        text = text.lstrip("+-")
+    return text + unit
+
+
+def score(value) -> str:
+    """NDCG@5 between 0 and 1, four decimals."""
+    return number(value, 4)
+
+
+def score_ci(value, low, high) -> str:
+    """NDCG@5 with its interval."""
+    return MISSING if _missing(value) else score(value) + _brackets(low, high, 4, 1, False)
+
+
+def points_ci(diff, low, high) -> str:
+    """A difference in points (NDCG@5 x 100) with its interval."""
+    return MISSING if _missing(diff) else number(100 * diff, 2, True) + _brackets(low, high, 2, 100, True)
+
+
+def percent_ci(diff, low, high, base) -> str:
+    """A difference in percent of `base`, the interval scaled alike (the base's score taken as fixed)."""
+    if _missing(diff) or _missing(base) or base == 0:
+        return MISSING
+    return number(100 * diff / base, 2, True, "%") + _brackets(low, high, 2, 100 / base, True)
+
+
+def value_ci(value, low, high, digits: int, signed: bool = False, scale: float = 1) -> str:
+    """Any value with its interval, multiplied by `scale`."""
+    return MISSING if _missing(value) else number(scale * value, digits, signed) + _brackets(low, high, digits, scale, signed)
+
+
+def megabytes(n_bytes, digits: int = 2) -> str:
+    """Bytes as MB (10^6 bytes), without the unit."""
+    return MISSING if _missing(n_bytes) else number(n_bytes / 1e6, digits)
+
+
+def milliseconds(seconds, digits: int = 2) -> str:
+    """Seconds as ms, without the unit."""
+    return MISSING if _missing(seconds) else number(seconds * 1e3, digits)
+
+
+def p_value(value) -> str:
+    """A p-value with four decimals."""
+    return MISSING if _missing(value) else "< 0.0001" if value < 1e-4 else f"{value:.4f}"
+
+
+def yes_no(value) -> str:
+    """A truth value out of a CSV file."""
+    return MISSING if _missing(value) else "yes" if str(value).lower() in ("true", "1", "1.0", "yes") else "no"
+
+
+def listing(items: Sequence[str]) -> str:
+    """'a', 'a and b', 'a, b and c'."""
+    items = list(items)
+    return " and ".join(filter(None, [", ".join(items[:-1]), items[-1]])) if items else "none"
+
+
+def frame(data: pd.DataFrame, left: int = 1) -> str:
+    """A result table as it stands: columns of bytes become MB, of seconds ms, other names stay."""
+    columns, header = [], []
+    for name in data.columns:
+        kind = str(data[name].dtype)
+        if name == "bytes" or name.endswith("_bytes"):
+            columns.append(data[name].map(megabytes))
+            header.append(f"{name.removesuffix('bytes').rstrip('_') or 'size'} (MB)")
+        elif "bool" in kind:
+            columns.append(data[name].map(yes_no))
+            header.append(name)
+        else:
+            columns.append(data[name].map(lambda v, whole="int" in kind: v if isinstance(v, str) else number(v, 0 if whole else 3)))
+            header.append(name)
+    return table([h.replace("_", " ") for h in header], zip(*columns), left)
+
+
+def document(*sections: str) -> str:
+    """Sections (empty ones left out) as one text with one newline at its end."""
+    return "\n\n".join(s.strip("\n") for s in sections if s) + "\n"
+
+
+def picture(path: str, caption: str) -> str:
+    """A figure with its caption below."""
+    return f"![{caption}]({path})\n\n*{caption}*"
+
+
+def _brackets(low, high, digits: int, scale: float, signed: bool) -> str:
+    if _missing(low) or _missing(high):
+        return f" [interval {MISSING}]"
+    return f" [{number(scale * low, digits, signed)}, {number(scale * high, digits, signed)}]"
+
+
+def _missing(value) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value)) or value is pd.NA

@@ -1,0 +1,45 @@
+"""Writes the reports and the README's snippet from a `Study`; same results, same bytes, no dates."""
+from pathlib import Path
+
+from . import analysis, files, findings, markdown as md, report_analysis, report_benchmark, report_english
+from .analysis import Study
+from .errors import ColqError
+
+REPORTS = {"quantization_analysis.md": report_analysis.write, "comparison_english.md": report_english.write, "benchmark.md": report_benchmark.write}
+MARKER = "<!-- headline -->"
+
+
+def write(study: Study) -> list[Path]:
+    """Write every report to results/<experiment>/reports/. Draw the figures first: reports link those that exist."""
+    folder = study.experiment.results("reports")
+    return [files.write_text(folder / name, text) for name, text in render(study).items()]
+
+
+def render(study: Study) -> dict[str, str]:
+    """File name -> text of every report."""
+    return {name: text(study) for name, text in REPORTS.items()}
+
+
+def headline(study: Study) -> str:
+    """The README's snippet: a short table and one sentence."""
+    sizes = analysis.sizes(study.results)
+    table = study.suite.merge(sizes, on="variant", how="left")
+    rows = [(study.labels[r.variant], md.megabytes(r["bytes"]), md.score_ci(r.score, r.low, r.high),
+             "-" if r.variant == study.experiment.base else md.points_ci(r["diff"], r.diff_low, r.diff_high), r.verdict or "-")
+            for _, r in table.iterrows() if r.variant == study.experiment.base or r.variant in study.experiment.quantized]
+    header = ["Variant", "Checkpoint (MB)", "NDCG@5", "Change (points)", f"At a margin of {findings.points(study)} points"]
+    n = study.entries[study.counted]
+    return md.table(header, rows) + (f"\n\nMean over {len(n)} tasks x languages, {int(n.n_queries.sum()):,} queries; brackets are 95 % intervals. "
+                                     + findings.recommend(study).text)
+
+
+def update_readme(path: str | Path, snippet: str) -> Path:
+    """Put `snippet` between the two `<!-- headline -->` markers of a file.
+
+    Raises:
+        ColqError: the file has not exactly two markers.
+    """
+    parts = Path(path).read_text().split(MARKER)
+    if len(parts) != 3:
+        raise ColqError(f"{path} holds the marker {MARKER} {len(parts) - 1} times; put it twice, around the place of the headline table")
+    return files.write_text(Path(path), f"{parts[0]}{MARKER}\n{snippet.strip()}\n{MARKER}{parts[2]}")

@@ -1,0 +1,49 @@
+"""Sections that every report shares: environment, figures, limits, and how a hole is named."""
+from . import markdown as md
+from .analysis import Study
+
+#: From results/<experiment>/reports/ to figures/<experiment>/.
+TO_FIGURES = "../../../figures"
+
+
+def missing(stage: str, what: str) -> str:
+    """A part that has no result file, with the target that would make it."""
+    return f"{what[0].upper()}{what[1:]}: {md.MISSING} (`make {stage}` measures it)."
+
+
+def environment(record: dict | None, stage: str) -> str:
+    """Machine, versions and code that made a stage's results."""
+    if record is None:
+        return missing(stage, "the environment")
+    flat = {k: v for k, v in record.items() if k not in ("packages", "left_out")} | {k: v for k, v in (record.get("packages") or {}).items()}
+    shown = {True: "yes", False: "no", None: "none"}
+    rows = [(key.replace("_", " "), shown[v] if v is None or isinstance(v, bool) else v) for key, v in flat.items() if not isinstance(v, (dict, list))]
+    return md.table(["Property", f"Stage {stage}"], rows, left=2)
+
+
+def figures(study: Study, wanted: dict[str, str]) -> str:
+    """The figures that exist, with their captions; the others are named as missing."""
+    folder = study.experiment.output / "figures" / study.experiment.name
+    there = [md.picture(f"{TO_FIGURES}/{study.experiment.name}/{name}", caption) for name, caption in wanted.items() if (folder / name).exists()]
+    absent = [name for name in wanted if not (folder / name).exists()]
+    return "\n\n".join(there + ([f"Not drawn: {md.listing(absent)}."] if absent else []))
+
+
+def is_embedded(study: Study) -> bool:
+    """True where the model is one that this repository carries."""
+    return study.experiment.model.path.startswith("models/")
+
+
+def limits(study: Study) -> str:
+    """What the results cannot tell, by the kind of model and device."""
+    lines = ["One seed of the quantizer: what another seed moves is not measured, and no ranking of nearly equal variants should rest on this report.",
+             "The intervals speak for queries like these on pages like these, not for other collections."]
+    if is_embedded(study):
+        lines += ["The embedded model is small and was trained from scratch to read printed words. It can tell whether the pipeline works end to end "
+                  "(packing, loading, kernels, scores) and in which order bits and rounding hurt.",
+                  "It cannot tell how much a 4B or 8B checkpoint loses: those have wider layers, outlier channels and semantic queries that this one "
+                  "has not. Run their experiment files for that.",
+                  "Its share of quantized bytes is smaller than theirs, so its reduction in size is no estimate of theirs."]
+    if study.experiment.runtime.device == "cpu":
+        lines.append("Measured on a CPU: nothing here speaks of GPU kernels.")
+    return "\n".join(f"- {line}" for line in lines)

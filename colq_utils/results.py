@@ -1,0 +1,170 @@
+"""Result files of all stages as tidy tables, refused where they contradict each other.
+
+The reports read nothing else. A file that a stage has not written yet is None (the report then says
+'not measured'); only the scores are indispensable. Files are compared with each other before anything
+is computed, because a cached score under a wrong revision looks exactly like a good one.
+"""
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from . import files
+from .config import Experiment
+from .errors import ColqError
+
+#: Rows of evaluate/scores.csv that are yardsticks, not variants of the model.
+REFERENCES = {"bm25": "BM25 on the text layer", "random-init": "Random weights"}
+ENTRY = ["task", "lang"]
+#: Field of `Results` -> file below results/<experiment>/.
+FILES = {
+    "architecture": "inspect/architecture.json", "towers": "inspect/towers.csv", "predicted": "inspect/predicted.csv",
+    "sets": "calibrate/sets.csv", "corpus": "calibrate/corpus.csv", "variants": "quantize/variants.csv",
+    "rows": "benchmark/rows.csv", "memory": "benchmark/memory.csv", "census": "benchmark/census.csv",
+    "ceilings": "benchmark/ceilings.json", "scores": "evaluate/scores.csv", "queries": "evaluate/queries.parquet",
+    "quantize_environment": "quantize/environment.json", "benchmark_environment": "benchmark/environment.json",
+    "evaluate_environment": "evaluate/environment.json",
+}
+COLUMNS = {
+    "variants": {"variant", "export", "tensor_bytes", "base_bytes", "revision"},
+    "rows": {"variant", "kind", "batch", "latency_s_mean", "latency_s_std", "n_samples", "error"},
+    "scores": {"variant", "task", "lang", "n_queries", "n_pages", "ndcg_at_5", "counted", "group"},
+    "queries": {"variant", "task", "lang", "query_id", "ndcg_at_5", "margin", "top5"},
+}
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the stages of `experiment` have written; None where a file is missing. Fields as in `FILES`."""
+
+    experiment: Experiment
+    scores: pd.DataFrame
+    queries: pd.DataFrame
+    architecture: dict | None = None
+    towers: pd.DataFrame | None = None
+    predicted: pd.DataFrame | None = None
+    sets: pd.DataFrame | None = None
+    corpus: pd.DataFrame | None = None
+    variants: pd.DataFrame | None = None
+    rows: pd.DataFrame | None = None
+    memory: pd.DataFrame | None = None
+    census: pd.DataFrame | None = None
+    ceilings: dict | None = None
+    quantize_environment: dict | None = None
+    benchmark_environment: dict | None = None
+    evaluate_environment: dict | None = None
+
+    @property
+    def base(self) -> str:
+        return self.experiment.base
+
+    @property
+    def evaluated(self) -> list[str]:
+        """Variants with scores, in the order of the experiment file."""
+        present = set(self.queries.variant)
+        return [name for name in self.experiment.by_id if name in present]
+
+
+def load(experiment: Experiment) -> Results:
+    """Read every result file of the experiment and compare them with each other.
+
+    Raises:
+        ColqError: the scores are missing (names the target that makes them), or two files contradict each other.
+    """
+    folder = experiment.output / "results" / experiment.name
+    for essential in ("scores", "queries"):
+        files.required(folder / FILES[essential], "evaluate")
+    found = {field: _read(folder / path, field) for field, path in FILES.items() if (folder / path).exists()}
+    results = Results(experiment=experiment, **found)
+    _check_origin(results)
+    _check_names(results)
+    _check_revisions(results)
+    _check_scores(results)
+    _check_queries(results)
+    return results
+
+
+def _read(path: Path, field: str):
+    try:
+        if path.suffix == ".json":
+            return json.loads(path.read_text())
+        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    except (ValueError, OSError) as error:  # JSON, CSV and parquet errors are ValueErrors (ArrowInvalid too)
+        raise ColqError(f"{path} cannot be read ({error}): remove it and run `make {path.parent.name}` again") from None
+    missing = COLUMNS.get(field, set()) - set(table.columns)
+    if missing:
+        raise ColqError(f"{path} has no column {', '.join(sorted(missing))}: run `make {path.parent.name}` again")
+    for column in {"error", "fallback", "calibration"} & set(table.columns):
+        table[column] = table[column].fillna("")
+    return table
+
+
+def _check_origin(results: Results) -> None:
+    """Every stage's record names this experiment and one seed."""
+    name, seed = results.experiment.name, results.experiment.seed
+    for stage in ("quantize", "benchmark", "evaluate"):
+        record = getattr(results, f"{stage}_environment") or {}
+        for key, wanted in (("experiment", name), ("seed", seed)):
+            if record.get(key, wanted) != wanted:
+                raise ColqError(f"results/{name}/{stage}/environment.json was made with {key} {record[key]!r}, the experiment "
+                                f"file says {wanted!r}: run `make {stage} EXPERIMENT={name}` again")
+
+
+def _check_names(results: Results) -> None:
+    """No table speaks of a variant that the experiment does not have."""
+    known = set(results.experiment.by_id) | set(REFERENCES)
+    for field in ("variants", "rows", "scores", "queries"):
+        table = getattr(results, field)
+        unknown = [] if table is None else sorted(set(table.variant) - known)
+        if unknown:
+            raise ColqError(f"{FILES[field]} speaks of {', '.join(unknown)}, which the experiment file does not have: "
+                            f"run `make {FILES[field].split('/')[0]}` again")
+    if results.base not in set(results.queries.variant):
+        raise ColqError(f"{FILES['queries']} has no scores of the base {results.base}: run `make evaluate` again")
+    _unique(results.scores, ["variant", *ENTRY], FILES["scores"])
+    _unique(results.queries, ["variant", *ENTRY, "query_id"], FILES["queries"])
+    if results.rows is not None:
+        _unique(results.rows, ["variant", "kind", "batch"], FILES["rows"])
+    if results.variants is not None:
+        _unique(results.variants, ["variant", "export"], FILES["variants"])
+
+
+def _unique(table: pd.DataFrame, keys: list[str], path: str) -> None:
+    twice = table[table.duplicated(keys)]
+    if len(twice):
+        raise ColqError(f"{path} has two rows for {', '.join(str(v) for v in twice.iloc[0][keys])}: "
+                        f"remove the file and run `make {path.split('/')[0]}` again")
+
+
+def _check_revisions(results: Results) -> None:
+    """Two quantized variants under one revision would share cached scores."""
+    if results.variants is None or "revision" not in results.variants:
+        return
+    quantized = results.variants[results.variants.variant.isin(results.experiment.quantized)].dropna(subset="revision")
+    for revision, names in quantized.groupby("revision").variant:
+        if names.nunique() > 1:
+            raise ColqError(f"{FILES['variants']}: {' and '.join(sorted(set(names)))} have one revision, {revision}; scores are "
+                            "cached by revision, so one of them may be the other's: run `make quantize` and `make evaluate` again")
+
+
+def _check_scores(results: Results) -> None:
+    """The mean over the queries is the score, for each variant, task and language."""
+    keys = ["variant", *ENTRY]
+    means = results.queries.groupby(keys).ndcg_at_5.agg(["mean", "size"]).reset_index()
+    both = results.scores.merge(means, on=keys, how="outer", indicator=True)
+    lost = both[(both._merge == "right_only") | ((both._merge == "left_only") & ~both.variant.isin(REFERENCES))]
+    off = both[(both._merge == "both") & (((both["mean"] - both.ndcg_at_5).abs() > 1e-4) | (both["size"] != both.n_queries))]
+    for rows, what in ((lost, "only one of them has"), (off, "they disagree on")):
+        if len(rows):
+            raise ColqError(f"{FILES['scores']} and {FILES['queries']} contradict each other: {what} "
+                            f"{', '.join(str(v) for v in rows.iloc[0][keys])}: run `make evaluate` again")
+
+
+def _check_queries(results: Results) -> None:
+    """A paired comparison needs the same queries under every variant."""
+    queries = results.queries.sort_values("query_id")
+    asked = queries.groupby([*ENTRY, "variant"]).query_id.agg(tuple)
+    for entry, sets in asked.groupby(level=ENTRY):
+        if sets.nunique() > 1:
+            raise ColqError(f"{FILES['queries']}: the variants answered different queries of {' '.join(entry)}: run `make evaluate` again")

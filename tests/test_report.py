@@ -1,0 +1,215 @@
+"""Reports from made-up results: known numbers, the same bytes twice, holes named, contradictions refused."""
+import re
+
+import made_results
+import pandas as pd
+import pytest
+
+from colq_utils import analysis, findings, plots, report, results
+from colq_utils import markdown as md
+from colq_utils.errors import ColqError
+
+SMALL = """
+title: By hand
+model: {path: models/made-up, size: toy}
+calibration: {source: data/calibration, sets: []}
+variants: [{scheme: bf16}, {scheme: w4a16, method: rtn}]
+benchmark: {variants: [toy-bf16], workloads: []}
+evaluation: {tasks: []}
+"""
+BASE = {("A", "en"): [1.0, 1.0, 0.5, 0.5], ("A", "de"): [0.4, 0.6], ("B", "en"): [1.0, 0.0]}
+OURS = {("A", "en"): [1.0, 0.5, 0.5, 0.5], ("A", "de"): [0.4, 0.6], ("B", "en"): [1.0, 0.2]}
+
+
+def by_hand(exp) -> None:
+    """Eight queries under two variants."""
+    rows = [(name, task, lang, f"q{i}", value, 1, 0.1, ["p1", "p2"]) for name, table in (("toy-bf16", BASE), ("toy-w4a16-rtn", OURS))
+            for (task, lang), values in table.items() for i, value in enumerate(values)]
+    columns = ["variant", "task", "lang", "query_id", "ndcg_at_5", "first_rank", "margin", "top5"]
+    made_results.write_scores(exp, pd.DataFrame(rows, columns=columns), {"A": "graded", "B": "graded"})
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    exp = made_results.experiment(tmp_path_factory.mktemp("toy"))
+    made_results.write(exp)
+    return exp
+
+
+@pytest.fixture(scope="module")
+def study(toy):
+    return analysis.study(results.load(toy), resamples=300)
+
+
+@pytest.fixture
+def hand(tmp_path):
+    exp = made_results.experiment(tmp_path, SMALL)
+    by_hand(exp)
+    return exp
+
+
+@pytest.fixture
+def fresh(tmp_path):
+    exp = made_results.experiment(tmp_path)
+    made_results.write(exp, queries=4)
+    return exp
+
+
+def rows_of(text: str, first: str) -> list[list[str]]:
+    """Cells of the table rows whose first cell is `first`."""
+    return [[c.strip() for c in line.strip("|").split(" | ")] for line in text.splitlines() if line.startswith(f"| {first} |")]
+
+
+def test_averages_by_hand(hand):
+    study = analysis.study(results.load(hand))
+    base, ours = study.suite.to_dict("records")
+    assert base["score"] == pytest.approx((0.75 + 0.5 + 0.5) / 3) and ours["score"] == pytest.approx((0.625 + 0.5 + 0.6) / 3)
+    assert ours["diff"] == pytest.approx(-0.025 / 3) and ours["relative"] == pytest.approx(100 * -0.025 / 1.75)
+    assert (ours["wins"], ours["ties"], ours["losses"]) == (1, 6, 1)
+    assert (ours["improved"], ours["unchanged"], ours["degraded"]) == (1, 1, 1)
+    assert (ours["clearly_improved"], ours["clearly_degraded"]) == (0, 0)
+    english = analysis.averages(study, study.english).iloc[1]
+    assert english.score == pytest.approx((0.625 + 0.6) / 2) and list(study.english) == [False, True, True]
+
+
+def test_rendered_numbers_by_hand(hand):
+    study = analysis.study(results.load(hand))
+    text = report.render(study)["comparison_english.md"]
+    interval = study.by_entry.query("variant == 'toy-w4a16-rtn' and task == 'A' and lang == 'en'").iloc[0]
+    low, high = (md.number(100 * x / 0.75, 2, True) for x in (interval.diff_low, interval.diff_high))
+    assert rows_of(text, "A (4)") == [["A (4)", "0.7500", "0.6250", f"-16.67% [{low}, {high}]"]]
+    assert rows_of(text, "B (2)")[0][:3] == ["B (2)", "0.5000", "0.6000"]
+    assert rows_of(text, "**Average**")[0][:3] == ["**Average**", "**0.6250**", "**0.6125**"]
+    overall = [r for r in rows_of(text, "W4A16 RTN") if len(r) == 8][0]
+    assert overall[1].startswith("0.6125 [") and overall[3] == "-2.00%" and overall[7] == "1/4/1"
+    assert [r for r in rows_of(text, "W4A16 RTN") if len(r) == 6][0][1:4] == ["1", "1", "0"]
+
+
+def test_every_number_of_the_size_table_is_in_the_result_file(study):
+    text = report.render(study)["quantization_analysis.md"]
+    made = study.results.variants.set_index("variant")
+    for name, row in made.iterrows():
+        wanted = [study.labels[name], row.export, f"{row.base_bytes / 1e6:.2f}", f"{row.tensor_bytes / 1e6:.2f}",
+                  f"{100 - 100 * row.tensor_bytes / row.base_bytes:.1f}", f"{row.predicted_bytes / 1e6:.2f}"]
+        assert wanted in rows_of(text, study.labels[name])
+
+
+def test_same_results_same_bytes(toy, tmp_path):
+    copies = [report.render(analysis.study(results.load(toy))) for _ in range(2)]
+    assert copies[0] == copies[1] and set(copies[0]) == set(report.REPORTS)
+    assert not re.search(r"nan|None\b|20[0-9]{2}-[0-9]{2}", "".join(copies[0].values()))
+
+
+def test_lowered_scores_are_not_called_non_inferior(study):
+    table = study.suite.set_index("variant")
+    assert table.verdict["toy-w2a16-rtn"] == "inferior" and table.diff_high["toy-w2a16-rtn"] < -study.experiment.evaluation.margin
+    assert "W2A16 RTN below W3A16 RTN" in findings.ladder_answer(study)
+
+
+def test_recommendation_is_the_cheapest_of_the_smallest_clear_ones(tmp_path):
+    exp = made_results.experiment(tmp_path)
+    made_results.write(exp, queries=6)
+    queries = pd.read_parquet(exp.results("evaluate") / "queries.parquet")
+    base = queries[queries.variant == exp.base].set_index(["task", "lang", "query_id"])
+    for name in (n for n in exp.by_id if "w4a16" in n):  # the 4-bit variants answer exactly as the base
+        rows = queries.variant == name
+        queries.loc[rows, "ndcg_at_5"] = base.ndcg_at_5.reindex(pd.MultiIndex.from_frame(queries.loc[rows, ["task", "lang", "query_id"]])).to_numpy()
+    made_results.write_scores(exp, queries)
+    study = analysis.study(results.load(exp))
+    chosen = findings.recommend(study)
+    assert chosen.variant == "toy-w4a16-rtn" and "20.00 MB" in chosen.text and "0.00 [0.00, 0.00] points" in chosen.text
+    assert "- {scheme: w4a16, method: rtn}" in report.render(study)["quantization_analysis.md"]
+
+
+def test_calibration_length_is_not_ranked_without_evidence(hand, study):
+    assert "one seed (42)" in findings.length_answer(study)
+    assert "not measured" in findings.length_answer(analysis.study(results.load(hand)))
+
+
+def test_holes_are_named(hand):
+    texts = report.render(analysis.study(results.load(hand)))
+    assert texts["benchmark.md"].count("not measured") >= 6 and "`make benchmark` measures it" in texts["benchmark.md"]
+    for part in ("acceptance of the checkpoints", "size of the checkpoints", "calibration sets"):
+        assert re.search(rf"{part}: not measured", texts["quantization_analysis.md"])
+
+
+def test_a_variant_without_a_task_has_no_average(fresh):
+    queries = pd.read_parquet(fresh.results("evaluate") / "queries.parquet")
+    made_results.write_scores(fresh, queries[(queries.variant != "toy-w3a16-rtn") | (queries.task != "MadeShort")])
+    study = analysis.study(results.load(fresh))
+    texts = report.render(study)
+    averages = [r[1:] for r in rows_of(texts["quantization_analysis.md"], "W3A16 RTN") if len(r) == 8]
+    assert averages == [["not measured"] * 7] * 2
+    assert "With holes, so without an average:** W3A16 RTN" in texts["comparison_english.md"]
+
+
+def test_benchmark_says_slower_only_with_an_interval(study):
+    text = report.render(study)["benchmark.md"]
+    assert rows_of(text, "W4A16 RTN | text queries")[0][2:] == ["8", "192", "ark", "1.50 [1.48, 1.52]", "slower"]
+    assert "to be expected on a CPU" in text and "MemoryError: made up" in text
+    assert text.index("Kernel census") < text.index("Latency against the base")
+
+
+def test_missing_scores_name_the_target(tmp_path):
+    with pytest.raises(ColqError, match="make evaluate"):
+        results.load(made_results.experiment(tmp_path))
+
+
+def spoil(path, change) -> None:
+    table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype={"revision": str})
+    table = change(table)
+    table.to_parquet(path, index=False) if path.suffix == ".parquet" else table.to_csv(path, index=False)
+
+
+@pytest.mark.parametrize("file, change, message", [
+    ("quantize/variants.csv", lambda t: t.assign(revision="0" * 40), "one revision"),
+    ("quantize/variants.csv", lambda t: pd.concat([t, t.head(1)]), "two rows"),
+    ("quantize/variants.csv", lambda t: t.drop(columns="tensor_bytes"), "no column tensor_bytes"),
+    ("evaluate/scores.csv", lambda t: t.assign(ndcg_at_5=t.ndcg_at_5 + 2e-4), "disagree"),
+    ("evaluate/scores.csv", lambda t: t[(t.variant != "toy-fp32") | (t.lang != "en")], "only one of them"),
+    ("evaluate/scores.csv", lambda t: t.assign(variant=t.variant.replace("toy-fp32", "toy-fp8")), "toy-fp8"),
+    ("evaluate/queries.parquet", lambda t: t.assign(query_id=t.query_id.where(t.variant != "toy-fp32", "x" + t.query_id)), "different queries"),
+    ("evaluate/queries.parquet", lambda t: t[t.variant != "toy-bf16"], "no scores of the base"),
+])
+def test_contradictions_are_refused(fresh, file, change, message):
+    spoil(fresh.output / "results" / "toy" / file, change)
+    with pytest.raises(ColqError, match=message):
+        results.load(fresh)
+
+
+def test_results_of_another_seed_are_refused(fresh):
+    path = fresh.results("evaluate") / "environment.json"
+    path.write_text(path.read_text().replace('"seed": 42', '"seed": 7'))
+    with pytest.raises(ColqError, match="seed 7"):
+        results.load(fresh)
+
+
+def test_reports_link_the_figures_that_exist(toy, study):
+    drawn = plots.draw(study)
+    assert len(drawn) == 8 and all(p.stat().st_size > 5000 for p in drawn)
+    again = {p.name: p.read_bytes() for p in drawn}
+    assert plots.headline(study).read_bytes() == again["headline.png"]
+    for path in report.write(study):
+        for link in re.findall(r"\]\(([^)]+png)\)", path.read_text()):
+            assert (path.parent / link).resolve().is_file(), link
+        assert "Not drawn" not in path.read_text()
+
+
+def test_readme_snippet(study, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# T\n{report.MARKER}\nold\n{report.MARKER}\nend\n")
+    report.update_readme(readme, report.headline(study))
+    first = readme.read_text()
+    assert "old" not in first and "| W4A16 RTN | 20.00 |" in first and first.endswith("end\n")
+    assert report.update_readme(readme, report.headline(study)).read_text() == first
+    readme.write_text("nothing")
+    with pytest.raises(ColqError, match="headline"):
+        report.update_readme(readme, "x")
+
+
+def test_markdown_cells():
+    assert md.number(-0.001, 2, True) == "0.00" and md.number(1234.5, 1, True) == "+1,234.5" and md.number(None) == "not measured"
+    assert md.points_ci(-0.0123, -0.02, float("nan")) == "-1.23 [interval not measured]"
+    assert md.percent_ci(-0.01, -0.02, 0.0, 0.5) == "-2.00% [-4.00, 0.00]"
+    assert md.megabytes(8_466_000_000, 0) == "8,466" and md.p_value(0.00001) == "< 0.0001"
+    assert md.table(["a", "b"], [["x|y", None]]) == "| a | b |\n| --- | ---: |\n| x\\|y | not measured |"
