@@ -136,7 +136,6 @@ class Evaluation(Section):
     share_vision: bool = True
     batch: int = 8
     random_init: tuple[str, ...] = ()
-    max_pages: int | None = None
     margin: float = 0.005
 
 
@@ -160,14 +159,14 @@ class Experiment(Section):
         ids = [v.name(self.model.size) for v in self.variants]
         if len(set(ids)) < len(ids):
             raise ValueError(f"two variants have one id: {sorted(i for i in ids if ids.count(i) > 1)[0]}")
+        if self.variants[0].method != "base":
+            raise ValueError("the first variant is the base that the others are compared with: give it method base")
         for variant in self.variants:
             if variant.calibration and variant.calibration not in sets:
                 raise ValueError(f"{variant.name(self.model.size)}: no calibration set {variant.calibration!r}; there are {sorted(sets)}")
         for wanted in self.benchmark.variants:
             if wanted not in ids:
                 raise ValueError(f"benchmark names the variant {wanted!r}; there are {ids}")
-        if self.variants[0].method != "base":
-            raise ValueError("the first variant is the base that the others are compared with: give it method base")
         return self
 
     @cached_property

@@ -93,7 +93,8 @@ def open_model(path: str, dtype: torch.dtype = torch.bfloat16, device: str = "cp
         options["quantization_config"] = AutoRoundConfig(backend=_loader_backend(backend, quantized))
     try:
         with _quiet():
-            model, report = ColQwen3ForRetrieval.from_pretrained(path, output_loading_info=True, **options)
+            # mismatched sizes are "ignored" here so that they come back in the report, where they are refused by name
+            model, report = ColQwen3ForRetrieval.from_pretrained(path, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise ColqError(f"{path} cannot be read: {_first_line(error)}. Restore the file, or quantize again "
                         "(`make quantize`) if it is a checkpoint made here") from error

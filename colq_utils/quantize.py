@@ -53,7 +53,7 @@ def run(experiment: Experiment, variant: str) -> dict:
             "exports": {name: {"tensor_bytes": tensor_bytes(target / name)} for name in spec.exports},
         }
         files.write_json(target / MANIFEST, manifest)
-    return manifest
+    return json.loads((folder / MANIFEST).read_text())
 
 
 def _with_fallbacks(experiment: Experiment, spec: Variant, target: Path) -> tuple[Variant, str]:

@@ -1,0 +1,52 @@
+"""Experiment files: what is accepted, and the message for what is not."""
+import pytest
+import yaml
+
+from colq_utils import config
+from colq_utils.errors import ColqError
+
+
+def changed(tmp_path, **changes):
+    """The default experiment with some fields replaced, as a file."""
+    fields = yaml.safe_load((config.ROOT / "experiments" / "tiny.yaml").read_text()) | changes
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(fields))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", config.available())
+def test_every_experiment_is_valid(name):
+    experiment = config.load(name)
+    assert experiment.base == next(iter(experiment.by_id))
+
+
+def test_variant_ids():
+    ids = list(config.load("tiny").by_id)
+    assert "tiny-bf16" in ids and "tiny-w4a16-autoround-s1024" in ids
+    variant = config.Variant(scheme="w4a16", method="rtn", group_size=32, sym=False)
+    assert variant.name("4b") == "4b-w4a16-rtn-g32-asym"
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"variants": [{"scheme": "w5a16", "method": "rtn"}]}, "unknown scheme 'w5a16'"),
+    ({"variants": [{"scheme": "bf16"}, {"scheme": "bf16"}]}, "two variants have one id"),
+    ({"variants": [{"scheme": "w4a16", "method": "rtn"}]}, "first variant is the base"),
+    ({"variants": [{"scheme": "bf16"}, {"scheme": "w4a16", "method": "autoround", "calibration": "s9", "iters": 1}]}, "no calibration set 's9'"),
+    ({"variants": [{"scheme": "w4a16", "method": "autoround"}]}, "takes `calibration` and `iters`"),
+    ({"benchmark": {"variants": ["tiny-w9"], "workloads": []}}, "benchmark names the variant 'tiny-w9'"),
+    ({"model": {"path": "TomoroAI/tomoro-colqwen3-embed-4b", "size": "4b"}}, "full 40-digit commit hash"),
+    ({"colour": "blue"}, "colour"),
+])
+def test_mistakes_are_named(tmp_path, changes, message):
+    with pytest.raises(ColqError, match=message.replace("(", r"\(")):
+        config.load(changed(tmp_path, **changes))
+
+
+def test_unknown_experiment_lists_those_there_are():
+    with pytest.raises(ColqError, match="tiny"):
+        config.load("nonesuch")
+
+
+def test_calibration_blocks_fill_whole_batches():
+    with pytest.raises(ValueError, match="no multiple of batch_rows"):
+        config.CalibrationSet(id="x", seqlen=8, blocks=10, batch_rows=4)

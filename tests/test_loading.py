@@ -1,0 +1,111 @@
+"""Strict loading: the published layout loads, and nothing that is not exactly a ColQwen3 does."""
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from colq_utils import encode, kernels, loading
+from colq_utils.errors import ColqError
+from colq_utils.modeling import ColQwen3Config
+
+
+@pytest.fixture
+def copy(random_checkpoint, tmp_path):
+    """A private copy of the random checkpoint, to spoil."""
+    return shutil.copytree(random_checkpoint, tmp_path / "copy")
+
+
+def rewrite(folder, change):
+    """Apply `change` to the tensors of a one-file checkpoint."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_published_layout(copy):
+    """Sharded with an index, carrying the unused head: the layout of the real checkpoints."""
+    tensors = load_file(copy / "model.safetensors")
+    (copy / "model.safetensors").unlink()
+    tensors["vlm.lm_head.weight"] = tensors["vlm.model.language_model.embed_tokens.weight"].clone()
+    names = sorted(tensors)
+    shards = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for file, part in shards.items():
+        save_file({name: tensors[name] for name in part}, copy / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: file for file, part in shards.items() for name in part}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    model = loading.open_model(str(copy))
+    own = model.state_dict()
+    assert "vlm.lm_head.weight" not in own
+    assert all(torch.equal(own[name], tensor) for name, tensor in tensors.items() if "lm_head" not in name)
+
+
+@pytest.mark.parametrize("key", ["embed_dim", "dims", "dim", "projection_dim", "colbert_dim"])
+def test_width_is_found_under_every_published_name(key):
+    assert ColQwen3Config(**{key: 64}).embed_dim == 64
+
+
+def test_nested_configuration(random_checkpoint):
+    flat = json.loads((random_checkpoint / "config.json").read_text())
+    nested = {"vlm_config": {k: flat[k] for k in ("text_config", "vision_config", "image_token_id")}, "dim": flat["embed_dim"]}
+    config = ColQwen3Config(**nested)
+    assert config.text_config.hidden_size == flat["text_config"]["hidden_size"] and config.embed_dim == flat["embed_dim"]
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda t: t.pop("embedding_proj_layer.weight"), "missing: embedding_proj_layer.weight"),
+    (lambda t: t.update({"vlm.model.visual.extra": torch.zeros(1)}), "unexpected: vlm.model.visual.extra"),
+    (lambda t: t.update({"embedding_proj_layer.weight": torch.zeros(3, 3)}), "embedding_proj_layer.weight"),
+])
+def test_wrong_tensors_are_refused_by_name(copy, change, message):
+    rewrite(copy, change)
+    with pytest.raises(ColqError, match=message):
+        loading.open_model(str(copy))
+
+
+def test_truncated_weights(copy):
+    content = (copy / "model.safetensors").read_bytes()
+    (copy / "model.safetensors").write_bytes(content[:len(content) // 2])
+    with pytest.raises(ColqError, match="cannot be read"):
+        loading.open_model(str(copy))
+
+
+def test_missing_folder_and_foreign_architecture(copy, tmp_path):
+    with pytest.raises(ColqError, match="no checkpoint folder"):
+        loading.open_model(str(tmp_path / "nowhere"))
+    (copy / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(ColqError, match="'bert', not a colqwen3"):
+        loading.open_model(str(copy))
+    (copy / "config.json").write_text("{")
+    with pytest.raises(ColqError, match="not JSON"):
+        loading.open_model(str(copy))
+
+
+def test_backend_that_cannot_run_names_the_remedy(monkeypatch):
+    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ColqError, match="pip install auto-round-lib"):
+        kernels.require("ark")
+    with pytest.raises(ColqError, match="known: ark"):
+        kernels.require("fast")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
+def test_no_gpu_is_said(random_checkpoint):
+    with pytest.raises(ColqError, match="no CUDA device is visible"):
+        loading.open_model(str(random_checkpoint), device="cuda")
+
+
+def test_shared_vision_features_give_the_same_bits(random_model, page_images):
+    whole = encode.pages(random_model, page_images, batch=2)
+    stored, grids = encode.features(random_model, page_images)
+    again = encode.pages_from_features(random_model, stored, grids)
+    assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
+
+
+def test_queries_do_not_depend_on_their_batch(random_model):
+    texts = ["a", "several words of a longer query", "two words"]
+    together, alone = encode.queries(random_model, texts), [encode.queries(random_model, [t])[0] for t in texts]
+    for a, b in zip(together, alone, strict=True):
+        assert a.shape == b.shape and torch.cosine_similarity(a.float(), b.float()).min() > 0.999
+        assert torch.allclose(a.float().norm(dim=-1), torch.ones(len(a)), atol=1e-2)

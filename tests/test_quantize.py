@@ -1,0 +1,125 @@
+"""Calibration and quantization on a random model: packing, every export's round trip, resuming."""
+import json
+import shutil
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from colq_utils import calibrate, config, files, loading, quantize
+from colq_utils.errors import ColqError
+
+WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu".split()
+
+
+@pytest.fixture(scope="module")
+def experiment(random_checkpoint, tmp_path_factory):
+    """Two quantized variants of the random model on a corpus of made-up text."""
+    folder = tmp_path_factory.mktemp("quantize")
+    rows = [{"document": f"d{i}", "lang": ("en", "fr")[i % 2], "text": " ".join(WORDS[(i * j) % 12] for j in range(1, 300))} for i in range(60)]
+    (folder / "corpus").mkdir()
+    pd.DataFrame(rows).to_parquet(folder / "corpus" / "text.parquet")
+    fields = {
+        "title": "random", "model": {"path": str(random_checkpoint), "size": "random"},
+        "calibration": {"source": str(folder / "corpus"), "sets": [
+            {"id": "s32", "seqlen": 32, "blocks": 16, "batch_rows": 4}, {"id": "s64", "seqlen": 64, "blocks": 8, "batch_rows": 2},
+            {"id": "pages", "kind": "pages", "blocks": 2, "batch_rows": 2}]},
+        "variants": [{"scheme": "bf16"}, {"scheme": "w4a16", "method": "rtn", "exports": ["auto_round", "auto_awq", "auto_gptq"]},
+                     {"scheme": "w4a16", "method": "autoround", "calibration": "s32", "iters": 2},
+                     {"scheme": "w4a16", "method": "autoround", "calibration": "pages", "iters": 2}],
+        "benchmark": {"variants": [], "workloads": []}, "evaluation": {"tasks": []}}
+    (folder / "random.yaml").write_text(yaml.safe_dump(fields))
+    made = config.load(str(folder / "random.yaml"), folder / "out")
+    calibrate.build(made)
+    return made
+
+
+def test_sets_of_one_budget_hold_the_same_tokens(experiment):
+    short, long = (calibrate.load(experiment, s)["input_ids"] for s in ("s32", "s64"))
+    assert short.shape == (16, 32) and long.shape == (8, 64)
+    assert torch.equal(short.flatten(), long.flatten())
+
+
+def test_corpus_too_short(experiment):
+    tokens = calibrate.stream(calibrate.corpus(experiment).head(2), loading.processing.from_pretrained(experiment.model_path).tokenizer, 8, 0)
+    with pytest.raises(ColqError, match="needs 1,000,000 tokens"):
+        calibrate.pack(tokens, config.CalibrationSet(id="big", seqlen=1000, blocks=1000, batch_rows=1))
+
+
+def test_calibration_must_come_first(experiment, tmp_path):
+    with pytest.raises(ColqError, match="make calibrate EXPERIMENT=random"):
+        quantize.run(experiment.model_copy(update={"output": tmp_path}), "random-w4a16-autoround-s32")
+
+
+@pytest.fixture(scope="module")
+def manifests(experiment):
+    return {variant: quantize.run(experiment, variant) for variant in experiment.quantized}
+
+
+def test_every_export_agrees_with_the_base_on_text_and_page(experiment, manifests, page_images):
+    table = quantize.accept(experiment, ["alpha beta", "gamma delta epsilon"], page_images)
+    assert len(table) == 5 and table[["loads", "runs", "finite"]].all().all()
+    rtn = table[table["method"] == "rtn"].set_index("export")
+    assert (rtn[["cosine_query_mean", "cosine_page_mean"]] > 0.9).all().all()
+    assert (rtn["cosine_page_mean"] - rtn.loc["auto_round", "cosine_page_mean"]).abs().max() < 1e-3
+    assert (table["tensor_bytes"] < table["base_bytes"]).all() and (table["fallback"] == "").all()
+
+
+def test_a_finished_variant_is_not_made_again(experiment, manifests, monkeypatch):
+    monkeypatch.setattr(quantize, "_autoround", lambda *a: pytest.fail("quantized again"))
+    for variant, manifest in manifests.items():
+        assert quantize.run(experiment, variant) == manifest
+
+
+def test_an_interrupted_variant_leaves_nothing(experiment, tmp_path, monkeypatch):
+    elsewhere = experiment.model_copy(update={"output": tmp_path})
+
+    def killed(experiment, spec, target):
+        (target / "auto_round").mkdir()
+        (target / "auto_round" / "model.safetensors").write_bytes(b"half")
+        raise KeyboardInterrupt
+    monkeypatch.setattr(quantize, "_autoround", killed)
+    with pytest.raises(KeyboardInterrupt):
+        quantize.run(elsewhere, "random-w4a16-rtn")
+    assert not elsewhere.checkpoint("random-w4a16-rtn").exists() and not list((tmp_path / "build").rglob("*.safetensors"))
+
+
+def test_fallbacks_are_named(experiment, tmp_path, monkeypatch):
+    tried = []
+
+    def failing(experiment, spec, target):
+        tried.append((spec.method, spec.group_size))
+        if spec.group_size != 32:
+            raise RuntimeError("no")
+        shutil.copytree(experiment.model_path, target / "auto_round")
+    monkeypatch.setattr(quantize, "_autoround", failing)
+    manifest = quantize.run(experiment.model_copy(update={"output": tmp_path}), "random-w4a16-rtn")
+    assert tried == [("rtn", 128), ("rtn", 32)]
+    assert "rtn group 128 failed: RuntimeError: no" in manifest["fallback"] and manifest["used"]["group_size"] == 32
+
+
+def test_a_tensor_lost_on_the_way_is_noticed(experiment, manifests, tmp_path):
+    """AutoRound writes some tensors to a second file that loaders overlook; settled checkpoints are complete."""
+    folder = experiment.checkpoint("random-w4a16-autoround-s32")
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        named = set(json.loads(index.read_text())["weight_map"].values())
+        assert named == {p.name for p in folder.glob("*.safetensors")}
+    loading.load(experiment, "random-w4a16-autoround-s32")
+
+
+def test_a_revision_is_that_of_the_weights(experiment, manifests):
+    base, rtn = (quantize.revision(experiment, v) for v in ("random-bf16", "random-w4a16-rtn"))
+    assert base != rtn and rtn == manifests["random-w4a16-rtn"]["revision"]
+
+
+def test_awq_on_the_torch_backend_is_refused(experiment, manifests):
+    with pytest.raises(ColqError, match="random weights"):
+        loading.open_model(str(experiment.checkpoint("random-w4a16-rtn", "auto_awq")), backend="torch")
+
+
+def test_full_disk_is_one_message(tmp_path):
+    with pytest.raises(ColqError, match="the disk is full"), files.atomic(tmp_path / "x.json"):
+        raise OSError(28, "No space left on device")
+    assert not list(tmp_path.iterdir())
