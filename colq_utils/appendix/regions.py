@@ -63,7 +63,7 @@ def render(pdf: Path | str, index: int, scale: float = SCALE) -> Page:
 
     Raises pypdfium2.PdfiumError for an unreadable file and IndexError for a page it does not have.
     """
-    document = _open(str(pdf))
+    document = open_pdf(str(pdf))
     if not 0 <= index < len(document):
         raise IndexError(f"{pdf}: no page {index}, it has {len(document)}")
     top, bottom = _body(str(pdf))
@@ -98,7 +98,7 @@ def cut(page: Page) -> list[Region]:
 
 
 @lru_cache(maxsize=4)
-def _open(path: str) -> pdfium.PdfDocument:
+def open_pdf(path: str) -> pdfium.PdfDocument:
     return pdfium.PdfDocument(path)
 
 
@@ -155,8 +155,7 @@ def _characters(page: pdfium.PdfPage, scale: float) -> list[tuple[str, tuple | N
         pdfium_c.FPDFText_GetCharBox(textpage, i, left, right, bottom, top)
         (x0, y0), (x1, y1) = to_pixels(left.value, bottom.value), to_pixels(right.value, top.value)
         x0, x1, y0, y1 = min(x0, x1), max(x0, x1), min(y0, y1), max(y0, y1)
-        # PDFium gives the line-end hyphen as U+0002 or U+FFFE, with or without a box
-        char = HYPHEN if code in (0x02, 0xFFFE) else chr(code)
+        char = HYPHEN if code in (0x02, 0xFFFE) else chr(code)  # both mark a hyphen at a line's end
         characters.append((char, (x0, y0, x1, y1) if x1 > x0 and y1 > y0 else None))
     textpage.close()
     return characters
@@ -202,7 +201,7 @@ def _body(path: str) -> tuple[float, float]:
     A running header is a first line that stands at the same height on most pages, apart from
     the second; likewise a footer. Without one nothing is stripped.
     """
-    document = _open(path)
+    document = open_pdf(path)
     picks = sorted(set(np.linspace(0, len(document) - 1, SAMPLES).round().astype(int).tolist()))
     heads, feet = [], []
     for index in picks:
@@ -230,7 +229,7 @@ def _edge(ends: list[tuple[float, float, float]]) -> float:
     if len(same) < 0.5 * len(ends):
         return 0.0
     inner, following = max(end[0] for end in same), min(end[1] for end in same)
-    return max(inner, inner + 0.8 * (following - inner))
+    return inner + 0.8 * max(0.0, following - inner)
 
 
 def _lines(boxes: list[tuple]) -> list[tuple[int, int]]:
@@ -256,10 +255,10 @@ def _crop(image: np.ndarray, words: list[Word], top: int, bottom: int) -> Page:
 
 
 def _shift(word: Word, dx: int, dy: int, shape: tuple[int, int]) -> Word:
-    x0, y0, x1, y1 = word.box
-    clip = lambda value, limit: int(min(max(value, 0), limit))
     height, width = shape
-    return Word(word.text, (clip(x0 + dx, width), clip(y0 + dy, height), clip(x1 + dx, width), clip(y1 + dy, height)))
+    corners = np.array(word.box).reshape(2, 2) + (dx, dy)
+    x0, y0, x1, y1 = np.clip(corners, 0, (width, height)).ravel().tolist()
+    return Word(word.text, (x0, y0, x1, y1))
 
 
 def _inside(words: tuple[Word, ...], span: tuple[int, int, int, int], left: int, top: int) -> tuple[Word, ...]:
@@ -282,8 +281,8 @@ def _resize(page: Page, factor: float) -> Page:
 def _spans(ink: np.ndarray, limit: int) -> list[tuple[int, int]]:
     """Divide a profile of ink counts into spans that begin and end in ink, each at most `limit` long.
 
-    A span ends at the last white gap in its last 40 %, at the limit where there is none. Gaps of less
-    than 3 pixels do not count: an accent stands that far from its letter.
+    A span ends at the last white gap in its last 40 %, or else where there is least ink (between the
+    rows of a ruled table). Gaps of less than 3 pixels do not count: an accent is that far from its letter.
     """
     inked = np.flatnonzero(ink)
     blank = (ink == 0) & (np.roll(ink, 1) == 0) & (np.roll(ink, 2) == 0)
@@ -292,8 +291,9 @@ def _spans(ink: np.ndarray, limit: int) -> list[tuple[int, int]]:
         start = int(inked[begin])
         stop = start + limit
         if stop <= inked[-1]:
-            white = np.flatnonzero(blank[start + int(0.6 * limit) : stop + 1])
-            stop = start + int(0.6 * limit) + int(white[-1]) if len(white) else stop
+            late = slice(start + int(0.6 * limit), stop + 1)
+            gaps = blank[late] if blank[late].any() else ink[late] == ink[late].min()
+            stop = late.start + int(np.flatnonzero(gaps)[-1])
         end = int(np.searchsorted(inked, stop))
         spans.append((start, int(inked[end - 1]) + 1))
         begin = end
