@@ -223,10 +223,17 @@ def sizes(results: Results) -> pd.DataFrame:
 
 
 def references(study: Study, keep=None) -> pd.DataFrame:
-    """BM25 and random weights: mean over the counted entries that they were run on, and how many these are."""
-    keep = study.counted if keep is None else keep
+    """BM25 and random weights: mean over the counted entries that they were run on, how many these are, and an interval if
+    their queries were kept."""
+    keep, rows = study.counted if keep is None else keep, []
     entries = study.entries[keep][ENTRY]
-    scores = study.results.scores.merge(entries, on=ENTRY)
-    scores = scores[scores.variant.isin(REFERENCES)]
-    table = scores.groupby("variant").ndcg_at_5.agg(score="mean", entries="size").reindex(list(REFERENCES)).dropna().reset_index()
-    return table.assign(entries=table.entries.astype(int), of=len(entries))
+    scores, queries = (table.merge(entries, on=ENTRY) for table in (study.results.scores, study.results.queries))
+    for name in REFERENCES:
+        mine, asked = scores[scores.variant == name], queries[queries.variant == name].sort_values([*ENTRY, "query_id"])
+        if len(mine):
+            row = {"variant": name, "score": mine.ndcg_at_5.mean(), "low": np.nan, "high": np.nan, "entries": len(mine), "of": len(entries)}
+            if len(asked):
+                draw = stats.bootstrap(asked.ndcg_at_5, (asked.task + "\t" + asked.lang).to_numpy(str), seed=study.experiment.seed)
+                row["low"], row["high"] = stats.interval(draw.suite()[1])[:, 0]
+            rows.append(row)
+    return pd.DataFrame(rows, columns=["variant", "score", "low", "high", "entries", "of"])

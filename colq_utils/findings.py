@@ -55,7 +55,7 @@ def recommend(study: Study) -> Recommendation:
         return Recommendation(None, _none_clears(study, table.drop(index=refused)))
     small = clear[~(clear["bytes"] > SAME_SIZE * clear["bytes"].min())]
     best = small.score.idxmax()
-    alike = [best] + _not_told_apart(study, best, [n for n in small.index if n != best])
+    alike = [best, *_not_told_apart(study, best, [n for n in small.index if n != best])]
     seconds = _seconds(study).reindex(alike)
     chosen = seconds.idxmin() if seconds.notna().any() else best
     row = table.loc[chosen]
@@ -147,7 +147,7 @@ def rounding_answer(study: Study) -> str:
 def ladder(study: Study) -> list[str]:
     """Variants by round-to-nearest (group 128, symmetric), most bits first, from the base on."""
     plain = {n: v for n, v in study.experiment.quantized.items() if v.method == "rtn" and v.group_size == 128 and v.sym and n in study.names}
-    return [study.experiment.base] + sorted(plain, key=lambda n: -plain[n].bits)
+    return [study.experiment.base, *sorted(plain, key=lambda n: -plain[n].bits)]
 
 
 def rungs(study: Study) -> pd.DataFrame:

@@ -22,7 +22,7 @@ MARKERS = "oDs^vPX*<>"
 
 def draw(study: Study) -> list[Path]:
     """Every figure that the results allow."""
-    return [path for function in (headline, average, comparison, difference, comparison_english, difference_english, resolution, throughput)
+    return [path for function in (headline, average, comparison, difference, comparison_english, difference_english, resolution, latency)
             if (path := function(study)) is not None]
 
 
@@ -33,6 +33,12 @@ def save(study: Study, figure, name: str) -> Path:
         figure.savefig(target, dpi=DPI, metadata={"Software": None})
     plt.close(figure)
     return path
+
+
+def show(path: Path | None):
+    """A figure for a notebook's last expression, or 'not measured'."""
+    from IPython.display import Image, Markdown
+    return Markdown("not measured") if path is None else Image(filename=str(path), width=900)
 
 
 def canvas(height: float, columns: int = 1, **options):
@@ -98,7 +104,7 @@ def headline(study: Study) -> Path:
     rows(left, [study.labels[n] for n in table.variant])
     rows(right, [study.labels[n] for n in table.variant])
     left.set(title="Checkpoint", xlabel="tensors (MB, 10⁶ bytes)", xlim=(0, 1.2 * np.nanmax([1e-6, *table["bytes"] / 1e6])))
-    right.set(title=f"Change of NDCG@5 against the base, {_queries(study, study.counted)}", xlabel="points (NDCG@5 × 100), 95 % intervals",
+    right.set(title="Change of NDCG@5 against the base", xlabel=f"points (NDCG@5 × 100), 95 % intervals\nn = {_queries(study, study.counted)}",
               xlim=span(limit, 100 * table.diff_high))
     right.axvline(0, color="black", linewidth=1)
     right.legend(loc="upper right", fontsize=8)
@@ -116,8 +122,11 @@ def average(study: Study) -> Path:
     figure, axis = canvas(1.3 + 0.36 * len(names))
     for y, name in enumerate(names):
         if name in frame.index:
-            axis.plot(frame.score[name], y, marker="|", markersize=14, markeredgewidth=2.5, color=GREY, linestyle="none")
-            value, note = frame.score[name], "" if frame.entries[name] == frame.of[name] else f" (on {frame.entries[name]} of {frame.of[name]} entries)"
+            r = frame.loc[name]
+            axis.plot(r.score, y, marker="|", markersize=14, markeredgewidth=2.5, color=GREY, linestyle="none")
+            if np.isfinite(r.low):
+                interval(axis, y, r.score, r.low, r.high, color=GREY, marker="|")
+            value, note = np.nanmax([r.score, r.high]), "" if frame.entries[name] == frame.of[name] else f" (on {frame.entries[name]} of {frame.of[name]} entries)"
         else:
             r, note = table.loc[name], ""
             interval(axis, y, r.score, r.low, r.high, **style(study, name))
@@ -218,7 +227,7 @@ def resolution(study: Study) -> Path:
     return save(study, figure, "resolution.png")
 
 
-def throughput(study: Study) -> Path | None:
+def latency(study: Study) -> Path | None:
     """Latency against the base, by workload."""
     table = report_benchmark.ratios(study)
     if table.empty:
@@ -235,4 +244,4 @@ def throughput(study: Study) -> Path | None:
     axis.axvline(1, color="black", linewidth=1)
     axis.set(title=f"Latency of a call against {study.labels[study.experiment.base]}", xlabel="times the base's mean latency (1 = alike, below 1 = faster), 95 % intervals")
     figure.legend(loc="outside lower center", ncols=3, fontsize=8.5, frameon=False)
-    return save(study, figure, "throughput.png")
+    return save(study, figure, "latency.png")

@@ -1,7 +1,8 @@
 """Writes the reports and the README's snippet from a `Study`; same results, same bytes, no dates."""
 from pathlib import Path
 
-from . import analysis, files, findings, markdown as md, report_analysis, report_benchmark, report_english
+from . import analysis, files, findings, report_analysis, report_benchmark, report_english
+from . import markdown as md
 from .analysis import Study
 from .errors import ColqError
 

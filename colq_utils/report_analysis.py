@@ -7,7 +7,8 @@ Published figures are not quoted here: other checkpoints, other tasks.
 import numpy as np
 import pandas as pd
 
-from . import analysis, findings, markdown as md, stats
+from . import analysis, findings, stats
+from . import markdown as md
 from .analysis import Study
 from .report_parts import environment, figures, limits, missing
 
@@ -133,13 +134,12 @@ def counts(study: Study, keep) -> str:
 def _references(study: Study) -> str:
     table = analysis.references(study)
     base = study.suite.set_index("variant").loc[study.experiment.base]
-    rows = [(study.labels[r.variant], md.score(r.score), f"{r.entries} of {r.of}") for _, r in table.iterrows()]
-    rows.insert(1, (study.labels[study.experiment.base], md.score_ci(base.score, base.low, base.high), f"{int(study.counted.sum())} of {int(study.counted.sum())}"))
+    rows = [(study.labels[r.variant], md.score_ci(r.score, r.low, r.high), f"{r.entries} of {r.of}") for _, r in table.iterrows()]
+    rows.insert(len(table[table.variant == "bm25"]), (study.labels[study.experiment.base], md.score_ci(base.score, base.low, base.high), f"{int(study.counted.sum())} of {int(study.counted.sum())}"))
     absent = [name for name in study.labels if name in analysis.REFERENCES and name not in set(table.variant)]
     note = "".join(f"\n\n{study.labels[name]}: {md.MISSING}." for name in absent)
     return md.table(["System", "NDCG@5", "Entries"], rows) + note + (
-        "\n\nBM25 reads the documents' text layer, which no variant is given; the random weights have the base's shape. Both frame the scale; "
-        "they are single runs without an interval here.")
+        "\n\nBM25 reads the documents' text layer, which no variant is given; the random weights have the base's shape. They frame the scale.")
 
 
 def _apart(study: Study) -> str:
@@ -165,10 +165,12 @@ def drift(study: Study) -> str:
                             md.value_ci(table["value", "overlap"][name], 1 + table["low", "overlap"][name], 1 + table["high", "overlap"][name], 1, scale=100))
             rows.append((study.labels[name], margin, kept, *(_cosine(cosine, name, kind) for kind in ("query", "page"))))
     base = md.number(table["value", "margin"][study.experiment.base], 5)
+    other = [n for n in study.names if n != study.experiment.base and n not in study.experiment.quantized]
+    yardstick = "" if other else ", which was not evaluated here"
     return md.table(["Variant", "Change of the score margin", "Top 5 kept (%)", "Cosine of query tokens, mean (min)", "Cosine of page tokens, mean (min)"], rows) + (
         f"\n\nThe score margin is the MaxSim score of the best relevant page minus that of the best other page, by query token; the base's mean is {base}. "
         "The overlap of any two runs is below 100 % as soon as one page moves; it speaks of the bits only where it is below that of another precision "
-        "of the same weights. Cosines are those of the acceptance check, on its own few texts and pages, and have no interval.")
+        f"of the same weights{yardstick}. Cosines are those of the acceptance check, on its own few texts and pages, and have no interval.")
 
 
 def _cosine(table: pd.DataFrame, name: str, kind: str) -> str:

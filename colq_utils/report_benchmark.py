@@ -6,12 +6,16 @@ Reads the benchmark stage alone (and the towers, for what can shrink).
 import numpy as np
 import pandas as pd
 
-from . import markdown as md, stats
+from . import markdown as md
+from . import stats
 from .analysis import Study
 from .report_parts import environment, figures, missing
 
 KINDS = {"queries": "text queries", "pages": "pages"}
-FIGURES = {"throughput.png": "Latency of a call against the base, by workload, 95 % intervals."}
+FIGURES = {"latency.png": "Latency of a call against the base, by workload, 95 % intervals."}
+#: Drawn by 01_inspect and 04_benchmark.
+OTHERS = {"throughput_queries.png": "Text queries a second.", "throughput_pages.png": "Pages a second.", "memory.png": "Memory.",
+          "bytes_per_tower.png": "Bytes of the checkpoint by part, stored and predicted."}
 METRICS = {"tensors_bytes": "Tensors in memory", "rss_loaded_bytes": "Process after loading", "peak_rss_bytes": "Process at its peak",
            "allocated_bytes": "Allocated after loading", "reserved_bytes": "Reserved after loading",
            "peak_allocated_bytes": "Peak allocated", "peak_reserved_bytes": "Peak reserved"}
@@ -36,7 +40,7 @@ def write(study: Study) -> str:
         "## Summary", "### Memory", _memory(study), "### Latency against the base", _comparison(study),
         "## Detailed results", _details(study), "## Key findings", _findings(study), "## Recommendations", _recommendations(study),
         "## Reproduction", f"```bash\nmake benchmark EXPERIMENT={study.experiment.name}\nmake report EXPERIMENT={study.experiment.name}\n```",
-        "## Figures", figures(study, FIGURES))
+        "## Figures", figures(study, FIGURES), figures(study, OTHERS, name_missing=False))
 
 
 def good(study: Study) -> pd.DataFrame:

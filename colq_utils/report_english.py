@@ -5,7 +5,8 @@ overall scores, graphs), with an interval in every cell that makes a claim.
 """
 import numpy as np
 
-from . import analysis, findings, markdown as md
+from . import analysis, findings
+from . import markdown as md
 from .analysis import Study
 from .report_analysis import calibration_sets, counts, scores, statistics
 from .report_parts import environment, figures, is_embedded, missing

@@ -21,11 +21,11 @@ def environment(record: dict | None, stage: str) -> str:
     return md.table(["Property", f"Stage {stage}"], rows, left=2)
 
 
-def figures(study: Study, wanted: dict[str, str]) -> str:
-    """The figures that exist, with their captions; the others are named as missing."""
+def figures(study: Study, wanted: dict[str, str], name_missing: bool = True) -> str:
+    """The figures that exist, with their captions; the others are named as missing unless told not to."""
     folder = study.experiment.output / "figures" / study.experiment.name
     there = [md.picture(f"{TO_FIGURES}/{study.experiment.name}/{name}", caption) for name, caption in wanted.items() if (folder / name).exists()]
-    absent = [name for name in wanted if not (folder / name).exists()]
+    absent = [name for name in wanted if name_missing and not (folder / name).exists()]
     return "\n\n".join(there + ([f"Not drawn: {md.listing(absent)}."] if absent else []))
 
 

@@ -71,11 +71,14 @@ def made_queries(exp, queries, languages, tasks) -> pd.DataFrame:
 
 def write_scores(exp, queries: pd.DataFrame, tasks=TASKS) -> None:
     """queries.parquet and the scores.csv that belongs to it, with the two reference rows."""
+    queries = queries[queries.variant.isin(exp.by_id)]
     scores = queries.groupby(["variant", "task", "lang"]).ndcg_at_5.agg(n_queries="size", ndcg_at_5="mean").reset_index()
     base = scores[scores.variant == exp.base]
     scores = pd.concat([scores, base.assign(variant="bm25", ndcg_at_5=0.9), base.assign(variant="random-init", ndcg_at_5=0.05)])
     scores["n_pages"], scores["group"] = 100, scores.task.map(tasks)
     scores["counted"] = scores.group == "graded"
+    bm25 = queries[queries.variant == exp.base].assign(variant="bm25", ndcg_at_5=0.9, margin=float("nan"))
+    queries = pd.concat([queries, bm25])  # the other reference without its queries
     queries.to_parquet(exp.results("evaluate") / "queries.parquet", index=False)
     scores.to_csv(exp.results("evaluate") / "scores.csv", index=False)
 

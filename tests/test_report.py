@@ -80,9 +80,9 @@ def test_rendered_numbers_by_hand(hand):
     assert rows_of(text, "A (4)") == [["A (4)", "0.7500", "0.6250", f"-16.67% [{low}, {high}]"]]
     assert rows_of(text, "B (2)")[0][:3] == ["B (2)", "0.5000", "0.6000"]
     assert rows_of(text, "**Average**")[0][:3] == ["**Average**", "**0.6250**", "**0.6125**"]
-    overall = [r for r in rows_of(text, "W4A16 RTN") if len(r) == 8][0]
+    overall = next(r for r in rows_of(text, "W4A16 RTN") if len(r) == 8)
     assert overall[1].startswith("0.6125 [") and overall[3] == "-2.00%" and overall[7] == "1/4/1"
-    assert [r for r in rows_of(text, "W4A16 RTN") if len(r) == 6][0][1:4] == ["1", "1", "0"]
+    assert next(r for r in rows_of(text, "W4A16 RTN") if len(r) == 6)[1:4] == ["1", "1", "0"]
 
 
 def test_every_number_of_the_size_table_is_in_the_result_file(study):
