@@ -109,6 +109,6 @@ def _corpus(root: str, which: str, lang: str) -> Dataset:
 
 def _scanned(row: dict) -> bytes:
     buffer = io.BytesIO()
-    page = minividore.scan(minividore.image(row), row["page_id"], minividore.SCAN_STRENGTH)
+    page = minividore.scan(minividore.image(row), row["page_id"], minividore.SCAN_STRENGTH).convert("L")  # mteb makes it RGB
     page.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

@@ -9,37 +9,24 @@ model: what is measured is reading and matching, not understanding.
 
 import random
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from ..lexical import contains, tokens
-
-CONTENT_LETTERS = 4  # shorter words do not count as content
-SENTENCE_END = (".", ":", ";", "!", "?")
-KEYBOARD = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
-
-
-@dataclass(frozen=True)
-class Span:
-    """What the words of one kind of query must be like.
-
-    words: least and most words in it; min_regions: every content word occurs in at least so many
-    regions of the corpus, which makes them poor evidence one by one; max_regions: the commonest
-    may occur in at most so many; max_relevant: at most so many regions may answer it.
-    """
-
-    words: tuple[int, int]
-    min_regions: int = 1
-    max_regions: int = 10_000
-    max_relevant: int = 2
+from ..lexical import tokens
+from .wording import Corpus, Query, Span, bare, misspell, runs
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The knobs of the benchmark; counts are queries for each language."""
+    """The knobs of the benchmark; counts are queries for each language.
+
+    common: a word on more regions than this is no content word; shuffle_window: words are taken from
+    so many consecutive ones; errors_per_word: share of the longer words that get a typing error.
+    """
 
     seed: int = 7
+    common: int = 45
     headings: int = 70
     phrases: int = 55
     keywords: int = 60
@@ -74,78 +61,6 @@ class Heading:
     page_id: str
 
 
-@dataclass
-class Corpus:
-    """Regions with an index of their words: rows as build_benchmark.page_rows returns them."""
-
-    rows: list[dict]
-    words: dict[str, list[str]] = field(init=False)
-    holders: dict[str, set[str]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.words = {row["page_id"]: tokens(row["text"]) for row in self.rows}
-        self.holders = defaultdict(set)
-        for page_id, words in self.words.items():
-            for word in words:
-                self.holders[word].add(page_id)
-
-    def having(self, words: list[str]) -> set[str]:
-        """Return the regions that hold every one of the words, anywhere."""
-        return set.intersection(*(self.holders[word] for word in words)) if words else set()
-
-    def printing(self, words: list[str]) -> list[str]:
-        """Return the regions that print the words next to each other and in order."""
-        return sorted(page_id for page_id in self.having(words) if contains(self.words[page_id], words))
-
-    def fits(self, words: list[str], span: Span) -> bool:
-        """Say whether the words are as common as a span asks for."""
-        counts = [len(self.holders[word]) for word in words if is_content(word)]
-        return bool(counts) and min(counts) >= span.min_regions and min(counts) <= span.max_regions
-
-
-@dataclass(frozen=True)
-class Query:
-    """A query before it gets its id: its text, the kind it was made as, the regions that answer it."""
-
-    lang: str
-    text: str
-    type: str
-    relevant: tuple[str, ...]
-
-
-def is_content(word: str) -> bool:
-    """Say whether a word can tell pages apart: letters only, and enough of them."""
-    return word.isalpha() and len(word) >= CONTENT_LETTERS
-
-
-def bare(word: str) -> str:
-    """Return a word as printed without the punctuation around it."""
-    start, end = 0, len(word)
-    while start < end and not word[start].isalnum():
-        start += 1
-    while end > start and not word[end - 1].isalnum():
-        end -= 1
-    return word[start:end]
-
-
-def runs(row: dict) -> list[list[str]]:
-    """Return the runs of words of a region that were printed one after another within a sentence."""
-    found, run, last = [], [], None
-    for word, box in zip(row["words"], row["boxes"], strict=True):
-        height = box[3] - box[1]
-        apart = last is not None and not (-3 * height < last[1] - box[1] < height and box[3] - last[3] < 3 * height)
-        if apart or not any(letter.isalnum() for letter in word):
-            found.append(run)
-            run = []
-        if any(letter.isalnum() for letter in word):
-            run.append(word)
-        if word.endswith(SENTENCE_END):
-            found.append(run)
-            run = []
-        last = box
-    return [run for run in [*found, run] if run]
-
-
 def phrases(corpus: Corpus, row: dict, span: Span, rng: random.Random) -> list[Query]:
     """Return spans of consecutive words that begin and end with a content word, in random order."""
     candidates = []
@@ -154,9 +69,9 @@ def phrases(corpus: Corpus, row: dict, span: Span, rng: random.Random) -> list[Q
             length = rng.randint(*span.words)
             piece = [bare(word) for word in run[start : start + length]]
             words = tokens(" ".join(piece))
-            if len(piece) < length or not all(piece) or not (is_content(words[0]) and is_content(words[-1])):
+            if len(piece) < length or not all(piece) or not (corpus.is_content(words[0]) and corpus.is_content(words[-1])):
                 continue
-            if sum(map(is_content, words)) < min(2, length) or len(words) > length + 2 or not corpus.fits(words, span):
+            if sum(map(corpus.is_content, words)) < min(2, length) or len(words) > length + 2 or not corpus.fits(words, span):
                 continue
             relevant = corpus.printing(words)
             if 0 < len(relevant) <= span.max_relevant:
@@ -167,7 +82,7 @@ def phrases(corpus: Corpus, row: dict, span: Span, rng: random.Random) -> list[Q
 
 def keywords(corpus: Corpus, row: dict, span: Span, rng: random.Random) -> list[Query]:
     """Return single words, and pairs of words that need not stand together."""
-    words = sorted({word for word in corpus.words[row["page_id"]] if is_content(word) and len(word) > 4})
+    words = sorted({word for word in corpus.words[row["page_id"]] if corpus.is_content(word) and len(word) > 4})
     candidates = []
     for _ in range(20):
         count = rng.randint(*span.words)
@@ -183,7 +98,7 @@ def shuffled(corpus: Corpus, row: dict, span: Span, window: int, rng: random.Ran
     words, candidates = corpus.words[row["page_id"]], []
     for _ in range(40):
         start = rng.randrange(max(1, len(words) - window))
-        near = sorted({word for word in words[start : start + window] if is_content(word)})
+        near = sorted({word for word in words[start : start + window] if corpus.is_content(word)})
         if len(near) < span.words[1]:
             continue
         chosen = rng.sample(near, rng.randint(*span.words))
@@ -191,28 +106,6 @@ def shuffled(corpus: Corpus, row: dict, span: Span, window: int, rng: random.Ran
         if corpus.fits(chosen, span) and 0 < len(relevant) <= span.max_relevant:
             candidates.append(Query(row["lang"], " ".join(chosen), f"{len(chosen)} words", tuple(sorted(relevant))))
     return candidates
-
-
-def misspell(text: str, rate: float, rng: random.Random) -> str:
-    """Return a text with typing errors in `rate` of its longer words, one at least."""
-    words = text.split()
-    longer = [i for i, word in enumerate(words) if len(word) >= CONTENT_LETTERS]
-    hit = [i for i in longer if rng.random() < rate] or rng.sample(longer, 1)
-    return " ".join(_slip(word, rng) if i in hit else word for i, word in enumerate(words))
-
-
-def _slip(word: str, rng: random.Random) -> str:
-    at = rng.randrange(1, len(word) - 1)
-    kind = rng.choice(("swap", "drop", "double", "neighbour"))
-    if kind == "swap" and word[at] != word[at - 1]:
-        return word[: at - 1] + word[at] + word[at - 1] + word[at + 1 :]
-    if kind == "double":
-        return word[:at] + word[at] + word[at:]
-    row = next((row for row in KEYBOARD if word[at].lower() in row), None)
-    if kind == "neighbour" and row:
-        place = row.index(word[at].lower())
-        return word[:at] + row[place - 1 if place else 1] + word[at + 1 :]
-    return word[:at] + word[at + 1 :]
 
 
 def titles(corpus: Corpus, headings: list[Heading], span: Span, rng: random.Random) -> list[Query]:
@@ -277,7 +170,8 @@ def write_queries(rows: list[dict], headings: list[Heading], recipe: Recipe) -> 
     manual = [row for row in rows if not row["document"].endswith("eyes17")]
     science = [row for row in rows if row["document"].endswith("eyes17")]
     scans = [row for row in manual if row["scanned"]]
-    corpus, scanned = Corpus(rows), Corpus([row for row in rows if row["scanned"]])
+    corpus = Corpus(rows, recipe.common)
+    scanned = Corpus([row for row in rows if row["scanned"]], recipe.common)
     named = [heading for heading in headings if heading.family != "eyes17"]
     sets = {}
 
@@ -317,7 +211,7 @@ def reading(rows: list[dict], headings: list[Heading], recipe: Recipe, rng: rand
     queries = []
     for lang in sorted({row["lang"] for row in rows}):
         pool = [row for row in rows if row["lang"] == lang]
-        small = Corpus(pool)
+        small = Corpus(pool, recipe.common)
         names = titles(small, headings, recipe.long_heading, rng)[: recipe.reading // 2]
         rest = recipe.reading - len(names)
         queries += names + spread(pool, lambda row, small=small: phrases(small, row, recipe.long_phrase, rng), rest, rng)

@@ -66,10 +66,10 @@ def render(pdf: Path | str, index: int, scale: float = SCALE) -> Page:
     document = open_pdf(str(pdf))
     if not 0 <= index < len(document):
         raise IndexError(f"{pdf}: no page {index}, it has {len(document)}")
-    top, bottom = _body(str(pdf))
+    top, bottom = body(str(pdf))
     page = document[index]
     image = np.array(page.render(scale=scale, grayscale=True).to_numpy()).squeeze()  # (height, width)
-    words = [word for word in _words(page, scale) if _inked(image, word.box)]
+    words = [word for word in page_words(page, scale) if _inked(image, word.box)]
     page.close()
     height = image.shape[0]
     return _crop(image, words, round(top * height), round(bottom * height))
@@ -102,7 +102,7 @@ def open_pdf(path: str) -> pdfium.PdfDocument:
     return pdfium.PdfDocument(path)
 
 
-def _words(page: pdfium.PdfPage, scale: float) -> list[Word]:
+def page_words(page: pdfium.PdfPage, scale: float) -> list[Word]:
     """Return the words of a page with their boxes in pixels of the uncropped page."""
     words, text, parts, last = [], [], [], None
 
@@ -195,7 +195,7 @@ def _inked(image: np.ndarray, box: tuple[int, int, int, int]) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _body(path: str) -> tuple[float, float]:
+def body(path: str) -> tuple[float, float]:
     """Return where the body of a document's pages begins and ends, as shares of the page height.
 
     A running header is a first line that stands at the same height on most pages, apart from
@@ -207,7 +207,7 @@ def _body(path: str) -> tuple[float, float]:
     for index in picks:
         page = document[index]
         height = page.get_height()
-        lines = _lines([word.box for word in _words(page, 1.0)])
+        lines = _lines([word.box for word in page_words(page, 1.0)])
         page.close()
         if len(lines) >= 3:
             heads.append((lines[0][1] / height, lines[1][0] / height, (lines[0][1] - lines[0][0]) / height))
@@ -256,7 +256,7 @@ def _crop(image: np.ndarray, words: list[Word], top: int, bottom: int) -> Page:
 
 def _shift(word: Word, dx: int, dy: int, shape: tuple[int, int]) -> Word:
     height, width = shape
-    corners = np.array(word.box).reshape(2, 2) + (dx, dy)
+    corners = np.array(word.box).reshape(2, 2) + np.array([dx, dy])
     x0, y0, x1, y1 = np.clip(corners, 0, (width, height)).ravel().tolist()
     return Word(word.text, (x0, y0, x1, y1))
 
