@@ -6,6 +6,7 @@ makes a query hard is chosen here and nowhere else, in `Recipe`: how many words,
 are in the corpus, how many letters are wrong. No question is invented and none was written by a
 model: what is measured is reading and matching, not understanding.
 """
+# ruff: noqa: RUF009 (Span is frozen, a default may be shared)
 
 import random
 from collections import defaultdict
