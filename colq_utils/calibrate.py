@@ -17,10 +17,11 @@ from PIL import Image, ImageDraw, ImageFont
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from . import files, processing
+from . import files, minividore, processing
 from .config import ROOT, CalibrationSet, Experiment
 from .errors import ColqError
 from .loading import fetch_dataset
+from .overlap import eight_gram_overlap
 
 PAGE_SIZE = (704, 384)  # width, height in pixels; that of the embedded benchmark
 
@@ -157,3 +158,14 @@ def languages(texts: pd.DataFrame) -> pd.DataFrame:
     table = texts.assign(words=words).groupby("lang").agg(
         documents=("document", "nunique"), passages=("text", "size"), words=("words", "sum"))
     return table.reset_index()
+
+
+def benchmark_overlap(texts: pd.DataFrame) -> pd.DataFrame:
+    """Word 8-grams that the corpus shares with the embedded benchmark's pages and with its queries."""
+    benchmark = minividore.load()
+    rows = []
+    for what, other in (("page text", benchmark.pages["text"]), ("queries", benchmark.queries["text"])):
+        shared = eight_gram_overlap(texts["text"], other)
+        rows.append({"benchmark": what, "benchmark_texts": len(other), "corpus_passages": len(texts),
+                     "passages_that_share": int((shared > 0).sum()), "shared": int(shared.sum())})
+    return pd.DataFrame(rows)

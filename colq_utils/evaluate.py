@@ -45,20 +45,26 @@ class Retriever:
     def __init__(self, loaded: Loaded, revision: str, folder: Path, features: VectorStore | None, batch: int):
         self.loaded, self.features, self.batch = loaded, features, batch
         self.pages = VectorStore(folder, loaded.model.config.embed_dim, loaded.model.dtype)
-        self.encoded, self.rankings, self._keys, self._ids = 0, {}, [], []
+        self.encoded, self.rankings, self._corpora, self._keys, self._ids = 0, {}, {}, [], []
         self.mteb_model_meta = ModelMeta.create_empty(overwrites={
             "name": f"colq/{loaded.variant}", "revision": revision, "modalities": ["image", "text"],
             "similarity_fn_name": ScoringFunction.MAX_SIM, "embed_dim": loaded.model.config.embed_dim})
 
     def index(self, corpus, *, task_metadata, hf_split, hf_subset, encode_kwargs, num_proc=None, **unused) -> None:
         """Embed the pages of `corpus` that no earlier task has brought."""
-        raw = corpus.cast_column("image", ImageColumn(decode=False))
-        self._ids, self._keys = list(corpus["id"]), [digest(entry) for entry in raw["image"]]
+        self._ids, self._keys = self._identify(corpus)
         rows = {key: row for row, key in reversed(list(enumerate(self._keys))) if key not in self.pages}
         missing = sorted(rows, key=rows.get)
         for keys in encode.page_batches(missing, self.batch, f"{self.loaded.variant} {task_metadata.name}"):
             self.pages.extend(keys, self._embed(keys, [corpus[rows[key]]["image"] for key in keys]))
             self.encoded += len(keys)
+
+    def _identify(self, corpus) -> tuple[list[str], list[str]]:
+        """Ids and image digests of a corpus, remembered: languages of a task share one corpus."""
+        if corpus._fingerprint not in self._corpora:
+            raw = corpus.cast_column("image", ImageColumn(decode=False))
+            self._corpora[corpus._fingerprint] = list(corpus["id"]), [digest(entry) for entry in raw["image"]]
+        return self._corpora[corpus._fingerprint]
 
     def _embed(self, keys: list[str], images: list[Image.Image]) -> list[torch.Tensor]:
         if self.features is None:
@@ -136,6 +142,7 @@ def evaluate_task(retriever: Retriever, task) -> pd.DataFrame:
         ColqError: the per-query mean disagrees with mteb's own NDCG@5.
     """
     retriever.rankings.clear()
+    task.load_data()  # what is loaded beforehand mteb leaves in place; the relevant pages are needed below
     before, start = retriever.encoded, time.perf_counter()
     result = mteb.evaluate(retriever, [task], cache=None, co2_tracker=False, show_progress_bar=False)[0]
     (split,) = result.scores
@@ -147,6 +154,7 @@ def evaluate_task(retriever: Retriever, task) -> pd.DataFrame:
         if abs(frame["ndcg_at_5"].mean() - entry["ndcg_at_5"]) > 1e-4:
             raise ColqError(f"{task.metadata.name} {subset}: per-query NDCG@5 averages {frame['ndcg_at_5'].mean():.5f}, mteb says {entry['ndcg_at_5']:.5f}")
         frames.append(frame.assign(lang=subset, n_pages=len(page_ids), mteb_ndcg_at_5=entry["ndcg_at_5"]))
+    task.unload_data()
     return pd.concat(frames, ignore_index=True).assign(
         task=task.metadata.name, encoded_pages=retriever.encoded - before, seconds=time.perf_counter() - start)
 
