@@ -1,0 +1,139 @@
+"""The notebooks: their contract, all six run headlessly at smoke size, and what the driver does about mistakes."""
+import json
+import re
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from colq_utils import config, run
+from colq_utils.errors import ColqError
+
+NOTEBOOKS = sorted((config.ROOT / "notebooks").rglob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_contract(path):
+    cells = nbformat.read(path, as_version=4).cells
+    code = [c for c in cells if c.cell_type == "code"]
+    tagged = [c for c in code if "parameters" in c.metadata.get("tags", [])]
+    assert len(code) <= 15 and tagged == code[:1], "the first code cell, and no other, holds the parameters"
+    assert cells[0].cell_type == "markdown" and cells[0].source.startswith("# ")
+    for cell in code:
+        assert not cell.outputs and cell.execution_count is None, "outputs are kept in results/, not here"
+        assert len(cell.source.splitlines()) <= 12
+        assert not re.search(r"^\s*(def|class)\s|^\s*[!%]pip", cell.source, re.M)
+    assert "**Question.**" in cells[0].source and "reads" in cells[0].source and "writes" in cells[0].source
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory):
+    """The whole smoke experiment, run once in a folder of its own."""
+    experiment = config.load("smoke", tmp_path_factory.mktemp("smoke"))
+    lines = []
+    run.run(experiment, "smoke", say=lines.append)
+    return experiment, lines
+
+
+def recorded(experiment, stage):
+    return json.loads((experiment.results(stage) / "recorded.json").read_text())
+
+
+def test_every_stage_ran(outcome):
+    experiment, lines = outcome
+    assert [line.split()[0][3:] for line in lines if "done" in line] == list(config.STAGES)
+    assert all((experiment.results("notebooks") / name).exists() for name in run.NOTEBOOKS.values())
+
+
+def test_recorded_values(outcome):
+    experiment, _ = outcome
+    calibrate, quantize, evaluate = (recorded(experiment, s) for s in ("calibrate", "quantize", "evaluate"))
+    assert calibrate["tokens"][0] == 8 * 64 and calibrate["shared_8grams"] == 0
+    assert "tiny-w4a16-rtn" in quantize["accepted"] and not quantize["rejected"]
+    assert evaluate["tasks"] == 1 and evaluate["queries"] > 300
+
+
+def test_the_embedded_model_reads(outcome):
+    import pandas as pd
+    experiment, _ = outcome
+    scores = pd.read_csv(experiment.results("evaluate") / "scores.csv").set_index(["variant", "lang"])["ndcg_at_5"]
+    assert (scores["tiny-bf16"] >= 0.95).all(), "the easy reading check, every language"
+    assert (scores["tiny-w4a16-rtn"] >= 0.9).all() and (scores["bm25"] >= 0.95).all()
+
+
+def test_reports_and_figures_are_there(outcome):
+    experiment, _ = outcome
+    reports = {p.name for p in (experiment.results("reports")).glob("*.md")}
+    assert {"quantization_analysis.md", "comparison_english.md", "benchmark.md"} <= reports
+    for report in experiment.results("reports").glob("*.md"):
+        for link in re.findall(r"!\[[^]]*\]\(([^)]+)\)", report.read_text()):
+            assert (report.parent / link).resolve().exists(), f"{report.name} links a picture that is not there: {link}"
+
+
+def test_executed_notebooks_show_their_figures_and_no_local_path(outcome):
+    experiment, _ = outcome
+    pictures = 0
+    for name in run.NOTEBOOKS.values():
+        text = (experiment.results("notebooks") / name).read_text()
+        pictures += text.count("image/png")
+        assert str(config.ROOT) not in text and str(experiment.output) not in text, name
+    assert pictures >= 5
+
+
+def test_nothing_changed_means_nothing_runs(outcome, monkeypatch):
+    experiment, _ = outcome
+    monkeypatch.setattr(run, "run_stage", lambda *a: pytest.fail("ran again"))
+    assert {o.state for o in run.run(experiment, "smoke", say=lambda line: None)} == {"fresh"}
+
+
+def test_only_what_depends_on_a_change_is_stale(outcome, monkeypatch):
+    experiment, _ = outcome
+    before = {stage: run.fingerprint(experiment, stage, {}) for stage in config.STAGES}
+    section = experiment.evaluation.model_copy(update={"margin": 0.01})
+    after = {stage: run.fingerprint(experiment.model_copy(update={"evaluation": section}), stage, {}) for stage in config.STAGES}
+    assert [s for s in config.STAGES if before[s] != after[s]] == ["evaluate", "report"]
+    assert "modeling" in run.modules_of("from colq_utils import loading") and "plots" not in run.modules_of("from colq_utils import loading")
+
+
+def test_render(outcome):
+    from colq_utils.render import render
+    experiment, _ = outcome
+    pages = render(experiment)
+    index = pages[-1].read_text()
+    for page in pages[:-1]:
+        html = page.read_text()
+        assert page.name in index and not re.search(r'<(script|link|img)[^>]+(src|href)="https?://', html)
+
+
+def command(*arguments):
+    """The command line as a user has it."""
+    return subprocess.run([sys.executable, "-m", "colq_utils", *arguments], cwd=config.ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["run", "nonesuch"], "no experiment 'nonesuch'; there are:"),
+    (["run", "smoke", "--stage", "train"], "no stage 'train'; the stages are: inspect"),
+    (["run", "smoke", "--stage", "inspect", "-p", "colour=blue"], "has no parameter 'colour'; it has: experiment, output"),
+    (["run", "smoke", "--stage", "evaluate"], "make quantize EXPERIMENT=smoke"),
+    (["run", "smoke", "--stage", "report"], "make evaluate"),
+])
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, message):
+    extra = ["--output", str(tmp_path)] if arguments[1] == "smoke" else []
+    done = command(*arguments, *extra)
+    assert done.returncode == 2 and message in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and not list(tmp_path.rglob("*.csv"))
+
+
+def test_a_failing_cell_names_itself_and_the_partial_notebook(tmp_path, monkeypatch):
+    experiment = config.load("smoke", tmp_path)
+    broken = nbformat.v4.new_notebook(cells=[
+        nbformat.v4.new_code_cell('experiment = "tiny"\noutput = ""', metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell("1 / 0")])
+    (tmp_path / "notebooks").mkdir()
+    nbformat.write(broken, tmp_path / "notebooks" / run.NOTEBOOKS["inspect"])
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    with pytest.raises(run.StageFailed, match="ZeroDivisionError") as failure:
+        run.run_stage(experiment, "inspect", "smoke", {})
+    assert "1 / 0" in str(failure.value) and str(experiment.build("executed")) in str(failure.value)
+    assert not (experiment.results("notebooks") / run.NOTEBOOKS["inspect"]).exists()
