@@ -1,0 +1,205 @@
+"""Throughput, latency and memory of every variant, with the kernel that made them and the floor under them.
+
+A fresh process for each variant and round (`colq_utils.isolate`), rounds interleaved so that a slow
+minute of the machine falls on all variants, every sample kept. A process that fails becomes a row
+with its reason. A finished (variant, round) is kept under build/ and not measured again by a run that
+was interrupted, as long as checkpoint, workloads, code, packages and machine are the same. Times are
+of the forward pass; tokenizing, image processing and MaxSim are outside.
+"""
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from . import ceilings, isolate, kernels, provenance, workloads
+from .config import Experiment
+from .errors import ColqError
+from .files import read_json, read_table, required, sha256, write_json, write_table
+from .progress import track
+
+#: Fewest samples from which a 99th percentile is given.
+ENOUGH_FOR_P99 = 100
+#: Code that a measurement depends on; a change makes kept parts stale.
+_CODE = ("measure", "workloads", "ceilings", "isolate", "loading", "modeling", "processing", "kernels")
+
+
+def run(experiment: Experiment, timeout_s: float = 1800) -> pd.DataFrame:
+    """Measure all variants of ``experiment.benchmark`` and write the stage's results.
+
+    Args:
+        timeout_s: limit for one process (one variant, one round, all workloads).
+
+    Returns:
+        The table ``rows.csv``: one line a variant, workload and batch size, all rounds pooled.
+
+    Raises:
+        ColqError: a checkpoint that is not there yet, a backend that is not installed, no CUDA device
+            where the experiment asks for one, no embedded benchmark.
+    """
+    check(experiment)
+    plan = workloads.plan(experiment)
+    runtime = experiment.runtime
+    limits = _kept(experiment, "ceilings", "colq_utils.ceilings:measure",
+                   {"device": runtime.device, "threads": runtime.threads}, timeout_s)
+    jobs = [(round_, name) for round_ in range(1, experiment.benchmark.rounds + 1) for name in experiment.benchmark.variants]
+    arguments = {"experiment": experiment.model_dump(mode="json"), "plan": [(name, work.model_dump()) for name, work in plan]}
+    parts = [{"variant": name, "round": round_,
+              **_kept(experiment, f"{name}-r{round_}", "colq_utils.measure:run", arguments | {"variant": name}, timeout_s)}
+             for round_, name in track(jobs, "benchmark", unit="process")]
+    return _write(experiment, parts, limits)
+
+
+def check(experiment: Experiment) -> None:
+    """Raise now what every child would otherwise fail with; see `run` for the errors."""
+    import torch
+    if experiment.runtime.device == "cuda" and not torch.cuda.is_available():
+        raise ColqError("the experiment asks for device cuda and no CUDA device is visible; set runtime.device to cpu")
+    for name in experiment.benchmark.variants:
+        spec = experiment.by_id[name]
+        if spec.bits is not None:
+            required(experiment.checkpoint(name) / "config.json", f"quantize EXPERIMENT={experiment.name}")
+            kernels.require(spec.backend or experiment.runtime.backend)
+    for kind in {work.kind for _, work in workloads.plan(experiment)}:
+        workloads.items(experiment, kind, 1)
+
+
+def _kept(experiment: Experiment, name: str, function: str, arguments: dict, timeout_s: float) -> dict:
+    """The child's result, from an earlier run with the same fingerprint or measured now; a failure is never kept."""
+    file = experiment.build("benchmark", f"{name}-{fingerprint(experiment, arguments)[:12]}.json")
+    if file.exists():
+        return json.loads(file.read_text())
+    outcome = isolate.call(function, arguments, experiment.runtime.threads, timeout_s)
+    if outcome.error is not None:
+        return {"error": outcome.error}
+    write_json(file, outcome.value)
+    return outcome.value
+
+
+def fingerprint(experiment: Experiment, arguments: dict) -> str:
+    """Digest of all that a measurement depends on: arguments, checkpoint files, code, packages, machine."""
+    machine = provenance.collect(experiment)
+    name = arguments.get("variant")
+    folder = None if name is None else Path(experiment.model_path)
+    if name is not None and experiment.by_id[name].bits is not None:
+        folder = experiment.checkpoint(name)
+    stored = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.glob("*"))] if folder and folder.is_dir() else []
+    code = sha256(*(Path(__file__).with_name(f"{module}.py") for module in _CODE))
+    basis = [arguments, stored, code, {key: machine[key] for key in ("packages", "cpu", "cores", "gpu", "cuda")}]
+    return hashlib.sha256(json.dumps(basis, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def summarize(latency_s: list[float]) -> dict:
+    """Mean, median, standard deviation, 90th and (from 100 samples) 99th percentile, in seconds."""
+    if not latency_s:
+        return {"n_samples": 0}
+    values = np.asarray(latency_s)
+    enough = len(values) >= ENOUGH_FOR_P99
+    return {"n_samples": len(values), "latency_s_mean": values.mean(), "latency_s_median": np.median(values),
+            "latency_s_std": values.std(ddof=1) if len(values) > 1 else np.nan,
+            "latency_s_p90": np.percentile(values, 90), "latency_s_p99": np.percentile(values, 99) if enough else np.nan}
+
+
+COLUMNS = ["variant", "scheme", "kernel", "kind", "batch", "n_samples", "items_per_s", "latency_s_mean", "latency_s_median",
+           "latency_s_std", "latency_s_p90", "latency_s_p99", "first_call_s", "load_s", "tokens_per_call", "floor_s",
+           "times_floor", "error", "bandwidth_floor_s", "compute_floor_s", "weight_bytes", "flop"]
+
+
+def rows(experiment: Experiment, parts: list[dict], limits: dict) -> pd.DataFrame:
+    """One line a variant and workload: samples of all rounds pooled, first call and load averaged, errors named.
+
+    Args:
+        parts: what `colq_utils.measure.run` returned (or ``{"error": …}``), with ``variant`` and ``round``.
+        limits: what `colq_utils.ceilings.measure` returned.
+    """
+    lines = []
+    for name in experiment.benchmark.variants:
+        mine = [part for part in parts if part["variant"] == name]
+        for kind, work in workloads.plan(experiment):
+            lines.append({"variant": name, "scheme": experiment.by_id[name].scheme, "kernel": _kernel(mine), "kind": kind,
+                          "batch": work.batch, **_line(experiment, name, mine, kind, work.batch, limits)})
+    return pd.DataFrame(lines).reindex(columns=COLUMNS)
+
+
+def _line(experiment: Experiment, name: str, parts: list[dict], kind: str, batch: int, limits: dict) -> dict:
+    """Figures of one variant and workload over its rounds."""
+    found = [record for part in parts for record in part.get("workloads", []) if (record["kind"], record["batch"]) == (kind, batch)]
+    errors = [holder["error"] for holder in parts + found if "error" in holder]
+    good = [record for record in found if "error" not in record]
+    line = summarize([value for record in good for value in record["latency_s"]]) | {"error": errors[0] if errors else None}
+    if not good:
+        return line
+    mean = {key: float(np.mean([record[key] for record in good])) for key in ("first_call_s", "tokens_per_call")}
+    need = ceilings.Demand(good[0]["weight_bytes"], good[0]["flop"])
+    dtype = "float32" if experiment.by_id[name].scheme == "fp32" else experiment.runtime.dtype
+    floors = {} if "error" in limits else ceilings.floors(need, limits, dtype)
+    if floors:
+        floors["times_floor"] = line["latency_s_mean"] / floors["floor_s"]
+    return line | mean | floors | {
+        "items_per_s": batch / line["latency_s_mean"], "weight_bytes": need.weight_bytes, "flop": need.flop,
+        "load_s": float(np.mean([part["load_s"] for part in parts if "load_s" in part]))}
+
+
+def _kernel(parts: list[dict]) -> str | None:
+    """The kernel under most of the language model's layers."""
+    uses = [use for part in parts for use in part.get("census", []) if use["tower"] == "language_model"]
+    return max(uses, key=lambda use: use["layers"])["kernel"] if uses else None
+
+
+def _write(experiment: Experiment, parts: list[dict], limits: dict) -> pd.DataFrame:
+    """Write every file of the stage; returns the table of rows."""
+    folder = experiment.results("benchmark")
+    table = rows(experiment, parts, limits)
+    write_table(folder / "rows.csv", table)
+    write_table(folder / "samples.parquet", _samples(parts))
+    write_table(folder / "memory.csv", _memory(experiment, parts))
+    uses = {(part["variant"], *use.values()): {"variant": part["variant"], **use} for part in parts for use in part.get("census", [])}
+    write_table(folder / "census.csv", pd.DataFrame(uses.values(), columns=["variant", "tower", "kernel", "weight_bits", "layers"]))
+    write_json(folder / "ceilings.json", limits)
+    write_json(folder / "environment.json", provenance.collect(experiment) | {
+        "threads": limits.get("threads"), "omp_wait_policy": limits.get("omp_wait_policy"), "device": experiment.runtime.device, "dtype": experiment.runtime.dtype,
+        "attention": experiment.runtime.attention, "rounds": experiment.benchmark.rounds, "left_out": left_out(experiment)})
+    return table
+
+
+def _samples(parts: list[dict]) -> pd.DataFrame:
+    """Every timed call: variant, round, workload, batch, its number, seconds."""
+    columns = ["variant", "round", "kind", "batch", "index", "latency_s"]
+    return pd.DataFrame([(part["variant"], part["round"], record["kind"], record["batch"], i, value)
+                         for part in parts for record in part.get("workloads", [])
+                         for i, value in enumerate(record.get("latency_s", []))], columns=columns)
+
+
+def _memory(experiment: Experiment, parts: list[dict]) -> pd.DataFrame:
+    """Long table of bytes: after loading (no kind), and the peak during a call of each workload."""
+    lines = []
+    for part in parts:
+        key = (part["variant"], experiment.by_id[part["variant"]].scheme, part["round"])
+        lines += [(*key, None, None, metric, value) for metric, value in part.get("memory", {}).items()]
+        lines += [(*key, record["kind"], record["batch"], metric, value)
+                  for record in part.get("workloads", []) for metric, value in record.get("memory", {}).items()]
+    table = pd.DataFrame(lines, columns=["variant", "scheme", "round", "kind", "batch", "metric", "bytes"])
+    return table.astype({"batch": "Int64"})
+
+
+def left_out(experiment: Experiment) -> list[str]:
+    """What this run cannot tell, in sentences."""
+    if experiment.runtime.device == "cuda":
+        return ["Resident memory of the host process is given, but the GPU figures are those that limit the batch size."]
+    return ["No GPU: allocated, peak and reserved device memory and CUDA kernels are not measured.",
+            "Speed on this CPU says nothing about the speed of 4-bit kernels on a GPU."]
+
+
+def results(experiment: Experiment, name: str):
+    """A file of this stage as a table or dict, or an error that says how to make it."""
+    path = experiment.results("benchmark") / name
+    return (read_json if path.suffix == ".json" else read_table)(path, f"benchmark EXPERIMENT={experiment.name}")
+
+
+def memory_table(experiment: Experiment) -> pd.DataFrame:
+    """Bytes by variant and metric in MB (10^6): mean over rounds, the largest over workloads."""
+    table = results(experiment, "memory.csv")
+    largest = table.groupby(["variant", "round", "metric"], sort=False)["bytes"].max() / 1e6
+    wide = largest.groupby(["variant", "metric"], sort=False).mean().unstack("metric")
+    return wide.loc[[name for name in experiment.benchmark.variants if name in wide.index]]

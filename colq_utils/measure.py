@@ -1,0 +1,117 @@
+"""The child's side of the benchmark: one variant, every workload, in a process that did nothing else.
+
+Order: load; the first call of each workload (where kernels are chosen and caches made) on its own;
+a second call for peak memory; only then warm-up and timed calls, with nothing but the clock around
+the model. Inputs are prepared and moved before the clock starts: what is timed is the forward pass,
+which quantization changes, not the tokenizer and image processor, which it does not.
+"""
+import gc
+import itertools
+import time
+from pathlib import Path
+
+import torch
+
+from . import loading
+from .ceilings import demand, timed
+from .config import Experiment, Workload
+from .footprint import part_of
+from .isolate import describe
+from .kernels import census
+from .workloads import batches, items
+
+
+def run(experiment: dict, variant: str, plan: list) -> dict:
+    """Load a variant and time every workload of `plan`; arguments and result are JSON-ready.
+
+    Args:
+        experiment: an `Experiment` as ``model_dump(mode="json")`` gives it.
+        plan: pairs of a name and a `Workload` as a dict.
+
+    Returns:
+        ``load_s``, ``census``, ``memory`` (metric -> bytes) and ``workloads``: a record each, with
+        ``latency_s`` a timed call, or with ``error``, as when memory runs out at one batch size.
+    """
+    settings = Experiment.model_validate(experiment)
+    if settings.runtime.threads is not None:
+        torch.set_num_threads(settings.runtime.threads)
+    before = {"rss_before_load_bytes": resident()}
+    loaded = loading.load(settings, variant)
+    gc.collect()
+    memory = before | {"rss_loaded_bytes": resident()} | tensor_bytes(loaded.model) | device_bytes(settings.runtime.device)
+    records = [_record(settings, loaded, name, Workload(**fields)) for name, fields in plan]
+    return {"load_s": loaded.load_s, "census": [vars(use) for use in census(loaded.model)],
+            "memory": {name: value for name, value in memory.items() if value is not None}, "workloads": records}
+
+
+def _record(settings: Experiment, loaded: loading.Loaded, name: str, work: Workload) -> dict:
+    """Measure one workload; running out of memory (or any other failure) is its result, not the end of the run."""
+    key = {"kind": name, "batch": work.batch}
+    try:
+        return key | _measure(settings, loaded, work)
+    except (RuntimeError, MemoryError, ValueError) as error:  # torch's out-of-memory errors are RuntimeErrors
+        gc.collect()
+        if settings.runtime.device == "cuda":
+            torch.cuda.empty_cache()
+        return key | {"error": describe(error)}
+
+
+@torch.inference_mode()
+def _measure(settings: Experiment, loaded: loading.Loaded, work: Workload) -> dict:
+    device = settings.runtime.device
+    feed = batches(loaded, items(settings, work.kind, work.items), work.kind, work.batch)
+    inputs = next(feed)
+    first_call_s = timed(lambda: loaded.model(**inputs), device)
+    needs = []
+    memory = peak(lambda: needs.append(demand(loaded.model, inputs)), device)
+    cycle = -(-work.items // work.batch) if work.kind == "queries" else 0
+    # CPU kernels are built anew for each length, so the warm-up meets every batch of queries once.
+    for inputs in itertools.islice(feed, max(work.warmup, cycle - 1)):
+        timed(lambda inputs=inputs: loaded.model(**inputs), device)
+    latency_s, tokens = [], []
+    for inputs in itertools.islice(feed, work.iterations):
+        latency_s.append(timed(lambda inputs=inputs: loaded.model(**inputs), device))
+        tokens.append(inputs["input_ids"].numel())
+    return {"first_call_s": first_call_s, "memory": memory, "weight_bytes": needs[0].weight_bytes, "flop": needs[0].flop,
+            "tokens_per_call": sum(tokens) / len(tokens), "latency_s": latency_s, "finished_at": time.time()}
+
+
+def tensor_bytes(model: torch.nn.Module) -> dict[str, int]:
+    """Bytes of parameters and buffers as the model holds them now, by part and together."""
+    sizes: dict[str, int] = {}
+    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        key = f"tensors_{part_of(name)}_bytes"
+        sizes[key] = sizes.get(key, 0) + tensor.nbytes
+    return sizes | {"tensors_bytes": sum(sizes.values())}
+
+
+def peak(work, device: str) -> dict[str, int]:
+    """Peak memory while `work` runs: device memory on CUDA, resident set on Linux, absent elsewhere."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        torch.cuda.synchronize()
+        return {"peak_allocated_bytes": torch.cuda.max_memory_allocated(), "peak_reserved_bytes": torch.cuda.max_memory_reserved()}
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to the present resident set
+        resettable = True
+    except OSError:
+        resettable = False
+    work()
+    return {"peak_rss_bytes": resident("VmHWM")} if resettable else {}
+
+
+def device_bytes(device: str) -> dict[str, int]:
+    """What the allocator holds of the GPU after loading."""
+    if device != "cuda":
+        return {}
+    return {"allocated_bytes": torch.cuda.memory_allocated(), "reserved_bytes": torch.cuda.memory_reserved()}
+
+
+def resident(field: str = "VmRSS") -> int | None:
+    """Resident set of this process (``VmHWM``: its peak) in bytes; None where Linux's /proc is missing."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
