@@ -6,6 +6,7 @@ of its image, so a page shared by tasks, languages or variants is decoded, run t
 and embedded once. mteb does the scoring; per-query scores come from the same ranking and are checked
 against mteb's mean.
 """
+import difflib
 import hashlib
 import shutil
 import time
@@ -214,8 +215,7 @@ def tasks_of(experiment: Experiment) -> list:
     if experiment.evaluation.suite == "minividore":
         from . import minividore
         return minividore.tasks(names or None)
-    import difflib
-    known = {task.metadata.name for task in mteb.get_tasks()}
+    known = {task.metadata.name for task in mteb.get_tasks(exclude_superseded=False)}
     for name in names:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=3)
