@@ -126,7 +126,7 @@ def _stack(axis, table: pd.DataFrame, unit: float) -> None:
 
 def _axes(count: int, height: float):
     """A figure about 900 pixels wide with `count` plain axes."""
-    with plt.rc_context({"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "axes.grid": False}):
+    with plt.rc_context({"axes.spines.top": False, "axes.spines.right": False, "axes.grid": False}):
         figure, axes = plt.subplots(1, count, figsize=(9, height), dpi=110, layout="constrained", squeeze=False)
     return figure, axes[0]
 
@@ -143,6 +143,8 @@ def _unit(largest: float) -> tuple[float, str]:
 
 def _save(experiment: Experiment, figure: Figure, name: str) -> Figure:
     """Write the figure as PNG and return it for the notebook to show."""
+    for axis in figure.axes:
+        axis.title.set_fontsize(10)
     with atomic(experiment.figures / f"{name}.png") as target:
         figure.savefig(target, format="png", metadata={"Software": None})
     plt.close(figure)  # shown once, as the cell's value

@@ -20,7 +20,6 @@ from .config import Experiment
 from .errors import ColqError
 from .files import write_json, write_table
 from .kernels import tower_of
-from .loading import read_config
 
 #: Bytes of one number of each safetensors dtype.
 WIDTH = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2, "F8_E4M3": 1, "I8": 1, "U8": 1, "BOOL": 1}
@@ -238,6 +237,7 @@ def inspect(experiment: Experiment) -> Inspection:
     Raises:
         ColqError: no checkpoint, another architecture, damaged files, hub not reachable.
     """
+    from .loading import read_config  # transformers takes seconds to import; sizes alone do not need it
     config = read_config(experiment.model_path, experiment.model.revision)
     tensors = read_headers(experiment.model_path, experiment.model.revision)
     found = Inspection(architecture(config, tensors), quantizable_layers(tensors), towers(tensors), predicted(tensors), published())

@@ -1,8 +1,8 @@
 """The child's side of the benchmark: one variant, every workload, in a process that did nothing else.
 
 Order: load; the first call of each workload (where kernels are chosen and caches made) on its own;
-a second call for peak memory; only then warm-up and timed calls, with nothing but the clock around
-the model. Inputs are prepared and moved before the clock starts: what is timed is the forward pass,
+a second call for peak memory; the rest of the warm-up; only then timed calls, with nothing but the
+clock around the model. Inputs are prepared and moved before the clock starts: what is timed is the forward pass,
 which quantization changes, not the tokenizer and image processor, which it does not.
 """
 import gc
@@ -65,8 +65,8 @@ def _measure(settings: Experiment, loaded: loading.Loaded, work: Workload) -> di
     needs = []
     memory = peak(lambda: needs.append(demand(loaded.model, inputs)), device)
     cycle = -(-work.items // work.batch) if work.kind == "queries" else 0
-    # CPU kernels are built anew for each length, so the warm-up meets every batch of queries once.
-    for inputs in itertools.islice(feed, max(work.warmup, cycle - 1)):
+    # Two calls of warm-up are done. CPU kernels are built anew for each length, so every batch of queries is met once.
+    for inputs in itertools.islice(feed, max(work.warmup - 2, cycle - 1, 0)):
         timed(lambda inputs=inputs: loaded.model(**inputs), device)
     latency_s, tokens = [], []
     for inputs in itertools.islice(feed, work.iterations):

@@ -8,12 +8,15 @@ measured with these.
 import io
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
 from .config import ROOT, Experiment, Workload
 from .errors import ColqError
-from .loading import Loaded
+
+if TYPE_CHECKING:  # transformers takes seconds to import, and the parent of the benchmark loads no model
+    from .loading import Loaded
 
 #: The text workload of the published 8B report: 32 texts, batches of 8, 3 warm-up steps, 10 timed.
 PUBLISHED = ("queries_published", Workload(kind="queries", batch=8, iterations=10, warmup=3, items=32))
@@ -95,7 +98,7 @@ def drawn_page(number: int) -> bytes:
     return file.getvalue()
 
 
-def batches(loaded: Loaded, items: list, kind: str, batch: int) -> Iterator[dict]:
+def batches(loaded: "Loaded", items: list, kind: str, batch: int) -> Iterator[dict]:
     """Model inputs on the model's device without end, going round `items`, each prepared when asked for."""
     start = 0
     while True:

@@ -1,0 +1,124 @@
+"""The benchmark's bookkeeping: failures become rows, percentiles need samples, finished work is kept. No timings."""
+import signal
+
+import pytest
+import torch
+
+from colq_utils import bench, ceilings, config, isolate, measure, workloads
+from colq_utils.errors import ColqError
+
+LIMITS = {"copy_bytes_per_s": 1e9, "bfloat16_flop_per_s": 1e9, "float32_flop_per_s": 1e9, "threads": 1}
+
+
+@pytest.fixture
+def exp(random_checkpoint, tmp_path):
+    """Two floating-point variants of the random checkpoint, tiny workloads, drawn pages."""
+    return config.Experiment.model_validate({
+        "name": "made", "title": "made", "output": str(tmp_path), "model": {"path": str(random_checkpoint), "size": "random"},
+        "runtime": {"threads": 1}, "calibration": {"source": "none", "sets": []}, "variants": [{"scheme": "bf16"}, {"scheme": "fp32"}],
+        "benchmark": {"variants": ["random-bf16", "random-fp32"], "rounds": 1, "workloads": [
+            {"kind": "queries", "batch": 2, "iterations": 2, "warmup": 1, "items": 4},
+            {"kind": "pages", "batch": 1, "iterations": 2, "warmup": 1, "items": 2}]},
+        "evaluation": {"tasks": [], "suite": "mteb"}})
+
+
+@pytest.mark.parametrize("function, message", [
+    ("killed", "ended by SIGKILL"), ("broken", "MemoryError: too little of it"), ("left", "status 3"), ("slept", "no result within")])
+def test_a_dying_child_is_a_reason(tmp_path, monkeypatch, function, message):
+    (tmp_path / "isolated.py").write_text(
+        "import os, time\n"
+        f"def killed(): os.kill(os.getpid(), {int(signal.SIGKILL)})\n"
+        "def broken(): raise MemoryError('too little of it')\n"
+        "def left(): os._exit(3)\n"
+        "def slept(): time.sleep(60)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    outcome = isolate.call(f"isolated:{function}", {}, timeout_s=2 if function == "slept" else 60)
+    assert outcome.value is None and message in outcome.error
+
+
+def test_a_run_is_complete_and_kept(exp, monkeypatch):
+    """One round in the test's own process; then again, with nothing left to measure."""
+    called = []
+
+    def here(function, arguments, threads, timeout_s):
+        called.append(function)
+        if function.startswith("colq_utils.ceilings"):
+            return isolate.Outcome(value=LIMITS)
+        if arguments["variant"] == "random-fp32" and len(called) < 4:
+            return isolate.Outcome(error="the process was ended by SIGKILL (out of memory?)")
+        return isolate.Outcome(value=measure.run(**arguments))
+
+    monkeypatch.setattr(isolate, "call", here)
+    monkeypatch.setattr(workloads, "PUBLISHED", ("queries_published", config.Workload(kind="queries", batch=2, iterations=3, items=4)))
+    threads = torch.get_num_threads()
+    try:
+        first = bench.run(exp).set_index(["variant", "kind"])
+        assert first.loc["random-fp32", "error"].str.contains("SIGKILL").all() and first.loc["random-fp32", "items_per_s"].isna().all()
+        assert first.loc["random-bf16", "error"].isna().all() and (first.loc["random-bf16", "times_floor"] > 0).all()
+        assert first.loc[("random-bf16", "queries_published"), "n_samples"] == 3
+        assert (first.loc["random-bf16", "kernel"] == "torch bfloat16").all()
+        second = bench.run(exp).set_index(["variant", "kind"])
+        assert called.count("colq_utils.measure:run") == 3, "the finished process is kept, the failed one tried again"
+        assert second["error"].isna().all()
+        bench.run(exp)
+        assert len(called) == 4
+    finally:
+        torch.set_num_threads(threads)
+    memory = bench.memory_table(exp)
+    assert memory.loc["random-fp32", "tensors_bytes"] == pytest.approx(2 * memory.loc["random-bf16", "tensors_bytes"], rel=0.01)
+    assert {p.name for p in exp.results("benchmark").iterdir()} == {
+        "rows.csv", "samples.parquet", "memory.csv", "census.csv", "ceilings.json", "environment.json"}
+    assert len(bench.results(exp, "samples.parquet")) == second["n_samples"].sum()
+
+
+def test_running_out_of_memory_is_one_workload(exp, monkeypatch):
+    class Full:
+        device = "cpu"
+        processor = None
+
+    def fail(*_):
+        raise torch.OutOfMemoryError("tried to allocate too much")
+    monkeypatch.setattr(measure, "batches", fail)
+    record = measure._record(exp, Full(), "queries", exp.benchmark.workloads[0])
+    assert record == {"kind": "queries", "batch": 2, "error": "OutOfMemoryError: tried to allocate too much"}
+
+
+def test_p99_needs_a_hundred_samples():
+    few, enough = bench.summarize([0.1] * 99), bench.summarize([i / 100 for i in range(1, 101)])
+    assert few["latency_s_p99"] != few["latency_s_p99"] and few["latency_s_std"] == pytest.approx(0)
+    assert enough["latency_s_p99"] == pytest.approx(0.9901) and enough["latency_s_median"] == pytest.approx(0.505)
+    assert bench.summarize([]) == {"n_samples": 0}
+
+
+def test_floors():
+    need = ceilings.Demand(weight_bytes=100, flop=1000)
+    found = ceilings.floors(need, {"copy_bytes_per_s": 100, "bfloat16_flop_per_s": 100}, "bfloat16")
+    assert found == {"bandwidth_floor_s": 1.0, "compute_floor_s": 10.0, "floor_s": 10.0}
+
+
+def test_demand_counts_products_and_weights(random_model):
+    inputs = dict(random_model.processor.queries(["alpha beta"]))
+    text = random_model.model.config.text_config
+    linear = sum(m.weight.numel() for n, m in random_model.model.named_modules() if isinstance(m, torch.nn.Linear) and ".visual" not in n)
+    n = inputs["input_ids"].numel()
+    need = ceilings.demand(random_model.model, inputs)
+    assert need.weight_bytes == 2 * linear
+    assert need.flop == 2 * n * linear + 4 * n**2 * text.num_attention_heads * text.head_dim * text.num_hidden_layers
+
+
+def test_mistakes_are_refused(exp, tmp_path):
+    fields = exp.model_dump(mode="json")
+    with pytest.raises(ValueError, match="benchmark names the variant 'nothing'"):
+        config.Experiment.model_validate(fields | {"benchmark": fields["benchmark"] | {"variants": ["nothing"]}})
+    with pytest.raises(ColqError, match="no variant 'nothing'"):
+        measure.run(fields, "nothing", [])
+    quantized = fields | {"variants": fields["variants"] + [{"scheme": "w4a16", "method": "rtn"}],
+                          "benchmark": fields["benchmark"] | {"variants": ["random-w4a16-rtn"]}}
+    with pytest.raises(ColqError, match="run `make quantize EXPERIMENT=made` first"):
+        bench.run(config.Experiment.model_validate(quantized))
+    with pytest.raises(ColqError, match="make benchmark EXPERIMENT=made"):
+        bench.results(exp, "rows.csv")
+
+
+def test_drawn_pages_differ():
+    assert workloads.drawn_page(0) != workloads.drawn_page(1) and len(set(workloads.QUESTIONS)) == 32

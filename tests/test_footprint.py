@@ -1,0 +1,115 @@
+"""Sizes predicted from shapes against checkpoints on disk and against published figures."""
+import json
+import shutil
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from colq_utils import config, footprint, loading, processing
+from colq_utils.errors import ColqError
+
+EXPORTS = {"auto_round": "auto-round-auto-gptq", "auto_awq": "auto-awq", "auto_gptq": "auto-gptq"}
+
+
+def rtn(source, out, scheme: str, format: str, **options) -> list[str]:
+    """Folders of the checkpoints that AutoRound writes when it rounds to nearest."""
+    from auto_round import AutoRound
+    processor = processing.from_pretrained(str(source))
+    rows = [{"input_ids": torch.randint(5, 200, (4, 32)), "attention_mask": torch.ones(4, 32, dtype=torch.long)}]
+    made = AutoRound(loading.open_model(str(source)), tokenizer=processor.tokenizer, processor=processor, scheme=scheme, dataset=rows,
+                     iters=0, disable_opt_rtn=True, seqlen=32, nsamples=4, batch_size=4, device_map="cpu",
+                     enable_torch_compile=False, **options).quantize_and_save(str(out), format=format)[1]
+    return made if isinstance(made, list) else [made]
+
+
+def lines(tensors) -> list[tuple]:
+    return sorted((t.name, t.dtype, t.shape) for t in tensors)
+
+
+@pytest.mark.parametrize("scheme, group_size, exports", [("W4A16", 128, tuple(EXPORTS)), ("W2A16", 128, ("auto_round",)),
+                                                         ("W3A16", 64, ("auto_round",)), ("W8A16", 32, ("auto_round",))])
+def test_prediction_equals_autoround(random_checkpoint, tmp_path, monkeypatch, scheme, group_size, exports):
+    monkeypatch.chdir(tmp_path)  # AutoRound leaves a work space in the current folder
+    folders = rtn(random_checkpoint, tmp_path, scheme, ",".join(exports), group_size=group_size)
+    base = footprint.read_headers(str(random_checkpoint))
+    assert len(folders) == len(exports)
+    for export in exports:
+        written = footprint.read_headers(next(f for f in folders if len(folders) == 1 or Path(f).name == EXPORTS[export]))
+        expected = footprint.quantized(base, int(scheme[1]), group_size, export)
+        assert lines(written) == lines(expected)
+        assert footprint.total(written) == footprint.total(expected)
+
+
+@pytest.mark.parametrize("size, mebibytes", [("4b", 8466), ("8b", 16724)])
+def test_published_sizes(size, mebibytes):
+    """mteb's ModelMeta gives the memory of the published checkpoints in MiB."""
+    assert round(footprint.total(footprint.from_config(footprint.real_config(size))) / 2**20) == mebibytes
+
+
+def test_configuration_implies_the_stored_tensors(random_checkpoint):
+    implied = footprint.from_config(loading.read_config(str(random_checkpoint)))
+    assert lines(implied) == lines(footprint.read_headers(str(random_checkpoint)))
+
+
+@pytest.fixture
+def published_layout(random_checkpoint, tmp_path):
+    """The random checkpoint in two shards, with the head that retrieval never uses."""
+    folder = tmp_path / "published"
+    shutil.copytree(random_checkpoint, folder)
+    tensors = load_file(folder / "model.safetensors") | {"vlm.lm_head.weight": torch.zeros(384, 128, dtype=torch.bfloat16)}
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    shards = {f"model-{i + 1:05d}-of-00002.safetensors": names[i::2] for i in range(2)}
+    for file, mine in shards.items():
+        save_file({name: tensors[name] for name in mine}, folder / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: file for file, mine in shards.items() for name in mine}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def test_head_is_a_line_of_its_own(random_checkpoint, published_layout):
+    plain, with_head = (footprint.read_headers(str(p)) for p in (random_checkpoint, published_layout))
+    towers = footprint.towers(with_head).set_index("tower")
+    assert towers.loc["lm_head", "bytes"] == 384 * 128 * 2
+    assert towers["share"].sum() == pytest.approx(1)
+    assert footprint.predicted(with_head).equals(footprint.predicted(plain))
+
+
+def test_seven_layers_a_block(random_checkpoint):
+    layers = footprint.quantizable_layers(footprint.read_headers(str(random_checkpoint)))
+    assert layers["layers"].tolist() == [2] * 7
+
+
+def test_stage_writes_its_files(random_checkpoint, tmp_path):
+    fields = {"path": str(random_checkpoint), "size": "random"}
+    base = config.load("tiny", tmp_path)
+    exp = base.model_copy(update={"name": "made", "model": config.Model(**fields)})
+    found = footprint.inspect(exp)
+    assert {p.name for p in exp.results("inspect").iterdir()} == {
+        "architecture.json", "layers.csv", "towers.csv", "predicted.csv", "published.csv"}
+    assert found.towers["bytes"].sum() == found.architecture["stored"]["bytes"]
+    assert found.predicted.reduction_pct.iloc[0] == 0
+
+
+@pytest.mark.parametrize("damage, message", [("cut", "cut short"), ("header", "cut short"), ("gone", "missing")])
+def test_damaged_files_are_refused(random_checkpoint, tmp_path, damage, message):
+    shutil.copytree(random_checkpoint, tmp_path / "bad")
+    file = tmp_path / "bad" / "model.safetensors"
+    content = file.read_bytes()
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(content[:-100] if damage == "cut" else struct.pack("<Q", 10**12) + content[8:])
+    with pytest.raises(ColqError, match=message):
+        footprint.read_headers(str(tmp_path / "bad"))
+
+
+def test_absent_folder_and_impossible_packing(random_checkpoint):
+    with pytest.raises(ColqError, match="no checkpoint folder"):
+        footprint.read_headers("/nowhere/at/all")
+    layer = next(t for t in footprint.read_headers(str(random_checkpoint)) if t.quantizable)
+    with pytest.raises(ColqError, match="no packing 'auto_awq' for 3 bits"):
+        footprint.packed(layer, 3, 128, "auto_awq")
