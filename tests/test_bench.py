@@ -1,5 +1,10 @@
 """The benchmark's bookkeeping: failures become rows, percentiles need samples, finished work is kept. No timings."""
+import os
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,6 +39,33 @@ def test_a_dying_child_is_a_reason(tmp_path, monkeypatch, function, message):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     outcome = isolate.call(f"isolated:{function}", {}, timeout_s=2 if function == "slept" else 60)
     assert outcome.value is None and message in outcome.error
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_no_child_outlives_its_parent(tmp_path, how):
+    """Ctrl-C and kill -9 of the parent, while its child works."""
+    (tmp_path / "isolated.py").write_text(
+        "import os, time\nfrom pathlib import Path\n"
+        f"def slept(): Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid())); time.sleep(60)\n")
+    script = ("import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+              "from colq_utils import isolate; isolate.call('isolated:slept', {})")
+    search = os.pathsep.join([str(config.ROOT), str(tmp_path)])
+    parent = subprocess.Popen([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": search}, stderr=subprocess.DEVNULL)
+    assert _until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    parent.send_signal(how)
+    parent.wait(10)
+    child = Path("/proc", (tmp_path / "pid").read_text(), "stat")
+    assert _until(lambda: not child.exists() or child.read_text().rsplit(")", 1)[1].split()[0] == "Z")
+
+
+def _until(done, seconds: float = 20) -> bool:
+    """Whether `done` comes true in time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if done():
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def test_a_run_is_complete_and_kept(exp, monkeypatch):
