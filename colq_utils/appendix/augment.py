@@ -21,7 +21,8 @@ JPEG_LUMINANCE = torch.tensor([
 
 def draw_views(n: int, canvas: tuple[int, int], device: str) -> torch.Tensor:
     """Draw affine maps (n, 2, 3) from pixels of a region to pixels of its canvas (height, width)."""
-    u = lambda low, high: torch.empty(n, device=device).uniform_(low, high)
+    def u(low, high):
+        return torch.empty(n, device=device).uniform_(low, high)
     still = u(0, 1) < 0.35
     zoom = torch.where(still, 1.0, torch.exp(u(-0.18, 0.18)))
     stretch = torch.where(still, 1.0, 1 + u(-0.04, 0.04))
@@ -90,7 +91,8 @@ def scan(pages: torch.Tensor) -> torch.Tensor:
     pages[pick] = torch.where(thick, -F.max_pool2d(-pages[pick][:, None], 2, 1, 1)[:, 0, :-1, :-1],
                               F.avg_pool2d(pages[pick][:, None], 2, 1, 1)[:, 0, :-1, :-1])
     pick = some(0.5)
-    u = lambda low, high: torch.empty(len(pick), 1, 1, device=device).uniform_(low, high)
+    def u(low, high):
+        return torch.empty(len(pick), 1, 1, device=device).uniform_(low, high)
     contrast, paper, gamma = u(0.35, 1.05), u(200, 255), u(0.7, 1.4)
     pages[pick] = paper - (255 - 255 * (pages[pick].clamp(0, 255) / 255) ** gamma) * contrast * paper / 255
     pick = some(0.1)

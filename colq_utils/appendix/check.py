@@ -7,7 +7,6 @@ is a check on reading during training; the benchmark proper has its own document
 """
 
 import random
-from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,44 +67,53 @@ def _queries(contents: list[tuple], languages: list[str], r: random.Random) -> l
     queries = []
     for i, words in enumerate(contents):
         rivals = [text for j, text in enumerate(texts) if languages[j] == languages[i] and j != i]
-        unique = lambda part: not any(f" {part} " in rival for rival in rivals)
         plain = [w for w in (_plain(word.text) for word in words) if w]
-
-        def phrase() -> str | None:
-            for _ in range(20):
-                length = r.randint(4, 8)
-                start = r.randrange(max(1, len(plain) - length))
-                part = " ".join(plain[start : start + length])
-                if unique(part) and sum(len(w) >= 4 for w in part.split()) >= 2:
-                    return part
-
-        for part in (phrase(), phrase()):
+        for part in (_phrase(plain, rivals, r), _phrase(plain, rivals, r)):
             if part:
                 queries.append(Query(part, "phrase", i))
-        if part := phrase():
+        if part := _phrase(plain, rivals, r):
             queries.append(Query(" ".join(r.sample(part.split(), len(part.split()))), "shuffled", i))
-        if part := phrase():
+        if part := _phrase(plain, rivals, r):
             spoilt = [misspell(w, r) if r.random() < 0.5 else w for w in part.split()]
             queries.append(Query(" ".join(spoilt), "misspelt", i))
-        rare = [w for w in plain if len(w) >= 5 and unique(w)]
+        rare = [w for w in plain if len(w) >= 5 and _unique(w, rivals)]
         if rare:
             queries.append(Query(r.choice(rare), "short", i))
         for heading in headings(words):
-            if unique(heading):
+            if _unique(heading, rivals):
                 queries.append(Query(heading, "heading", i))
                 break
     return queries
 
 
+def _unique(part: str, rivals: list[str]) -> bool:
+    return not any(f" {part} " in rival for rival in rivals)
+
+
+def _phrase(words: list[str], rivals: list[str], r: random.Random) -> str | None:
+    """Return 4 to 8 words in a row that no rival holds, two of them long; None where luck fails."""
+    for _ in range(20):
+        length = r.randint(4, 8)
+        start = r.randrange(max(1, len(words) - length))
+        part = " ".join(words[start : start + length])
+        if _unique(part, rivals) and sum(len(word) >= 4 for word in part.split()) >= 2:
+            return part
+    return None
+
+
 def headings(words: tuple[regions.Word, ...]) -> list[str]:
-    """Return lines of 2 to 9 words printed larger than the rest."""
-    lines = defaultdict(list)
+    """Return lines of 2 to 9 words whose tallest word stands out above the tall words of the region."""
+    lines = []
     for word in words:
-        lines[word.box[3] // 6].append(word)
-    usual = float(np.median([word.box[3] - word.box[1] for word in words]))
-    large = [line for line in lines.values()
-             if 2 <= len(line) <= 9 and np.mean([word.box[3] - word.box[1] for word in line]) > 1.25 * usual]
-    return [text for line in large if len((text := " ".join(_plain(w.text) for w in line)).replace(" ", "")) >= 8]
+        if lines and abs(word.box[3] - lines[-1][-1].box[3]) < 9 and word.box[0] >= lines[-1][-1].box[2]:
+            lines[-1].append(word)
+        else:
+            lines.append([word])
+    tall = np.percentile([word.box[3] - word.box[1] for word in words], 90)
+    large = [line for line in lines if max(word.box[3] - word.box[1] for word in line) > 1.12 * tall]
+    texts = [" ".join(text for word in line if (text := _plain(word.text))) for line in large]
+    return [text for text in texts if 2 <= len(text.split()) <= 9 and sum(map(str.isalpha, text)) >= 8
+            and sum(map(str.isalpha, text)) > 0.8 * len(text.replace(" ", ""))]
 
 
 def _plain(text: str) -> str:

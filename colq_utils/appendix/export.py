@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from ..processing import ColQwen3Processor
-from .tiny_model import HEIGHT, SPECIAL_TOKENS, VISION_END, VISION_START, WIDTH, IMAGE, TinyColQwen3, TinyConfig, export
+from .tiny_model import HEIGHT, IMAGE, SPECIAL_TOKENS, VISION_END, VISION_START, WIDTH, TinyColQwen3, TinyConfig, export
 from .tokenizer import published
 
 PAGE_PREFIX = "".join(SPECIAL_TOKENS[i] for i in (VISION_START, IMAGE, VISION_END))

@@ -43,7 +43,7 @@ class Writer:
         self.random = random.Random(seed)
         self.paragraphs = {}
         for path in sorted(Path(texts).glob("*.txt.gz")):
-            lines = gzip.open(path, "rt", encoding="utf-8").read().splitlines()
+            lines = gzip.decompress(path.read_bytes()).decode("utf-8").splitlines()
             self.paragraphs[path.name.split(".")[0]] = lines
         files = sorted(str(path) for path in Path(fonts).iterdir())
         self.mono = [name for name in files if any(part in Path(name).name.lower() for part in MONOSPACED)]
@@ -126,7 +126,7 @@ class Writer:
         r, (x, y) = self.random, at
         columns, ruled = r.randint(2, 4), r.random() < 0.6
         cell, step = width / columns, size * r.uniform(1.3, 1.7)
-        for row in range(r.randint(2, 6)):
+        for _row in range(r.randint(2, 6)):
             for column in range(columns):
                 take, words = words[: r.randint(1, 3)], words[r.randint(1, 3):]
                 for line in self._fill(take, cell - 8, font, size)[:1]:

@@ -283,6 +283,13 @@ def export(model: TinyColQwen3, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(model.c.published(), indent=2) + "\n", encoding="utf-8")
 
 
+def towers(model: TinyColQwen3) -> dict[str, int]:
+    """Return the number of parameters of the vision tower, the language model and the projection."""
+    parts = {"vision tower": model.vlm.model.visual, "language model": model.vlm.model.language_model,
+             "projection": model.embedding_proj_layer}
+    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+
+
 def describe(model: TinyColQwen3) -> dict:
     """Return the sizes and the number of parameters, for logs."""
     return {**asdict(model.c), "parameters": sum(p.numel() for p in model.parameters())}

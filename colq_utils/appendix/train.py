@@ -62,7 +62,7 @@ class Trainer:
             printed = losses.printed_cells(boxes.flatten(0, 2)[places])
             rivals_off = losses.rivals(example["page"])
         n_queries, width = tokens.shape[0] * tokens.shape[1], tokens.shape[2]
-        with torch.autocast(self.device, torch.bfloat16):
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.device != "cpu"):
             cells, patches = self.model.pages(pages)
             words = self.model.queries(tokens.flatten(0, 1)).flatten(0, 1)[places]
             read = self.reading(self.reader, patches, classes)
@@ -84,7 +84,7 @@ class Trainer:
         self.model.zero_grad(set_to_none=True)
         self.adamw.zero_grad(set_to_none=True)
         self.step += 1
-        return parts
+        return {name: value.detach() for name, value in parts.items()}
 
     def state(self) -> dict:
         return dict(model=self.model.state_dict(), reader=self.reader.state_dict(), scales=self.scales.data,
@@ -129,7 +129,7 @@ def schedule(progress: float) -> float:
 def encode(model: TinyColQwen3, tokenizer: Tokenizer, images: np.ndarray, texts: list[str], device: str):
     """Return vectors of queries, a list of (t, d), and of regions (n, 264, d)."""
     pages, queries = [], []
-    with torch.autocast(device, torch.bfloat16), torch.compiler.set_stance("force_eager"):
+    with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"), torch.compiler.set_stance("force_eager"):
         for start in range(0, len(images), 32):
             part = torch.from_numpy(images[start : start + 32]).to(device).float() / 127.5 - 1
             pages.append(model.pages(part)[0])
@@ -193,12 +193,12 @@ def run(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     feed, held_out = sources(args.data)
     workers = Workers(feed, args.workers, args.seed)
-    log = open(args.out / "log.jsonl", "a", buffering=1)
 
     def note(**row) -> None:
         row = {"wall_s": round(time.monotonic() - began, 1), **row}
         print(json.dumps(row), flush=True)
-        log.write(json.dumps(row) + "\n")
+        with open(args.out / "log.jsonl", "a", encoding="utf-8") as log:
+            log.write(json.dumps(row) + "\n")
 
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")
