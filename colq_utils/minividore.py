@@ -27,7 +27,7 @@ __all__ = ["DEFAULT", "LANGUAGES", "SCAN_STRENGTH", "TASKS", "MiniVidore", "Task
 
 DEFAULT = Path(__file__).resolve().parents[1] / "data" / "minividore"
 LANGUAGES = ("en", "fr", "de", "es", "it", "pt")
-SCAN_STRENGTH = 0.6
+SCAN_STRENGTH = 1.0
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ class Task:
 
 
 TASKS = {
-    "MiniVidoreHeadings": Task("Find a section by its title, without its number.", "Headings"),
-    "MiniVidorePhrases": Task("Find a few consecutive words, each of them common.", "Phrases"),
+    "MiniVidoreHeadings": Task("Find a section by its title, on clean pages.", "Headings", counted=False),
+    "MiniVidorePhrases": Task("Find two consecutive words, each of them common.", "Phrases"),
     "MiniVidoreKeywords": Task("Find one or two words, anywhere on the page.", "Keywords"),
-    "MiniVidoreMisspelt": Task("Find a few consecutive words, typed with errors.", "Misspelt"),
+    "MiniVidoreMisspelt": Task("Find two consecutive words, typed with errors.", "Misspelt"),
     "MiniVidoreShuffled": Task("Find common words of one paragraph, out of order.", "Shuffled"),
-    "MiniVidoreScience": Task("Find words on pages full of figures.", "Science", languages=("en", "fr")),
+    "MiniVidoreScience": Task("Find one or two words on pages full of figures.", "Science", languages=("en", "fr")),
     "MiniVidoreScannedHeadings": Task("Find a section by its title in bad scans.", "ScannedHeadings", "scanned"),
     "MiniVidoreScannedPhrases": Task("Find a few consecutive words in bad scans.", "ScannedPhrases", "scanned"),
     "MiniVidoreCrosslingual": Task("Find the section of a title in other languages.", "Crosslingual", "foreign", False),

@@ -37,17 +37,17 @@ class Recipe:
     crosslingual: int = 60
     reading: int = 60
     heading: Span = Span((2, 9), min_regions=3, max_relevant=3)
-    phrase: Span = Span((3, 4), min_regions=8)
+    phrase: Span = Span((2, 2), min_regions=12, max_relevant=5)
     keyword: Span = Span((1, 2), min_regions=2, max_regions=60, max_relevant=5)
-    misspell: Span = Span((3, 5), min_regions=4)
+    misspell: Span = Span((2, 2), min_regions=6)
     shuffle: Span = Span((3, 3), min_regions=10)
     shuffle_window: int = 30
-    scanned_heading: Span = Span((2, 9), max_relevant=3)
-    scanned_phrase: Span = Span((3, 5), min_regions=2)
-    experiment: Span = Span((2, 4), min_regions=3, max_relevant=3)
+    scanned_heading: Span = Span((1, 6), min_regions=2, max_relevant=3)
+    scanned_phrase: Span = Span((3, 4), min_regions=2)
+    experiment: Span = Span((1, 2), min_regions=3, max_relevant=5)
     long_heading: Span = Span((3, 12), max_relevant=1)
     long_phrase: Span = Span((6, 8), max_relevant=1)
-    errors_per_word: float = 0.8
+    errors_per_word: float = 1.0
 
 
 @dataclass(frozen=True)
