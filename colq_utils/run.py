@@ -143,7 +143,7 @@ def run_stage(experiment: Experiment, stage: str, source: str, parameters: dict)
     partial.parent.mkdir(parents=True, exist_ok=True)
     given = {"experiment": str(Path(source).resolve()) if source.endswith(".yaml") else source,
              "output": "" if experiment.output == ROOT else str(experiment.output), **parameters}
-    environment = {"COLQ_HEADLESS": "1", "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+    environment = {"COLQ_HEADLESS": "1", "OMP_WAIT_POLICY": "passive", "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
     if sys.stderr.isatty():
         environment["COLQ_TTY"] = os.ttyname(2)
     os.environ.update(environment)
