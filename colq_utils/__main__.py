@@ -15,7 +15,8 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="a notebook parameter")
     render = commands.add_parser("render", help="executed notebooks to self-contained HTML")
     clean = commands.add_parser("clean", help="remove what can be made again (build/)")
-    for command in (run, render, clean):
+    readme = commands.add_parser("readme", help="put the headline table of the results into README.md")
+    for command in (run, render, clean, readme):
         command.add_argument("experiment", help="name of a file in experiments/, or the path of one")
         command.add_argument("--output", default="", help="folder for results/, figures/ and build/ (default: the repository)")
     options = parser.parse_args(arguments)
@@ -38,6 +39,9 @@ def act(options: argparse.Namespace) -> int:
     elif options.command == "render":
         from .render import render
         print(render(experiment)[-1])
+    elif options.command == "readme":
+        from . import analysis, report, results
+        print(report.update_readme(config.ROOT / "README.md", report.headline(analysis.study(results.load(experiment)))))
     else:
         from . import run
         stages = tuple(options.stage or config.STAGES)

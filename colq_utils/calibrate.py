@@ -110,9 +110,9 @@ def path_of(experiment: Experiment, set_id: str) -> Path:
 def build(experiment: Experiment) -> pd.DataFrame:
     """Pack every set of the experiment and describe them, one row a set."""
     texts = corpus(experiment)
-    tokenizer = processing.from_pretrained(experiment.model_path, experiment.model.revision).tokenizer
+    processor = processing.from_pretrained(experiment.model_path, experiment.model.revision, experiment.model.max_visual_tokens)
     longest = max((s.seqlen for s in experiment.calibration.sets), default=0)
-    tokens = stream(texts, tokenizer, longest, experiment.seed) if longest else np.empty(0, dtype=np.int64)
+    tokens = stream(texts, processor.tokenizer, longest, experiment.seed) if longest else np.empty(0, dtype=np.int64)
     rows = []
     for spec in experiment.calibration.sets:
         if spec.kind == "text":
@@ -122,18 +122,19 @@ def build(experiment: Experiment) -> pd.DataFrame:
             tensors, notes = {"pages": pages}, {"queries": json.dumps(queries, ensure_ascii=False)}
         with files.atomic(path_of(experiment, spec.id)) as target:
             save_file(tensors, target, metadata={"set": spec.model_dump_json(), **notes})
-        rows.append(describe(spec, tensors))
+        rows.append(describe(spec, tensors, processor))
     return pd.DataFrame(rows)
 
 
-def describe(spec: CalibrationSet, tensors: dict[str, torch.Tensor]) -> dict:
-    """Counts and a fingerprint of a set; padding is zero by construction."""
-    ids = tensors.get("input_ids")
+def describe(spec: CalibrationSet, tensors: dict[str, torch.Tensor], processor: processing.ColQwen3Processor) -> dict:
+    """Counts and a fingerprint of a set; padding is zero by construction. A page's length is that of its prompt."""
     content = next(iter(tensors.values())).numpy()
-    return {"set": spec.id, "kind": spec.kind, "seqlen": spec.seqlen, "blocks": spec.blocks, "batch_rows": spec.batch_rows,
-            "tokens": int(ids.numel()) if ids is not None else 0,
-            "tokens_per_step": spec.seqlen * spec.batch_rows,
-            "distinct_tokens": len(torch.unique(ids)) if ids is not None else 0,
+    if spec.kind == "text":
+        ids = tensors["input_ids"]
+    else:
+        ids = processor.pages([Image.fromarray(content[0])])["input_ids"].repeat(spec.blocks, 1)  # (blocks, n_tokens)
+    return {"set": spec.id, "kind": spec.kind, "seqlen": ids.shape[1], "blocks": spec.blocks, "batch_rows": spec.batch_rows,
+            "tokens": ids.numel(), "tokens_per_step": ids.shape[1] * spec.batch_rows, "distinct_tokens": len(torch.unique(ids)),
             "fingerprint": hashlib.sha256(content.tobytes()).hexdigest()[:16]}
 
 
@@ -145,7 +146,7 @@ def load(experiment: Experiment, set_id: str) -> dict:
     """
     path = files.required(path_of(experiment, set_id), f"calibrate EXPERIMENT={experiment.name}")
     with safe_open(path, framework="pt") as stored:
-        content = {name: stored.get_tensor(name) for name in stored.keys()}
+        content = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
         notes = stored.metadata()
     if "queries" in notes:
         content["queries"] = json.loads(notes["queries"])

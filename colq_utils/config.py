@@ -129,13 +129,18 @@ class Benchmark(Section):
 
 
 class Evaluation(Section):
-    """Tasks by mteb name; `share_vision` keeps page features on disk and runs the vision tower once."""
+    """Tasks by mteb name (none: all of the embedded suite).
+
+    `share_vision` keeps page features on disk and runs the vision tower once for all variants;
+    `random_init` adds the floor, the same architecture with random weights; `margin` is the loss
+    of NDCG@5 that still counts as none, stated before the run.
+    """
 
     tasks: tuple[str, ...]
     suite: Literal["minividore", "mteb"] = "minividore"
     share_vision: bool = True
     batch: int = 8
-    random_init: tuple[str, ...] = ()
+    random_init: bool = False
     margin: float = 0.005
 
 

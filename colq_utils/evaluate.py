@@ -10,18 +10,17 @@ import difflib
 import hashlib
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import mteb
 import numpy as np
 import pandas as pd
 import torch
 from datasets import Image as ImageColumn
-from PIL import Image
-
-import mteb
 from mteb.models import ModelMeta
 from mteb.models.model_meta import ScoringFunction
+from PIL import Image
 
 from . import encode, files, loading, quantize
 from .config import Experiment
@@ -33,6 +32,8 @@ from .store import VectorStore
 
 K = 5
 RANDOM_INIT = "random-init"
+#: Corpora up to this many pages are kept in memory while they are searched.
+SMALL = 1000
 
 
 class Retriever:
@@ -46,7 +47,7 @@ class Retriever:
     def __init__(self, loaded: Loaded, revision: str, folder: Path, features: VectorStore | None, batch: int):
         self.loaded, self.features, self.batch = loaded, features, batch
         self.pages = VectorStore(folder, loaded.model.config.embed_dim, loaded.model.dtype)
-        self.encoded, self.rankings, self._corpora, self._keys, self._ids = 0, {}, {}, [], []
+        self.encoded, self.rankings, self._corpora, self._read, self._keys, self._ids = 0, {}, {}, {}, [], []
         self.mteb_model_meta = ModelMeta.create_empty(overwrites={
             "name": f"colq/{loaded.variant}", "revision": revision, "modalities": ["image", "text"],
             "similarity_fn_name": ScoringFunction.MAX_SIM, "embed_dim": loaded.model.config.embed_dim})
@@ -54,10 +55,12 @@ class Retriever:
     def index(self, corpus, *, task_metadata, hf_split, hf_subset, encode_kwargs, num_proc=None, **unused) -> None:
         """Embed the pages of `corpus` that no earlier task has brought."""
         self._ids, self._keys = self._identify(corpus)
+        kept = set(self._keys)
+        self._read = {key: page for key, page in self._read.items() if key in kept}
         rows = {key: row for row, key in reversed(list(enumerate(self._keys))) if key not in self.pages}
         missing = sorted(rows, key=rows.get)
         for keys in encode.page_batches(missing, self.batch, f"{self.loaded.variant} {task_metadata.name}"):
-            self.pages.extend(keys, self._embed(keys, [corpus[rows[key]]["image"] for key in keys]))
+            self.pages.extend(keys, self._embed(keys, lambda key: corpus[rows[key]]["image"]))
             self.encoded += len(keys)
 
     def _identify(self, corpus) -> tuple[list[str], list[str]]:
@@ -67,22 +70,30 @@ class Retriever:
             self._corpora[corpus._fingerprint] = list(corpus["id"]), [digest(entry) for entry in raw["image"]]
         return self._corpora[corpus._fingerprint]
 
-    def _embed(self, keys: list[str], images: list[Image.Image]) -> list[torch.Tensor]:
+    def _embed(self, keys: list[str], image: Callable[[str], Image.Image]) -> list[torch.Tensor]:
         if self.features is None:
-            return encode.pages(self.loaded, images, self.batch)
-        new = [i for i, key in enumerate(keys) if key not in self.features]
+            return encode.pages(self.loaded, [image(key) for key in keys], self.batch)
+        new = [key for key in keys if key not in self.features]
         if new:
-            matrices, grids = encode.features(self.loaded, [images[i] for i in new])
-            self.features.extend([keys[i] for i in new], matrices, grid=grids)
+            matrices, grids = encode.features(self.loaded, [image(key) for key in new])
+            self.features.extend(new, matrices, grid=grids)
         return encode.pages_from_features(
             self.loaded, [self.features[key] for key in keys], [self.features.note(key, "grid") for key in keys])
+
+    def _page(self, i: int) -> torch.Tensor:
+        """Page i of the indexed corpus; a small corpus is read once for all languages of a task."""
+        if len(self._keys) > SMALL:
+            return self.pages[self._keys[i]]
+        if self._keys[i] not in self._read:
+            self._read[self._keys[i]] = self.pages[self._keys[i]].float()
+        return self._read[self._keys[i]]
 
     def search(self, queries, *, task_metadata, hf_split, hf_subset, top_k, encode_kwargs,
                top_ranked=None, num_proc=None, **unused) -> dict[str, dict[str, float]]:
         """The `top_k` pages of each query with their MaxSim scores."""
         texts, ids = list(queries["text"]), list(queries["id"])
         vectors = encode.queries(self.loaded, texts)
-        scores = maxsim(vectors, len(self._keys), lambda i: self.pages[self._keys[i]])  # (n_queries, n_pages)
+        scores = maxsim(vectors, len(self._keys), self._page)  # (n_queries, n_pages)
         best = scores.topk(min(top_k, len(self._keys)), dim=1)
         found = {query: {self._ids[page]: score for page, score in zip(pages, values, strict=True)}
                  for query, pages, values in zip(ids, best.indices.tolist(), best.values.tolist(), strict=True)}
@@ -254,9 +265,8 @@ def run_all(experiment: Experiment, tasks: list) -> pd.DataFrame:
     """Every variant, the random-weight floor and (embedded benchmark) the BM25 ceiling; one row a query and variant."""
     data = data_fingerprint(experiment)
     frames = [run_variant(experiment, name, tasks, data) for name in track(variants(experiment), "variants")]
-    floor = [task for task in tasks if task.metadata.name in experiment.evaluation.random_init]
-    if floor:
-        frames.append(run_variant(experiment, RANDOM_INIT, floor, data))
+    if experiment.evaluation.random_init:
+        frames.append(run_variant(experiment, RANDOM_INIT, tasks, data))
     if experiment.evaluation.suite == "minividore":
         frames.append(lexical_ceiling(tasks))
     return pd.concat(frames, ignore_index=True)

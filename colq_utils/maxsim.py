@@ -42,9 +42,10 @@ def maxsim(queries: Sequence[torch.Tensor], n_pages: int, page: Callable[[int], 
         lengths = torch.tensor([len(p) for p in batch])
         if (lengths == 0).any():
             raise ValueError(f"page {start + int((lengths == 0).nonzero()[0])} has no tokens")
-        stacked = pad_sequence(batch, batch_first=True)  # (n_batch, n_longest, dim)
+        even = bool((lengths == lengths[0]).all())
+        stacked = torch.stack(batch) if even else pad_sequence(batch, batch_first=True)  # (n_batch, n_longest, dim)
         best = (tokens @ stacked.flatten(0, 1).T).unflatten(1, stacked.shape[:2])  # (n_query_tokens, n_batch, n_longest)
-        if (lengths < stacked.shape[1]).any():
+        if not even:
             padding = torch.arange(stacked.shape[1])[None] >= lengths[:, None]  # (n_batch, n_longest)
             best = best.masked_fill(padding, float("-inf"))
         scores[:, start:start + len(batch)].index_add_(0, owner, best.amax(-1))

@@ -8,17 +8,18 @@ A variant's folder appears only when complete; a finished one is not made again.
 import json
 import logging
 import os
+import shutil
 import time
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pandas as pd
 import torch
+from safetensors.torch import load_file, save_file
 
-from . import calibrate, encode, files, loading, processing, provenance
+from . import calibrate, encode, files, footprint, loading, processing, provenance
 from .config import Experiment, Variant
 from .errors import ColqError
-from .modeling import ColQwen3Config, ColQwen3ForRetrieval
 from .progress import bar
 
 #: Tried in this order, and recorded, when AutoRound itself fails on a layer set (the published fallbacks).
@@ -75,6 +76,7 @@ def _with_fallbacks(experiment: Experiment, spec: Variant, target: Path) -> tupl
 
 def _autoround(experiment: Experiment, spec: Variant, target: Path) -> None:
     """One call of AutoRound, from a fresh copy of the base, into `target`/<export>."""
+    os.environ["AR_WORK_SPACE"] = str(target.parent / "scratch")  # else it leaves a folder where the user stands
     from auto_round import AutoRound
     model = loading.open_model(experiment.model_path, getattr(torch, experiment.runtime.dtype), experiment.runtime.device,
                                experiment.runtime.attention, revision=experiment.model.revision).requires_grad_(True)
@@ -93,6 +95,7 @@ def _autoround(experiment: Experiment, spec: Variant, target: Path) -> None:
         os.replace(made, target / export)
         _settle(target / export, export, processor)
     _remove_empty(target / "raw")
+    shutil.rmtree(target.parent / "scratch", ignore_errors=True)
 
 
 def _batches(experiment: Experiment, set_id: str, processor) -> tuple[list[dict], int, int]:
@@ -145,6 +148,7 @@ def _settle(folder: Path, export: str, processor) -> None:
         for old, new in names.items():
             os.replace(folder / old, folder / new)
         files.write_json(index, content)
+    _drop_head(folder)
     config = json.loads((folder / "config.json").read_text())
     if export == "auto_gptq":
         config["quantization_config"]["block_name_to_quantize"] = "vlm.model.language_model.layers"
@@ -152,6 +156,32 @@ def _settle(folder: Path, export: str, processor) -> None:
     config.pop("torch_dtype", None)
     files.write_json(folder / "config.json", config)
     processor.save_pretrained(folder)
+
+
+def _drop_head(folder: Path) -> None:
+    """Leave out the unused ``lm_head`` that AutoRound copies over from the base (1.2 GB in the 8B)."""
+    dropped = set()
+    for path in folder.glob("*.safetensors"):
+        tensors = load_file(path) if any("lm_head." in name for name in _header(path)) else {}
+        head = {name for name in tensors if "lm_head." in name}
+        if head and head == set(tensors):
+            path.unlink()
+        elif head:
+            with files.atomic(path) as target:
+                save_file({name: t for name, t in tensors.items() if name not in head}, target, metadata={"format": "pt"})
+        dropped |= head
+    index = folder / "model.safetensors.index.json"
+    if dropped and index.exists():
+        content = json.loads(index.read_text())
+        content["weight_map"] = {name: file for name, file in content["weight_map"].items() if name not in dropped}
+        files.write_json(index, content)
+
+
+def _header(path: Path) -> dict:
+    """The header of a safetensors file: tensor name -> dtype, shape and offsets."""
+    with path.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    return {name: entry for name, entry in header.items() if name != "__metadata__"}
 
 
 def _remove_empty(folder: Path) -> None:
@@ -162,12 +192,8 @@ def _remove_empty(folder: Path) -> None:
 
 def tensor_bytes(folder: Path) -> int:
     """Bytes of all tensors in a checkpoint folder, from the headers (what a size prediction is compared with)."""
-    total = 0
-    for path in folder.glob("*.safetensors"):
-        with path.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        total += sum(t["data_offsets"][1] - t["data_offsets"][0] for name, t in header.items() if name != "__metadata__")
-    return total
+    offsets = [entry["data_offsets"] for path in folder.glob("*.safetensors") for entry in _header(path).values()]
+    return sum(end - start for start, end in offsets)
 
 
 def base_digest(experiment: Experiment) -> str:
@@ -203,7 +229,7 @@ def compare(experiment: Experiment, variant: str, export: str, texts: list[str],
     """Load an export afresh and compare its embeddings with the base's, on text and on page images.
 
     Args:
-        base: what `embeddings` gave for the base on the same texts and images.
+        base: what `embeddings` gave for the base on the same texts and images, its headers and bytes.
 
     Returns:
         One row of the acceptance table.
@@ -215,6 +241,7 @@ def compare(experiment: Experiment, variant: str, export: str, texts: list[str],
            "calibration": manifest["used"]["calibration"], "group_size": manifest["used"]["group_size"], "sym": spec.sym,
            "iters": manifest["used"]["iters"], "export": export, "backend": spec.backend or experiment.runtime.backend,
            "quantize_s": manifest["quantize_s"], "tensor_bytes": size, "base_bytes": base["tensor_bytes"],
+           "predicted_bytes": footprint.total(footprint.quantized(base["headers"], spec.bits, manifest["used"]["group_size"], export)),
            "loads": False, "runs": False, "finite": False, "fallback": manifest["fallback"], "revision": manifest["revision"]}
     own = embeddings(loading.load(experiment, variant, export), texts, images)
     row |= {"loads": True, "runs": True, "finite": all(bool(torch.isfinite(v).all()) for v in own["query"] + own["page"])}
@@ -226,22 +253,14 @@ def compare(experiment: Experiment, variant: str, export: str, texts: list[str],
 
 
 def embeddings(loaded: loading.Loaded, texts: list[str], images: list) -> dict:
-    """Query and page embeddings of a loaded variant, with the bytes of its tensors."""
-    return {"query": encode.queries(loaded, texts), "page": encode.pages(loaded, images),
-            "tensor_bytes": sum(t.numel() * t.element_size() for t in loaded.model.state_dict().values())}
+    """Query and page embeddings of a loaded variant, a tensor ``(n_tokens, dim)`` each."""
+    return {"query": encode.queries(loaded, texts), "page": encode.pages(loaded, images)}
 
 
 def accept(experiment: Experiment, texts: list[str], images: list) -> pd.DataFrame:
     """The acceptance table: every export of every quantized variant against the base."""
     base = embeddings(loading.load(experiment, experiment.base), texts, images)
-    base["tensor_bytes"] = base_bytes(experiment)
+    base["headers"] = footprint.read_headers(experiment.model_path, experiment.model.revision)
+    base["tensor_bytes"] = footprint.total(t for t in base["headers"] if t.part != footprint.UNUSED)
     return pd.DataFrame([compare(experiment, variant, export, texts, images, base)
                          for variant, spec in experiment.quantized.items() for export in spec.exports])
-
-
-def base_bytes(experiment: Experiment) -> int:
-    """Bytes of the base's tensors in 16 bits, without the unused head."""
-    folder = loading.fetch(experiment.model_path, "config.json", experiment.model.revision).parent
-    with torch.device("meta"):
-        model = ColQwen3ForRetrieval(ColQwen3Config.from_pretrained(folder))
-    return 2 * sum(p.numel() for p in model.parameters())

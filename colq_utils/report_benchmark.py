@@ -11,7 +11,7 @@ from . import stats
 from .analysis import Study
 from .report_parts import environment, figures, missing
 
-KINDS = {"queries": "text queries", "pages": "pages"}
+KINDS = {"queries": "text queries", "pages": "pages", "queries_published": "text queries as published"}
 FIGURES = {"latency.png": "Latency of a call against the base, by workload, 95 % intervals."}
 #: Drawn by 01_inspect and 04_benchmark.
 OTHERS = {"throughput_queries.png": "Text queries a second.", "throughput_pages.png": "Pages a second.", "memory.png": "Memory.",

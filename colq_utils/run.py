@@ -52,7 +52,8 @@ class Outcome:
 
 def inputs(experiment: Experiment, stage: str) -> list[Path]:
     """Files and folders whose content decides a stage's results."""
-    model = [Path(experiment.model_path)] if experiment.model.is_local else []
+    folder = Path(experiment.model_path)
+    model = sorted(p for p in folder.glob("*") if p.suffix in (".json", ".safetensors")) if experiment.model.is_local else []
     pages = [ROOT / "data" / "minividore"]
     source = ROOT / experiment.calibration.source
     manifests = [experiment.build("checkpoints", v, "manifest.json") for v in experiment.quantized]

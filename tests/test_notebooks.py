@@ -106,6 +106,15 @@ def test_render(outcome):
         assert page.name in index and not re.search(r'<(script|link|img)[^>]+(src|href)="https?://', html)
 
 
+def test_readme_shows_the_committed_results():
+    from colq_utils import analysis, report, results
+    tiny = config.load("tiny")
+    if not (tiny.output / "results" / "tiny" / "evaluate" / "scores.csv").exists():
+        pytest.skip("the results of the tiny experiment are not there")
+    snippet = report.headline(analysis.study(results.load(tiny)))
+    assert (config.ROOT / "README.md").read_text().split(report.MARKER)[1].strip() == snippet.strip()
+
+
 def command(*arguments):
     """The command line as a user has it."""
     return subprocess.run([sys.executable, "-m", "colq_utils", *arguments], cwd=config.ROOT, capture_output=True, text=True)

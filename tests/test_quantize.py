@@ -6,11 +6,12 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from colq_utils import calibrate, config, files, loading, quantize
 from colq_utils.errors import ColqError
 
-WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu".split()
+WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu"]
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +108,19 @@ def test_a_tensor_lost_on_the_way_is_noticed(experiment, manifests, tmp_path):
         named = set(json.loads(index.read_text())["weight_map"].values())
         assert named == {p.name for p in folder.glob("*.safetensors")}
     loading.load(experiment, "random-w4a16-autoround-s32")
+
+
+def test_the_unused_head_is_left_out(experiment, manifests, tmp_path):
+    """AutoRound copies the published checkpoints' lm_head over; retrieval never reads it."""
+    folder = shutil.copytree(experiment.checkpoint("random-w4a16-rtn"), tmp_path / "copy")
+    before = quantize.tensor_bytes(folder)
+    index = {"weight_map": {name: path.name for path in folder.glob("*.safetensors") for name in quantize._header(path)}}
+    save_file({"vlm.lm_head.weight": torch.zeros(384, 128)}, folder / "model_extra.safetensors")
+    index["weight_map"]["vlm.lm_head.weight"] = "model_extra.safetensors"
+    files.write_json(folder / "model.safetensors.index.json", index)
+    quantize._drop_head(folder)
+    assert quantize.tensor_bytes(folder) == before and "lm_head" not in (folder / "model.safetensors.index.json").read_text()
+    loading.open_model(str(folder), backend="ark")
 
 
 def test_a_revision_is_that_of_the_weights(experiment, manifests):
