@@ -263,6 +263,8 @@ def data_fingerprint(experiment: Experiment) -> str:
 
 def run_all(experiment: Experiment, tasks: list) -> pd.DataFrame:
     """Every variant, the random-weight floor and (embedded benchmark) the BM25 ceiling; one row a query and variant."""
+    for name in variants(experiment):
+        quantize.revision(experiment, name)  # a missing checkpoint is said before hours of work, not after
     data = data_fingerprint(experiment)
     frames = [run_variant(experiment, name, tasks, data) for name in track(variants(experiment), "variants")]
     if experiment.evaluation.random_init:
