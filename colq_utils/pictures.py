@@ -54,7 +54,7 @@ def agreement(table: pd.DataFrame, path: Path, bar: float, aim: float) -> Figure
     axis.text(aim, -0.7, f"aim {aim}", ha="center", va="bottom", fontsize=9)
     axis.set(xlabel="mean token cosine with the base (1 = unchanged)", ylabel="")
     axis.set_ylim(len(table) - 0.5, -0.9)
-    axis.legend(loc="lower left")
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False)
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     plt.close(figure)
