@@ -25,7 +25,7 @@ class MiniVidoreTask(AbsTaskRetrieval):
     """A task of MiniVidore; a subclass for each names it in its metadata."""
 
     root: Path = minividore.DEFAULT
-    k_values = (5,)  # mteb computes a dozen measures at each cut-off, most of them slowly
+    k_values = (1, 5)  # mteb computes a dozen measures at each cut-off, most of them slowly
 
     def load_data(self, num_proc: int | None = None, **kwargs) -> None:
         """Fill `dataset[lang]["test"]` with corpus, queries and relevant_docs."""
