@@ -3,13 +3,15 @@
 The vision tower is the same in every variant, so its output can be computed once and the language
 model run on it per variant; the embeddings are the same bits either way (tested).
 """
-from collections.abc import Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
 from .loading import Loaded
-from .progress import track
 
 
 @torch.inference_mode()
@@ -29,14 +31,39 @@ def queries(loaded: Loaded, texts: Sequence[str], batch: int = 32) -> list[torch
     return vectors
 
 
-@torch.inference_mode()
 def pages(loaded: Loaded, images: Sequence, batch: int = 8) -> list[torch.Tensor]:
     """Embed page images (PIL); returns a tensor ``(n_tokens, dim)`` each, on the CPU."""
-    vectors = []
-    for start in range(0, len(images), batch):
-        inputs = loaded.processor.pages(list(images[start:start + batch])).to(loaded.device)
-        vectors += _kept(loaded, loaded.model(**inputs).embeddings, inputs)
-    return vectors
+    stream = stream_pages(loaded, range(len(images)), images.__getitem__, batch)
+    return [vectors for _, some in stream for vectors in some]
+
+
+@torch.inference_mode()
+def stream_pages(loaded: Loaded, keys: Sequence, image: Callable, batch: int) -> Iterator[tuple[Sequence, list[torch.Tensor]]]:
+    """Embed the pages that `image` gives for `keys`; yields keys and vectors a batch at a time."""
+    def prepare(some):
+        return loaded.processor.pages([image(key) for key in some])
+
+    for some, inputs in _ahead(prepare, keys, batch):
+        inputs = inputs.to(loaded.device)
+        yield some, _kept(loaded, loaded.model(**inputs).embeddings, inputs)
+
+
+def _ahead(prepare: Callable, keys: Sequence, batch: int) -> Iterator[tuple[Sequence, object]]:
+    """Slices of `keys` with what `prepare` makes of them, the next ones prepared in threads meanwhile.
+
+    Decoding and patching a page takes a processor core longer than a GPU needs to encode it.
+    """
+    workers = min(8, max(1, (os.cpu_count() or 1) // 2))
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque = deque()
+        for start in range(0, len(keys), batch):
+            some = keys[start:start + batch]
+            waiting.append((some, pool.submit(prepare, some)))
+            if len(waiting) > workers:
+                done, future = waiting.popleft()
+                yield done, future.result()
+        for done, future in waiting:
+            yield done, future.result()
 
 
 def feature_width(loaded: Loaded) -> int:
@@ -45,17 +72,28 @@ def feature_width(loaded: Loaded) -> int:
     return vision.out_hidden_size * (1 + len(vision.deepstack_visual_indexes))
 
 
-@torch.inference_mode()
 def features(loaded: Loaded, images: Sequence) -> tuple[list[torch.Tensor], list[list[int]]]:
     """Run the vision tower alone.
 
     Returns:
         A tensor ``(n_visual_tokens, feature_width)`` a page, and its patch grid ``[time, height, width]``.
     """
-    inputs = loaded.processor.image_processor(images=[i.convert("RGB") for i in images], return_tensors="pt").to(loaded.device)
-    output = loaded.model.page_features(inputs["pixel_values"], inputs["image_grid_thw"])
-    parts = zip(output.pooler_output, *output.deepstack_features, strict=True)
-    return [torch.cat(part, dim=-1).cpu() for part in parts], inputs["image_grid_thw"].tolist()
+    ((_, matrices, grids),) = stream_features(loaded, range(len(images)), images.__getitem__, len(images))
+    return matrices, grids
+
+
+@torch.inference_mode()
+def stream_features(loaded: Loaded, keys: Sequence, image: Callable, batch: int) -> Iterator[tuple[Sequence, list, list]]:
+    """The vision tower's output for the pages that `image` gives for `keys`: keys, matrices and grids a batch at a time."""
+    def prepare(some):
+        return loaded.processor.image_processor(images=[image(key).convert("RGB") for key in some], return_tensors="pt")
+
+    for some, inputs in _ahead(prepare, keys, batch):
+        grids = inputs["image_grid_thw"].tolist()
+        inputs = inputs.to(loaded.device)
+        output = loaded.model.page_features(inputs["pixel_values"], inputs["image_grid_thw"])
+        parts = zip(output.pooler_output, *output.deepstack_features, strict=True)
+        yield some, [torch.cat(part, dim=-1).cpu() for part in parts], grids
 
 
 @torch.inference_mode()
@@ -74,10 +112,3 @@ def _kept(loaded: Loaded, embeddings: torch.Tensor, inputs) -> list[torch.Tensor
     """The vectors a page is searched by: all of its prompt's, or its image tokens' alone."""
     keep = inputs["mm_token_type_ids"] == 1 if loaded.processor.page_tokens == "image" else inputs["attention_mask"] == 1
     return [row[mask].cpu() for row, mask in zip(embeddings, keep.bool(), strict=True)]
-
-
-def page_batches(items: Sequence, batch: int, label: str):
-    """Slices of `items` with progress shown in pages."""
-    starts = range(0, len(items), batch)
-    for start in track(starts, label, unit="batch"):
-        yield items[start:start + batch]

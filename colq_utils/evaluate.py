@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import mteb
@@ -27,7 +27,7 @@ from .config import ROOT, Experiment
 from .errors import ColqError
 from .loading import Loaded
 from .maxsim import maxsim
-from .progress import track
+from .progress import bar, track
 from .store import VectorStore
 
 K = 5
@@ -60,9 +60,12 @@ class Retriever:
         self._read = {key: page for key, page in self._read.items() if key in kept}
         rows = {key: row for row, key in reversed(list(enumerate(self._keys))) if key not in self.pages}
         missing = sorted(rows, key=rows.get)
-        for keys in encode.page_batches(missing, self.batch, f"{self.loaded.variant} {task_metadata.name}"):
-            self.pages.extend(keys, self._embed(keys, lambda key: corpus[rows[key]]["image"]))
-            self.encoded += len(keys)
+        image, label = lambda key: corpus[rows[key]]["image"], f"{self.loaded.variant} {task_metadata.name}"
+        with bar(label, len(missing), "page") as progress:
+            for keys, vectors in self._embed(missing, image):
+                self.pages.extend(keys, vectors)
+                self.encoded += len(keys)
+                progress.update(len(keys))
 
     def _identify(self, corpus) -> tuple[list[str], list[str]]:
         """Ids and image digests of a corpus, remembered: languages of a task share one corpus."""
@@ -71,16 +74,17 @@ class Retriever:
             self._corpora[corpus._fingerprint] = list(corpus["id"]), [digest(entry) for entry in raw["image"]]
         return self._corpora[corpus._fingerprint]
 
-    def _embed(self, keys: list[str], image: Callable[[str], Image.Image]) -> list[torch.Tensor]:
+    def _embed(self, keys: list[str], image: Callable[[str], Image.Image]) -> Iterator[tuple[list[str], list[torch.Tensor]]]:
         if self.features is None:
-            return encode.pages(self.loaded, [image(key) for key in keys], self.batch)
+            yield from encode.stream_pages(self.loaded, keys, image, self.batch)
+            return
         new = [key for key in keys if key not in self.features]
         step = 2 if self.loaded.device.type == "cpu" else self.batch  # two pages still fit a processor's cache
-        for some in (new[i:i + step] for i in range(0, len(new), step)):
-            matrices, grids = encode.features(self.loaded, [image(key) for key in some])
+        for some, matrices, grids in track(encode.stream_features(self.loaded, new, image, step), "vision tower", -(-len(new) // step), "batch"):
             self.features.extend(some, matrices, grid=grids)
-        return encode.pages_from_features(
-            self.loaded, [self.features[key] for key in keys], [self.features.note(key, "grid") for key in keys])
+        for some in (keys[i:i + self.batch] for i in range(0, len(keys), self.batch)):
+            stored, grids = [self.features[key] for key in some], [self.features.note(key, "grid") for key in some]
+            yield some, encode.pages_from_features(self.loaded, stored, grids)
 
     def _page(self, i: int) -> torch.Tensor:
         """Page i of the indexed corpus; a small corpus is read once for all languages of a task."""
