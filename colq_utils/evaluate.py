@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import mteb
-import numpy as np
 import pandas as pd
 import torch
 from datasets import Image as ImageColumn
@@ -28,9 +27,9 @@ from .errors import ColqError
 from .loading import Loaded
 from .maxsim import maxsim
 from .progress import bar, track
+from .scores import per_query
 from .store import VectorStore
 
-K = 5
 RANDOM_INIT = "random-init"
 FLOOR = ROOT / "data" / "minividore" / "random_init.parquet"
 #: Corpora up to this many pages are kept in memory while they are searched.
@@ -111,46 +110,6 @@ def digest(entry: dict) -> str:
     """Identity of a page image as stored in a data set: the digest of its bytes."""
     content = entry["bytes"] if entry.get("bytes") is not None else Path(entry["path"]).read_bytes()
     return hashlib.sha256(content).hexdigest()[:24]
-
-
-def ndcg(relevance: np.ndarray, ideal: np.ndarray, k: int = K) -> float:
-    """NDCG at `k` with linear gains, as trec_eval has it (Järvelin and Kekäläinen, 2002).
-
-    Args:
-        relevance: grades of the ranked pages, best first.
-        ideal: all grades of the query, in any order.
-    """
-    discounts = 1 / np.log2(np.arange(2, k + 2))
-    best = np.sort(ideal)[::-1][:k]
-    top = relevance[:k]
-    return float((top * discounts[:len(top)]).sum() / (best * discounts[:len(best)]).sum())
-
-
-def per_query(scores: torch.Tensor, query_ids: list[str], page_ids: list[str], lengths: list[int],
-              relevant: dict[str, dict[str, int]]) -> pd.DataFrame:
-    """One row a query: NDCG@5, rank of the first relevant page, score margin and the top five pages.
-
-    The margin is the score of the best relevant page minus that of the best other page, divided by
-    the number of query tokens: it moves before ranks do.
-    """
-    place = {page: i for i, page in enumerate(page_ids)}
-    rows = []
-    for query, row, length in zip(query_ids, scores, lengths, strict=True):
-        grades = {p: g for p, g in relevant.get(query, {}).items() if g > 0}
-        if not grades:
-            continue
-        gain = np.zeros(len(page_ids))
-        for page, grade in grades.items():
-            gain[place[page]] = grade
-        values = row.numpy()
-        order = np.lexsort((np.arange(len(values)), -values))
-        hits = gain > 0
-        rows.append({
-            "query_id": query, "ndcg_at_5": ndcg(gain[order], np.array(list(grades.values()), dtype=float)),
-            "first_rank": int(np.flatnonzero(hits[order])[0]) + 1,
-            "margin": float(values[hits].max() - values[~hits].max()) / length if (~hits).any() else float("nan"),
-            "top5": [page_ids[i] for i in order[:K]]})
-    return pd.DataFrame(rows)
 
 
 def evaluate_task(retriever: Retriever, task) -> pd.DataFrame:

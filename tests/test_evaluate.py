@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from colq_utils import evaluate
+from colq_utils import evaluate, scores
 
 
 @pytest.mark.parametrize(("ranked", "ideal", "expected"), [
@@ -14,12 +14,12 @@ from colq_utils import evaluate
     ([2, 0, 1], [1, 2], (2 + 0.5) / (2 + 1 / np.log2(3))),
 ])
 def test_ndcg_known_answers(ranked, ideal, expected):
-    assert evaluate.ndcg(np.array(ranked, dtype=float), np.array(ideal, dtype=float)) == pytest.approx(expected, abs=1e-12)
+    assert scores.ndcg(np.array(ranked, dtype=float), np.array(ideal, dtype=float)) == pytest.approx(expected, abs=1e-12)
 
 
 def test_per_query_rank_margin_and_top():
-    scores = torch.tensor([[1.0, 4.0, 3.0], [5.0, 1.0, 1.0]])
-    frame = evaluate.per_query(scores, ["q1", "q2"], ["a", "b", "c"], [2, 4], {"q1": {"c": 1}, "q2": {"a": 1}})
+    found = torch.tensor([[1.0, 4.0, 3.0], [5.0, 1.0, 1.0]])
+    frame = scores.per_query(found, ["q1", "q2"], ["a", "b", "c"], [2, 4], {"q1": {"c": 1}, "q2": {"a": 1}})
     assert frame["first_rank"].tolist() == [2, 1]
     assert frame["margin"].tolist() == [(3 - 4) / 2, (5 - 1) / 4]
     assert frame["top5"].iloc[0] == ["b", "c", "a"]
@@ -27,7 +27,7 @@ def test_per_query_rank_margin_and_top():
 
 
 def test_queries_without_an_answer_do_not_count():
-    assert evaluate.per_query(torch.ones(1, 2), ["q"], ["a", "b"], [1], {"q": {"a": 0}}).empty
+    assert scores.per_query(torch.ones(1, 2), ["q"], ["a", "b"], [1], {"q": {"a": 0}}).empty
 
 
 class Task:

@@ -1,0 +1,49 @@
+"""NDCG@5 and the rest of what is kept of one query, from a matrix of scores; numpy and pandas alone.
+
+`evaluate` takes these through mteb, the controlled study (`controlled`) without it: both say the same of the same ranking.
+"""
+import numpy as np
+import pandas as pd
+import torch
+
+K = 5
+
+
+def ndcg(relevance: np.ndarray, ideal: np.ndarray, k: int = K) -> float:
+    """NDCG at `k` with linear gains, as trec_eval has it (Järvelin and Kekäläinen, 2002).
+
+    Args:
+        relevance: grades of the ranked pages, best first.
+        ideal: all grades of the query, in any order.
+    """
+    discounts = 1 / np.log2(np.arange(2, k + 2))
+    best = np.sort(ideal)[::-1][:k]
+    top = relevance[:k]
+    return float((top * discounts[:len(top)]).sum() / (best * discounts[:len(best)]).sum())
+
+
+def per_query(scores: torch.Tensor, query_ids: list[str], page_ids: list[str], lengths: list[int],
+              relevant: dict[str, dict[str, int]]) -> pd.DataFrame:
+    """One row a query: NDCG@5, rank of the first relevant page, score margin and the top five pages.
+
+    The margin is the score of the best relevant page minus that of the best other page, divided by
+    the number of query tokens: it moves before ranks do.
+    """
+    place = {page: i for i, page in enumerate(page_ids)}
+    rows = []
+    for query, row, length in zip(query_ids, scores, lengths, strict=True):
+        grades = {p: g for p, g in relevant.get(query, {}).items() if g > 0}
+        if not grades:
+            continue
+        gain = np.zeros(len(page_ids))
+        for page, grade in grades.items():
+            gain[place[page]] = grade
+        values = row.numpy()
+        order = np.lexsort((np.arange(len(values)), -values))
+        hits = gain > 0
+        rows.append({
+            "query_id": query, "ndcg_at_5": ndcg(gain[order], np.array(list(grades.values()), dtype=float)),
+            "first_rank": int(np.flatnonzero(hits[order])[0]) + 1,
+            "margin": float(values[hits].max() - values[~hits].max()) / length if (~hits).any() else float("nan"),
+            "top5": [page_ids[i] for i in order[:K]]})
+    return pd.DataFrame(rows)
