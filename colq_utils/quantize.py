@@ -86,7 +86,7 @@ def _autoround(experiment: Experiment, spec: Variant, target: Path) -> None:
         batches, seqlen, rows = _batches(experiment, spec.calibration, processor)
         options = {"iters": spec.iters, "dataset": batches, "seqlen": seqlen, "nsamples": rows * len(batches), "batch_size": rows}
     blocks = model.config.text_config.num_hidden_layers
-    with _listening(target.parent / "autoround.log", blocks if spec.method == "autoround" else 0, spec.name(experiment.model.size)):
+    with listening(target.parent / "autoround.log", blocks if spec.method == "autoround" else 0, spec.name(experiment.model.size)):
         engine = AutoRound(model, tokenizer=processor.tokenizer, processor=processor, scheme=f"W{spec.bits}A16", sym=spec.sym,
                            group_size=spec.group_size, device_map=experiment.runtime.device, seed=experiment.seed,
                            enable_torch_compile=False, **options)
@@ -112,7 +112,7 @@ def _batches(experiment: Experiment, set_id: str, processor) -> tuple[list[dict]
 
 
 @contextmanager
-def _listening(log: Path, blocks: int, label: str):
+def listening(log: Path, blocks: int, label: str):
     """AutoRound's log to a file, a bar over its blocks, and its logged errors as exceptions."""
     logger, errors = logging.getLogger("autoround"), []
     kept, level = logger.handlers[:], logger.level
