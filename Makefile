@@ -56,5 +56,5 @@ clean: ## remove .venv and build/ (results and figures stay)
 	@echo "setting up .venv (a few minutes the first time)"
 	$(BOOTSTRAP) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; name one with BOOTSTRAP=python3.12")'
 	$(BOOTSTRAP) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[test,appendix]'
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c requirements.lock -e '.[test,appendix]'
 	@touch $@
