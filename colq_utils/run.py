@@ -63,7 +63,7 @@ def inputs(experiment: Experiment, stage: str) -> list[Path]:
         "quantize": [*model, *pages, experiment.build("calibration")],
         "benchmark": [*model, *pages, *manifests],
         "evaluate": [*model, *pages, *manifests],
-        "report": [experiment.output / "results" / experiment.name / s for s in STAGES[:-1]],
+        "report": [*(experiment.output / "results" / experiment.name / s for s in STAGES[:-1]), ROOT / "data" / "published"],
     }[stage]
 
 
@@ -72,7 +72,7 @@ def outputs(experiment: Experiment, stage: str) -> list[Path]:
     results = experiment.output / "results" / experiment.name
     places = {"calibrate": [experiment.build("calibration")],
               "quantize": [experiment.build("checkpoints", v, "manifest.json") for v in experiment.quantized],
-              "report": [results / "reports"]}
+              "report": [results / "reports", experiment.output / "results" / "published" / "reports"]}
     return [results / stage, results / "notebooks" / NOTEBOOKS[stage], *places.get(stage, [])]
 
 
