@@ -10,6 +10,8 @@ It measures the noise of the queries alone: another seed of the quantizer is ano
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 from scipy.stats import norm
 
 from .errors import ColqError
@@ -47,8 +49,9 @@ class Means:
 def bootstrap(values, strata, clusters=None, resamples: int = RESAMPLES, seed: int = 42) -> Means:
     """Resample queries with replacement within their stratum, the same draws for every variant.
 
-    Queries that share a source (a translation, the same words misspelt) are drawn together: the unit
-    that is drawn is the cluster, among clusters that touch the same strata.
+    Queries that share a source (translations of one question, one heading asked of two corpora) are drawn
+    together: the unit is the cluster, drawn among all clusters of the strata that clusters link. A stratum's
+    mean is then a ratio, its size being drawn too. Strata without links are resampled each for itself.
 
     Args:
         values: (n_queries, n_variants); a variant without a value (NaN) has none in that stratum either.
@@ -74,23 +77,29 @@ def _draws(stratum, clusters, resamples: int, rng) -> np.ndarray:
     """How often each query is drawn in each resample: (resamples, n_queries)."""
     counts = np.empty((resamples, len(stratum)))
     cluster = np.arange(len(stratum)) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
-    signature = _signatures(stratum, cluster)
-    for group in sorted(set(signature.tolist())):
-        members, position = np.unique(cluster[signature[cluster] == group], return_inverse=True)
-        n = len(members)
-        picked = rng.integers(0, n, (resamples, n)) + n * np.arange(resamples)[:, None]
-        drawn = np.bincount(picked.ravel(), minlength=resamples * n).reshape(resamples, n)
-        counts[:, signature[cluster] == group] = drawn[:, position]
+    family = _families(stratum, cluster)
+    for number in range(family.max() + 1):
+        rows = np.flatnonzero(family[stratum] == number)
+        members, position = np.unique(cluster[rows], return_inverse=True)
+        strata = [position[stratum[rows] == s] for s in np.unique(stratum[rows])]
+        counts[:, rows] = _resample(len(members), strata, resamples, rng)[:, position]
     return counts
 
 
-def _signatures(stratum: np.ndarray, cluster: np.ndarray) -> np.ndarray:
-    """Number clusters by the strata that they touch, so that a resample leaves no stratum empty: (n_clusters,)."""
-    touched = [()] * (int(cluster.max()) + 1)
-    for pair in sorted(set(zip(cluster.tolist(), stratum.tolist()))):
-        touched[pair[0]] += (pair[1],)
-    number = {key: i for i, key in enumerate(sorted(set(touched)))}
-    return np.array([number[key] for key in touched])
+def _families(stratum: np.ndarray, cluster: np.ndarray) -> np.ndarray:
+    """Number the strata by which of them clusters link, directly or not: (n_strata,)."""
+    touched = coo_matrix((np.ones(len(stratum)), (cluster, stratum))).tocsr()
+    return connected_components(touched.T @ touched, directed=False)[1]
+
+
+def _resample(n: int, strata: list[np.ndarray], resamples: int, rng) -> np.ndarray:
+    """How often each of n clusters is drawn among them, (resamples, n); a draw that leaves one of `strata` empty is made again."""
+    drawn, todo = np.empty((resamples, n)), np.arange(resamples)
+    while len(todo):
+        picked = rng.integers(0, n, (len(todo), n)) + n * np.arange(len(todo))[:, None]
+        drawn[todo] = np.bincount(picked.ravel(), minlength=len(todo) * n).reshape(len(todo), n)
+        todo = todo[np.any([drawn[todo][:, s].sum(1) == 0 for s in strata], axis=0)]
+    return drawn
 
 
 def interval(replicates, level: float = LEVEL) -> np.ndarray:

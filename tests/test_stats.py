@@ -54,6 +54,23 @@ def test_clusters_are_drawn_together(rng):
     assert blind == pytest.approx(alone / np.sqrt(2), rel=0.1)
 
 
+def test_standard_error_under_partial_clustering_is_that_of_repeated_sampling(rng):
+    """Two strata, half of whose queries share a source: the bootstrap of one sample against 2,000 samples drawn anew."""
+    strata = np.repeat([0, 1], 60)
+    source = np.concatenate([np.arange(60), np.arange(30), 60 + np.arange(30)])  # 30 shared, 30 + 30 alone
+    draw = lambda size: rng.normal(size=(size, 90))[:, source] + 0.3 * rng.normal(size=(size, 120))  # noqa: E731
+    truth = draw(2000).mean(1).std()
+    found = [stats.standard_error(stats.bootstrap(x, strata, source, 400).suite()[1])[0] for x in draw(12)]
+    blind = [stats.standard_error(stats.bootstrap(x, strata, None, 400).suite()[1])[0] for x in draw(12)]
+    assert np.mean(found) == pytest.approx(truth, rel=0.06)
+    assert np.mean(blind) < 0.9 * truth
+
+
+def test_clusters_never_leave_a_stratum_empty():
+    means = stats.bootstrap([1.0, 2.0, 3.0, 4.0], ["a", "b", "b", "b"], ["x", "x", "y", "z"], resamples=200)
+    assert np.isfinite(means.replicates).all() and (means.replicates[:, 0] == 1.0).all()
+
+
 def test_a_missing_task_leaves_no_suite_mean():
     means = stats.bootstrap([[1.0, np.nan], [0.0, 1.0]], ["a", "b"], resamples=5)
     value, replicates = means.suite()
