@@ -60,6 +60,11 @@ class Study:
         return averages(self, self.counted)
 
     @cached_property
+    def known_averages(self) -> dict[bytes, pd.DataFrame]:
+        """What `averages` has computed, by the entries averaged over."""
+        return {}
+
+    @cached_property
     def by_entry(self) -> pd.DataFrame:
         return entry_table(self)
 
@@ -117,6 +122,13 @@ def averages(study: Study, keep) -> pd.DataFrame:
     (randomization test, Holm over the quantized variants); verdict; wins, ties, losses (queries);
     improved, unchanged, degraded (entries), of which clearly_improved and clearly_degraded by their intervals.
     """
+    key = np.asarray(keep, bool).tobytes()
+    if key not in study.known_averages:
+        study.known_averages[key] = _averages(study, keep)
+    return study.known_averages[key].copy()
+
+
+def _averages(study: Study, keep) -> pd.DataFrame:
     base = study.names.index(study.experiment.base)
     value, replicates = study.ndcg.suite(keep)
     low, high = stats.interval(replicates)
@@ -233,7 +245,8 @@ def references(study: Study, keep=None) -> pd.DataFrame:
         if len(mine):
             row = {"variant": name, "score": mine.ndcg_at_5.mean(), "low": np.nan, "high": np.nan, "entries": len(mine), "of": len(entries)}
             if len(asked):
-                draw = stats.bootstrap(asked.ndcg_at_5, (asked.task + "\t" + asked.lang).to_numpy(str), seed=study.experiment.seed)
+                clusters = asked.source.to_numpy(str) if "source" in asked else None
+                draw = stats.bootstrap(asked.ndcg_at_5, (asked.task + "\t" + asked.lang).to_numpy(str), clusters, seed=study.experiment.seed)
                 row["low"], row["high"] = stats.interval(draw.suite()[1])[:, 0]
             rows.append(row)
     return pd.DataFrame(rows, columns=["variant", "score", "low", "high", "entries", "of"])

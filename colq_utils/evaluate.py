@@ -21,7 +21,7 @@ from mteb.models import ModelMeta
 from mteb.models.model_meta import ScoringFunction
 from PIL import Image
 
-from . import encode, files, loading, quantize
+from . import encode, files, loading, provenance, quantize
 from .config import ROOT, Experiment
 from .errors import ColqError
 from .loading import Loaded
@@ -32,8 +32,10 @@ from .store import VectorStore
 
 RANDOM_INIT = "random-init"
 FLOOR = ROOT / "data" / "minividore" / "random_init.parquet"
-#: Corpora up to this many pages are kept in memory while they are searched.
-SMALL = 1000
+#: Embeddings of a corpus up to this many bytes (fp32) are kept in memory while its languages are searched.
+SMALL = 1 << 28
+#: Language codes of the tasks (ISO 639-3) -> as results and reports name them.
+LANGUAGES = {"eng": "en", "fra": "fr", "deu": "de", "spa": "es", "ita": "it", "por": "pt"}
 
 
 class Retriever:
@@ -47,7 +49,7 @@ class Retriever:
     def __init__(self, loaded: Loaded, revision: str, folder: Path, features: VectorStore | None, batch: int):
         self.loaded, self.features, self.batch = loaded, features, batch
         self.pages = VectorStore(folder, loaded.model.config.embed_dim, loaded.model.dtype)
-        self.encoded, self.rankings, self._corpora, self._read, self._keys, self._ids = 0, {}, {}, {}, [], []
+        self.encoded, self.rankings, self._corpora, self._read, self._keys, self._ids, self._small = 0, {}, {}, {}, [], [], True
         self.mteb_model_meta = ModelMeta.create_empty(overwrites={
             "name": f"colq/{loaded.variant}", "revision": revision, "modalities": ["image", "text"],
             "similarity_fn_name": ScoringFunction.MAX_SIM, "embed_dim": loaded.model.config.embed_dim})
@@ -65,6 +67,7 @@ class Retriever:
                 self.pages.extend(keys, vectors)
                 self.encoded += len(keys)
                 progress.update(len(keys))
+        self._small = sum(map(self.pages.tokens, self._keys)) * self.pages.width * 4 <= SMALL
 
     def _identify(self, corpus) -> tuple[list[str], list[str]]:
         """Ids and image digests of a corpus, remembered: languages of a task share one corpus."""
@@ -87,7 +90,7 @@ class Retriever:
 
     def _page(self, i: int) -> torch.Tensor:
         """Page i of the indexed corpus; a small corpus is read once for all languages of a task."""
-        if len(self._keys) > SMALL:
+        if not self._small:
             return self.pages[self._keys[i]]
         if self._keys[i] not in self._read:
             self._read[self._keys[i]] = self.pages[self._keys[i]].float()
@@ -98,11 +101,11 @@ class Retriever:
         """The `top_k` pages of each query with their MaxSim scores."""
         texts, ids = list(queries["text"]), list(queries["id"])
         vectors = encode.queries(self.loaded, texts)
-        scores = maxsim(vectors, len(self._keys), self._page)  # (n_queries, n_pages)
+        scores = maxsim(vectors, len(self._keys), self._page, device=self.loaded.device)  # (n_queries, n_pages)
         best = scores.topk(min(top_k, len(self._keys)), dim=1)
         found = {query: {self._ids[page]: score for page, score in zip(pages, values, strict=True)}
                  for query, pages, values in zip(ids, best.indices.tolist(), best.values.tolist(), strict=True)}
-        self.rankings[hf_subset] = (scores, ids, list(self._ids), [len(v) for v in vectors])
+        self.rankings[hf_subset] = (scores, ids, list(self._ids), [len(v) for v in vectors], dict(zip(self._ids, self._keys)))
         return found
 
 
@@ -126,33 +129,84 @@ def evaluate_task(retriever: Retriever, task) -> pd.DataFrame:
     frames = []
     for entry in result.scores[split]:
         subset = entry["hf_subset"]
-        scores, query_ids, page_ids, lengths = retriever.rankings[subset]
-        frame = per_query(scores, query_ids, page_ids, lengths, task.dataset[subset][split]["relevant_docs"])
+        scores, query_ids, page_ids, lengths, images = retriever.rankings[subset]
+        relevant = task.dataset[subset][split]["relevant_docs"]
+        frame = per_query(scores, query_ids, page_ids, lengths, relevant)
         if abs(frame["ndcg_at_5"].mean() - entry["ndcg_at_5"]) > 1e-4:
             raise ColqError(f"{task.metadata.name} {subset}: per-query NDCG@5 averages {frame['ndcg_at_5'].mean():.5f}, mteb says {entry['ndcg_at_5']:.5f}")
-        frames.append(frame.assign(lang=subset, n_pages=len(page_ids), mteb_ndcg_at_5=entry["ndcg_at_5"]))
+        sources = [source(task.metadata.name, relevant[query], images) for query in frame["query_id"]]
+        frames.append(frame.assign(lang=languages(task)[subset], source=sources, n_pages=len(page_ids), mteb_ndcg_at_5=entry["ndcg_at_5"]))
     task.unload_data()
     return pd.concat(frames, ignore_index=True).assign(
         task=task.metadata.name, encoded_pages=retriever.encoded - before, seconds=time.perf_counter() - start)
 
 
-def run_variant(experiment: Experiment, variant: str, tasks: Iterable, data_fingerprint: str) -> pd.DataFrame:
+def source(task: str, relevant: dict[str, int], images: dict[str, str]) -> str:
+    """What a query shares with its translations: the task and the graded pages that answer it, by their images.
+
+    Two questions with the same answers share it too, which makes an interval wider, never narrower.
+    """
+    answers = sorted((images[page], grade) for page, grade in relevant.items() if grade > 0)
+    return files.sha256_bytes(repr((task, answers)).encode())[:16]
+
+
+def languages(task) -> dict[str, str]:
+    """Subset of a task -> its language as reports name it, the subset's own name where that is not one language."""
+    scripts = task.metadata.hf_subsets_to_langscripts
+    codes = {subset: [LANGUAGES.get(s.split("-")[0], s.split("-")[0]) for s in scripts[subset]] for subset in task.hf_subsets}
+    single = all(len(c) == 1 for c in codes.values()) and len({c[0] for c in codes.values()}) == len(codes)
+    return {subset: c[0] if single else subset for subset, c in codes.items()}
+
+
+def run_variant(experiment: Experiment, variant: str, tasks: Iterable, data_fingerprint: str, failed: list[dict] | None = None) -> pd.DataFrame:
     """Evaluate a variant on `tasks`; finished tasks of an interrupted run are kept.
 
+    Args:
+        failed: receives a row a task that raised, and the others go on; None: the first failure ends the run.
+
     Returns:
-        One row a query: variant, task, lang, query_id, ndcg_at_5, first_rank, margin, top5, n_pages, encoded_pages.
+        One row a query: variant, task, lang, query_id, source, ndcg_at_5, first_rank, margin, top5, n_pages, encoded_pages.
     """
     revision = f"{RANDOM_INIT}-{experiment.seed}" if variant == RANDOM_INIT else quantize.revision(experiment, variant)
-    stamp = files.sha256_bytes(f"{revision} {data_fingerprint} {experiment.runtime.model_dump_json()}".encode())[:16]
+    budget = experiment.model.max_visual_tokens
+    stamp = files.sha256_bytes(f"{revision} {data_fingerprint} {budget} {experiment.runtime.model_dump_json()}".encode())[:16]
     done = experiment.build("evaluate", f"{variant}-{stamp}")
     todo = [task for task in tasks if not (done / f"{task.metadata.name}.parquet").exists()]
     if todo:
         loaded = random_init(experiment) if variant == RANDOM_INIT else loading.load(experiment, variant)
         retriever = Retriever(loaded, revision, done / "pages", _features(experiment, loaded), experiment.evaluation.batch)
         for task in todo:
-            files.write_table(done / f"{task.metadata.name}.parquet", evaluate_task(retriever, task).assign(variant=variant))
+            try:
+                frame = evaluate_task(retriever, task)
+            except Exception as error:  # data that cannot be had, memory: whatever it is costs this task alone
+                if failed is None:
+                    raise
+                failed.append({"variant": variant, "task": task.metadata.name, "error": f"{type(error).__name__}: {_first_line(error)}"})
+                continue
+            files.write_table(done / f"{task.metadata.name}.parquet", frame.assign(variant=variant, machine=provenance.machine()))
         shutil.rmtree(done / "pages")
-    return pd.concat([pd.read_parquet(done / f"{task.metadata.name}.parquet") for task in tasks], ignore_index=True)
+    made = [path for task in tasks if (path := done / f"{task.metadata.name}.parquet").exists()]
+    if not made:
+        raise ColqError(f"{variant}: every task failed, the last with {failed[-1]['error']}")
+    frames = [pd.read_parquet(path) for path in made]
+    _one_machine({path: frame["machine"].iloc[0] for path, frame in zip(made, frames)})
+    return pd.concat(frames, ignore_index=True)
+
+
+def _one_machine(found: dict[Path, str]) -> None:
+    """Scores of one table come from one kind of processor.
+
+    Raises:
+        ColqError: they do not; names the files of the rarer kind.
+    """
+    kinds = sorted(set(found.values()), key=list(found.values()).count)
+    if len(kinds) > 1:
+        odd = [str(path) for path, kind in found.items() if kind == kinds[0]]
+        raise ColqError(f"scores measured on {' and on '.join(kinds)} do not go into one table; remove {', '.join(odd)} and run the same command again")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:200]
 
 
 def _features(experiment: Experiment, loaded: Loaded) -> VectorStore | None:
@@ -209,13 +263,13 @@ def describe(experiment: Experiment, tasks: list) -> pd.DataFrame:
             known = minividore.TASKS[name]
             row = {"group": "graded" if known.counted else name.removeprefix("MiniVidore").lower(),
                    "counted": known.counted, "asks": known.description}
-        rows.append({"task": name, **row, "languages": " ".join(sorted(task.hf_subsets))})
+        rows.append({"task": name, **row, "languages": " ".join(sorted(languages(task).values()))})
     return pd.DataFrame(rows)
 
 
 def variants(experiment: Experiment) -> list[str]:
     """Variants to evaluate: the base and the quantized; another float format of the base is only benchmarked."""
-    return [name for name, spec in experiment.by_id.items() if name == experiment.base or spec.bits is not None]
+    return [name for name in experiment.by_id if name == experiment.base or name in experiment.quantized]
 
 
 def data_fingerprint(experiment: Experiment) -> str:
@@ -227,16 +281,30 @@ def data_fingerprint(experiment: Experiment) -> str:
 
 
 def run_all(experiment: Experiment, tasks: list) -> pd.DataFrame:
-    """Every variant, the random-weight floor and (embedded benchmark) the BM25 ceiling; one row a query and variant."""
+    """Every variant, the random-weight floor and (embedded benchmark) the BM25 ceiling; one row a query and variant.
+
+    Tasks that raised are written to failures.csv; the same command tries them again.
+    """
     for name in variants(experiment):
         quantize.revision(experiment, name)  # a missing checkpoint is said before hours of work, not after
     data = data_fingerprint(experiment)
-    frames = [run_variant(experiment, name, tasks, data) for name in track(variants(experiment), "variants")]
+    failed: list[dict] = []
+    frames = [run_variant(experiment, name, tasks, data, failed) for name in track(variants(experiment), "variants")]
     if experiment.evaluation.random_init:
         frames.append(floor(experiment, tasks, data))
     if experiment.evaluation.suite == "minividore":
         frames.append(lexical_ceiling(tasks))
-    return pd.concat(frames, ignore_index=True)
+    _one_machine({experiment.build("evaluate", f["variant"].iloc[0]): f["machine"].iloc[0] for f in frames if "machine" in f})
+    files.write_table(experiment.results("evaluate") / "failures.csv", pd.DataFrame(failed, columns=["variant", "task", "error"]))
+    return with_sources(experiment, pd.concat(frames, ignore_index=True))
+
+
+def with_sources(experiment: Experiment, queries: pd.DataFrame) -> pd.DataFrame:
+    """Per-query rows with `source`: in the embedded benchmark it links headings across tasks and their translations."""
+    if experiment.evaluation.suite != "minividore":
+        return queries
+    from . import minividore
+    return queries.assign(source=queries["query_id"].map(minividore.sources(minividore.load())))
 
 
 def floor(experiment: Experiment, tasks: list, data: str) -> pd.DataFrame:
@@ -282,7 +350,7 @@ def lexical_ceiling(tasks: list) -> pd.DataFrame:
 
 def stored(queries: pd.DataFrame) -> pd.DataFrame:
     """The columns that are kept, in a fixed order."""
-    return queries[["variant", "task", "lang", "query_id", "ndcg_at_5", "first_rank", "margin", "top5", "n_pages", "encoded_pages"]]
+    return queries[["variant", "task", "lang", "query_id", "source", "ndcg_at_5", "first_rank", "margin", "top5", "n_pages", "encoded_pages"]]
 
 
 def suite_means(scores: pd.DataFrame) -> dict[str, float]:

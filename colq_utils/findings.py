@@ -68,6 +68,45 @@ def recommend(study: Study) -> Recommendation:
     return Recommendation(chosen, text)
 
 
+def near_lossless(study: Study) -> str:
+    """Which quantized variants may be called near-lossless: those whose whole interval clears the margin, in words."""
+    table = study.suite[study.suite.variant.isin(study.experiment.quantized)]
+    clear = [study.labels[n] for n in table.variant[table.verdict == "non-inferior"]]
+    said = f"Near-lossless by this suite: {listing(clear)}" if clear else "No quantized variant may be called near-lossless by this suite"
+    return f"{said} (the whole 95 % interval above -{points(study)} points)."
+
+
+def use_cases(study: Study) -> list[tuple[str, str, str]]:
+    """What to take for which purpose, and why: rows (purpose, choice, reason)."""
+    table = study.suite.merge(analysis.sizes(study.results)[["variant", "bytes"]], on="variant", how="left").set_index("variant")
+    usable = table[table.index.isin(study.experiment.quantized) & table.score.notna()]
+    usable = usable.drop(index=[n for n in usable.index if accepted(study, n) is False])
+    change = lambda n: f"{points_ci(table['diff'][n], table.diff_low[n], table.diff_high[n])} points"  # noqa: E731
+    best, rows = recommend(study).variant, [("No loss that this suite could show", study.labels[study.experiment.base], "the base itself")]
+    rows.append((f"Less memory, at most {points(study)} points lost", study.labels[best] if best else "none shown", change(best) if best else "no interval clears the margin"))
+    if len(usable):
+        top = usable.score.idxmax()
+        alike = [study.labels[n] for n in _not_told_apart(study, top, [n for n in usable.index if n != top])]
+        rows.append(("Best average among the quantized", study.labels[top], f"{change(top)}; " + (f"not told apart from {listing(alike)}" if alike else "above all others")))
+    if usable["bytes"].notna().any():
+        small = usable["bytes"].idxmin()
+        rows.append(("Smallest checkpoint, whatever it costs", study.labels[small], f"{megabytes(usable['bytes'][small])} MB, {change(small)}"))
+    seconds = _seconds(study).reindex(usable.index)
+    if seconds.notna().any():
+        rows.append(("Quick experiment", study.labels[seconds.idxmin()], f"made in {number(seconds.min(), 0)} s, {change(seconds.idxmin())}"))
+    worst = [study.labels[n] for n in usable.index if table.verdict[n] == "inferior"]
+    return [*rows, ("Avoid", listing(worst), "the whole interval lies below the margin" if worst else "no variant is shown to be inferior")]
+
+
+def falling_tasks(study: Study) -> str:
+    """Tasks and languages on which every 4-bit variant is resolved below the base, in words."""
+    table = study.by_entry[study.by_entry.counted.astype(bool) & study.by_entry.variant.isin(four_bits(study))]
+    below = table.assign(below=table.diff_high < -stats.ROUNDING).groupby(["task", "lang"]).below.all()
+    named = [f"{task} ({lang})" for task, lang in below.index[below]]
+    return (f"Entries on which each of the {len(four_bits(study))} variants in {listing([study.labels[n] for n in four_bits(study)])} lies below the base "
+            f"by its own interval: {listing(named)}.")
+
+
 def _none_clears(study: Study, table: pd.DataFrame) -> str:
     text = f"No accepted quantized variant is shown to stay within {points(study)} points of the base on this suite."
     if table.diff_low.notna().any():

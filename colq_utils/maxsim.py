@@ -11,10 +11,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 #: Similarities held at once, query tokens × page tokens: 8 MiB in fp32, which stays in a processor cache and still fills a GPU call.
 BLOCK = 1 << 21
+#: Numbers of pages held at once in fp32, 32 MiB: a short query alone would let the block hold hundreds of pages.
+PAGES = 1 << 23
 
 
 def maxsim(queries: Sequence[torch.Tensor], n_pages: int, page: Callable[[int], torch.Tensor],
-           block: int = BLOCK) -> torch.Tensor:
+           block: int = BLOCK, device: torch.device | str = "cpu") -> torch.Tensor:
     """Score every query against every page.
 
     Args:
@@ -22,6 +24,7 @@ def maxsim(queries: Sequence[torch.Tensor], n_pages: int, page: Callable[[int], 
         n_pages: how many pages there are.
         page: gives page i as ``(n_page_tokens, dim)``; called once a page, so pages may live on disk.
         block: limit on the similarities held in memory.
+        device: where the products are computed; pages go there a block at a time.
 
     Returns:
         ``(n_queries, n_pages)``, float32, on the CPU.
@@ -31,14 +34,14 @@ def maxsim(queries: Sequence[torch.Tensor], n_pages: int, page: Callable[[int], 
     """
     if any(len(q) == 0 for q in queries):
         raise ValueError("a query without tokens has no score")
-    tokens = torch.cat([q.float() for q in queries])  # (n_all_query_tokens, dim)
-    owner = torch.repeat_interleave(torch.arange(len(queries)), torch.tensor([len(q) for q in queries]))
-    scores = torch.zeros(len(queries), n_pages)
+    tokens = torch.cat([q.to(device).float() for q in queries])  # (n_all_query_tokens, dim)
+    owner = torch.repeat_interleave(torch.arange(len(queries)), torch.tensor([len(q) for q in queries])).to(device)
+    scores = torch.zeros(len(queries), n_pages, device=device)
     start = 0
     while start < n_pages:
-        batch = [page(start).float()]
-        room = max(1, block // (len(tokens) * max(1, len(batch[0]))))
-        batch += [page(i).float() for i in range(start + 1, min(start + room, n_pages))]
+        batch = [page(start).to(device).float()]
+        room = max(1, min(block // len(tokens), PAGES // tokens.shape[1]) // max(1, len(batch[0])))
+        batch += [page(i).to(device).float() for i in range(start + 1, min(start + room, n_pages))]
         lengths = torch.tensor([len(p) for p in batch])
         if (lengths == 0).any():
             raise ValueError(f"page {start + int((lengths == 0).nonzero()[0])} has no tokens")
@@ -46,8 +49,8 @@ def maxsim(queries: Sequence[torch.Tensor], n_pages: int, page: Callable[[int], 
         stacked = torch.stack(batch) if even else pad_sequence(batch, batch_first=True)  # (n_batch, n_longest, dim)
         best = (tokens @ stacked.flatten(0, 1).T).unflatten(1, stacked.shape[:2])  # (n_query_tokens, n_batch, n_longest)
         if not even:
-            padding = torch.arange(stacked.shape[1])[None] >= lengths[:, None]  # (n_batch, n_longest)
+            padding = (torch.arange(stacked.shape[1])[None] >= lengths[:, None]).to(device)  # (n_batch, n_longest)
             best = best.masked_fill(padding, float("-inf"))
         scores[:, start:start + len(batch)].index_add_(0, owner, best.amax(-1))
         start += len(batch)
-    return scores
+    return scores.cpu()

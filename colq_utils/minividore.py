@@ -12,18 +12,21 @@ import hashlib
 import io
 import json
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from PIL import Image
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from .errors import ColqError
-from .lexical import bm25
+from .lexical import bm25, tokens
 from .scan import scan
 
 __all__ = ["DEFAULT", "LANGUAGES", "SCAN_STRENGTH", "TASKS", "MiniVidore", "Task", "bm25_scores", "corpus_of",
-           "fingerprint", "image", "load", "queries_of", "scan", "tasks", "verify", "write_fingerprint"]  # fmt: skip
+           "fingerprint", "image", "load", "queries_of", "scan", "sources", "tasks", "verify", "write_fingerprint"]  # fmt: skip
 
 DEFAULT = Path(__file__).resolve().parents[1] / "data" / "minividore"
 LANGUAGES = ("en", "fr", "de", "es", "it", "pt")
@@ -106,6 +109,27 @@ def queries_of(benchmark: MiniVidore, task: str, lang: str) -> pd.DataFrame:
     """Return the rows of a task's queries in a language."""
     queries = benchmark.queries
     return queries[(queries.task == TASKS[task].queries) & (queries.lang == lang)]
+
+
+def sources(benchmark: MiniVidore) -> dict[str, str]:
+    """Say what each query was made from, as {query id: the first query id of the same source}.
+
+    Queries of one language with the same words share a source, whichever tasks ask them; so do cross-lingual
+    queries whose answers agree in every language but the two they are asked in: they are translations of one
+    title. Links are followed, so a title in six languages and four tasks is one source.
+    """
+    queries = benchmark.queries.reset_index(drop=True)
+    words = [lang + " " + " ".join(tokens(text)) for lang, text in zip(queries.lang, queries.text)]
+    links = [(rows[0], row) for rows in queries.groupby(words).groups.values() for row in rows]
+    answers = [(row.Index, {page.split("__")[0]: page for page in row.relevant} | {row.lang: None})
+               for row in queries[queries.task == "Crosslingual"].itertuples()]
+    for (a, first), (b, second) in combinations(answers, 2):
+        if first.keys() == second.keys() and sum(first[lang] != second[lang] for lang in first) == 2 and queries.lang[a] != queries.lang[b]:
+            links.append((a, b))
+    graph = coo_matrix((np.ones(len(links)), np.array(links).T), shape=(len(queries), len(queries)))
+    source = connected_components(graph, directed=False)[1]
+    first = queries.groupby(source).query_id.first()
+    return dict(zip(queries.query_id, first[source]))
 
 
 def bm25_scores(benchmark: MiniVidore, task: str) -> dict[str, dict[str, float]]:

@@ -15,6 +15,8 @@ def collect(experiment: Experiment) -> dict:
     return {
         "experiment": experiment.name,
         "seed": experiment.seed,
+        "dtype": experiment.runtime.dtype,
+        "max_visual_tokens": experiment.model.max_visual_tokens,
         "python": platform.python_version(),
         "packages": {name: version_of(name) for name in PACKAGES},
         "cpu": _cpu(),
@@ -25,6 +27,12 @@ def collect(experiment: Experiment) -> dict:
         "commit": _git("rev-parse", "--short=12", "HEAD"),
         "uncommitted_code": bool(_git("status", "--porcelain", "--", "colq_utils", "notebooks", "experiments")),
     }
+
+
+def machine() -> str:
+    """The processor that the model runs on: the GPU if one is visible."""
+    import torch
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu()
 
 
 def version_of(name: str) -> str | None:

@@ -27,16 +27,16 @@ def write(study: Study) -> str:
     return md.document(
         f"# Quantization analysis: {study.experiment.title}", "## Executive summary", _summary(study), "### Key findings", _key_findings(study),
         "## Methodology", "### Quantization configuration", _configuration(study), "### Calibration sets", calibration_sets(study),
-        "### Evaluation set", _evaluation_set(study), "### Statistics", statistics(study),
+        "### Evaluation set", _evaluation_set(study), _failures(study), "### Statistics", statistics(study),
         "## Results", "### All languages", scores(study, study.counted), "### English", scores(study, study.english),
-        "### Task by task", counts(study, study.counted), "### Ceiling and floor", _references(study), "### Reported apart", _apart(study),
+        "### Task by task", counts(study, study.counted), findings.falling_tasks(study), "### Ceiling and floor", _references(study), "### Reported apart", _apart(study),
         "### Drift of the scores", drift(study), "### Acceptance of the checkpoints", acceptance(study),
         "## Memory", memory(study),
         "## Analysis", "### Does the calibration length matter?", _lengths(study), "### AutoRound or round-to-nearest?", _rounding(study),
         "### Fewer bits", _ladder(study), "### What resolves four bits", findings.resolution_answer(study),
-        "## Recommendation", findings.rule(study), findings.recommend(study).text, "### Recipe", _recipe(study),
+        "## Recommendation", findings.rule(study), findings.recommend(study).text, "### Which one for what", _use_cases(study), "### Recipe", _recipe(study),
         "## Limits", limits(study), "## Environment", environment(study.results.evaluate_environment, "evaluate"),
-        "## Figures", figures(study, FIGURES))
+        "## Figures", figures(study, FIGURES), "## Conclusion", _conclusion(study))
 
 
 def _summary(study: Study) -> str:
@@ -45,7 +45,7 @@ def _summary(study: Study) -> str:
     return (f"This report gives what quantizing the language model of `{study.experiment.model.path}` changes ({len(quantized)} variants against "
             f"{study.labels[study.experiment.base]}): NDCG@5 on {used.task.nunique()} tasks in {used.lang.nunique()} languages "
             f"({int(used.n_queries.sum()):,} queries), score drift and size. Differences are paired; brackets are 95 % intervals over queries; "
-            f"points are NDCG@5 x 100; MB are 10^6 bytes.\n\n{findings.recommend(study).text}")
+            f"points are NDCG@5 x 100; MB are 10^6 bytes.\n\n{findings.near_lossless(study)} {findings.recommend(study).text}")
 
 
 def _key_findings(study: Study) -> str:
@@ -94,15 +94,39 @@ def _evaluation_set(study: Study) -> str:
     return md.table(["Task", "Group", "In the average", "Languages", "Queries", "Pages searched"], rows, left=4)
 
 
+def _failures(study: Study) -> str:
+    """Tasks that could not be run, with the reason; nothing if there are none."""
+    table = study.results.failures
+    if table is None or table.empty:
+        return ""
+    rows = [(r.task, study.labels.get(r.variant, r.variant), r.error) for r in table.itertuples()]
+    return ("**Tasks that failed**, so that a variant named here has no average over the suite (`make evaluate` tries them again):\n\n"
+            + md.table(["Task", "Variant", "Error"], rows, left=3))
+
+
+def _use_cases(study: Study) -> str:
+    return md.table(["Purpose", "Choice", "Why"], findings.use_cases(study), left=3)
+
+
+def _conclusion(study: Study) -> str:
+    sizes = analysis.sizes(study.results).set_index("variant").reduction_pct
+    table = study.suite.set_index("variant")
+    lines = [f"- **{study.labels[n]}**: {md.points_ci(table['diff'][n], table.diff_low[n], table.diff_high[n])} points ({table.verdict[n]}), "
+             f"{md.number(sizes.get(n), 1, unit=' %')} smaller" for n in findings.four_bits(study)]
+    return "On this model and this suite:\n\n" + "\n".join(lines) + f"\n\n{findings.near_lossless(study)}"
+
+
 def statistics(study: Study) -> str:
     """How averages, intervals, tests and verdicts are made, in words."""
-    drawn = "queries, those that share a source together," if study.clusters is not None else "queries"
+    drawn, where = "queries", "within each entry"
+    if study.clusters is not None:
+        drawn, where = "sources, each with all its queries (translations, one title asked twice)", "within each entry, or within all entries that sources link"
     return (f"- An entry is a task in one language. An average is the mean over entries of the mean over queries.\n"
-            f"- Intervals: paired bootstrap of {drawn} within each entry, {study.ndcg.replicates.shape[0]:,} resamples, percentiles 2.5 and 97.5, seed "
+            f"- Intervals: paired bootstrap of {drawn}, {where}; {study.ndcg.replicates.shape[0]:,} resamples, percentiles 2.5 and 97.5, seed "
             f"{study.experiment.seed}.\n"
             f"- p: two-sided randomization test (random signs of the paired differences, at most {stats.FLIPS:,}), adjusted by Holm over the quantized variants.\n"
             f"- Margin, in the experiment file before the run: {findings.points(study)} points. *non-inferior*: the whole interval lies above "
-            f"-{findings.points(study)} (which is not *equal*: it may lie below 0); *inferior*: below that; *lower*: below 0, with the margin inside; "
+            f"-{findings.points(study)} (which is not *equal*: it may lie below 0), and only then is a variant called near-lossless; *inferior*: below that; *lower*: below 0, with the margin inside; "
             "*not resolved*: the interval contains 0 and the margin.\n"
             "- Detectable: the true difference found in 80 % of such suites, (1.96 + 0.84) x the standard error of the paired difference.\n"
             "- The intervals are those of the queries. Seeds of the quantizer are not varied.")
@@ -112,13 +136,14 @@ def scores(study: Study, keep) -> str:
     """Averages over the entries in `keep`: score, difference, test, verdict, wins."""
     if not np.any(keep):
         return f"No counted entry: {md.MISSING}."
+    table = analysis.averages(study, keep)
     rows = [(study.labels[r.variant], md.score_ci(r.score, r.low, r.high), *((["-"] * 6) if r.variant == study.experiment.base else (
         md.points_ci(r["diff"], r.diff_low, r.diff_high), md.number(r.relative, 2, True, "%"), "-" if np.isnan(r.p_holm) and np.isfinite(r.p) else md.p_value(r.p_holm), md.number(100 * r.mdd),
-        r.verdict, f"{r.wins}/{r.ties}/{r.losses}" if np.isfinite(r["diff"]) else md.MISSING))) for _, r in analysis.averages(study, keep).iterrows()]
+        r.verdict, f"{r.wins}/{r.ties}/{r.losses}" if np.isfinite(r["diff"]) else md.MISSING))) for _, r in table.iterrows()]
     header = ["Variant", "NDCG@5", "Change (points)", "Change (%)", "p (Holm)", "Detectable (points)", "Verdict", "Queries won/tied/lost"]
-    n = study.entries[keep]
-    return md.table(header, rows) + (f"\n\n{len(n)} entries, {int(n.n_queries.sum()):,} queries. p is adjusted over the quantized variants, so it is "
-                                     "not given for another precision of the base.")
+    n, error = study.entries[keep], table.set_index("variant").se[study.experiment.base]
+    return md.table(header, rows) + (f"\n\n{len(n)} entries, {int(n.n_queries.sum()):,} queries; standard error of the base's mean {md.number(100 * error)} "
+                                     "points. p is adjusted over the quantized variants, so it is not given for another precision of the base.")
 
 
 def counts(study: Study, keep) -> str:
@@ -156,10 +181,10 @@ def _apart(study: Study) -> str:
     parts = []
     for group in study.entries.group[~study.counted].unique():
         keep = study.group(group) & ~study.counted
-        rows = [(study.labels[r.variant], md.score_ci(r.score, r.low, r.high), "-" if r.variant == study.experiment.base else
-                 md.points_ci(r["diff"], r.diff_low, r.diff_high)) for _, r in analysis.averages(study, keep).iterrows()]
+        rows = [(study.labels[r.variant], md.score_ci(r.score, r.low, r.high), *(("-", "-") if r.variant == study.experiment.base else (
+                 md.points_ci(r["diff"], r.diff_low, r.diff_high), md.number(100 * r.mdd)))) for _, r in analysis.averages(study, keep).iterrows()]
         parts.append(f"Group *{GROUPS.get(group, group)}* ({int(keep.sum())} entries), outside the average:\n\n"
-                     + md.table(["Variant", "NDCG@5", "Change (points)"], rows))
+                     + md.table(["Variant", "NDCG@5", "Change (points)", "Detectable (points)"], rows))
     return "\n\n".join(parts) or "Every entry is in the average."
 
 

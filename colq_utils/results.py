@@ -23,6 +23,7 @@ FILES = {
     "sets": "calibrate/sets.csv", "corpus": "calibrate/corpus.csv", "variants": "quantize/variants.csv",
     "rows": "benchmark/rows.csv", "memory": "benchmark/memory.csv", "census": "benchmark/census.csv",
     "ceilings": "benchmark/ceilings.json", "scores": "evaluate/scores.csv", "queries": "evaluate/queries.parquet",
+    "failures": "evaluate/failures.csv",
     "quantize_environment": "quantize/environment.json", "benchmark_environment": "benchmark/environment.json",
     "evaluate_environment": "evaluate/environment.json",
 }
@@ -51,6 +52,7 @@ class Results:
     memory: pd.DataFrame | None = None
     census: pd.DataFrame | None = None
     ceilings: dict | None = None
+    failures: pd.DataFrame | None = None
     quantize_environment: dict | None = None
     benchmark_environment: dict | None = None
     evaluate_environment: dict | None = None
@@ -101,11 +103,12 @@ def _read(path: Path, field: str):
 
 
 def _check_origin(results: Results) -> None:
-    """Every stage's record names this experiment and one seed."""
-    name, seed = results.experiment.name, results.experiment.seed
+    """Every stage's record names this experiment, one seed, one precision and one budget of visual tokens."""
+    exp = results.experiment
+    name, seed = exp.name, exp.seed
     for stage in ("quantize", "benchmark", "evaluate"):
         record = getattr(results, f"{stage}_environment") or {}
-        for key, wanted in (("experiment", name), ("seed", seed)):
+        for key, wanted in (("experiment", name), ("seed", seed), ("dtype", exp.runtime.dtype), ("max_visual_tokens", exp.model.max_visual_tokens)):
             if record.get(key, wanted) != wanted:
                 raise ColqError(f"results/{name}/{stage}/environment.json was made with {key} {record[key]!r}, the experiment "
                                 f"file says {wanted!r}: run `make {stage} EXPERIMENT={name}` again")

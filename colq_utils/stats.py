@@ -16,7 +16,7 @@ from scipy.stats import norm
 
 from .errors import ColqError
 
-RESAMPLES = 2000
+RESAMPLES = 10000
 FLIPS = 9999
 LEVEL = 0.95
 POWER = 0.80
@@ -63,27 +63,18 @@ def bootstrap(values, strata, clusters=None, resamples: int = RESAMPLES, seed: i
     """
     values = _matrix(values)
     labels, stratum = np.unique(np.asarray(strata), return_inverse=True)
-    counts = _draws(stratum, clusters, resamples, np.random.default_rng(seed))  # (resamples, n_queries)
-    value, replicates = [], []
-    for s in range(len(labels)):
-        rows = stratum == s
-        weight = counts[:, rows]
-        value.append(values[rows].mean(0))
-        replicates.append(weight @ values[rows] / weight.sum(1, keepdims=True))
-    return Means(tuple(labels.tolist()), np.stack(value), np.stack(replicates, axis=1))
-
-
-def _draws(stratum, clusters, resamples: int, rng) -> np.ndarray:
-    """How often each query is drawn in each resample: (resamples, n_queries)."""
-    counts = np.empty((resamples, len(stratum)))
     cluster = np.arange(len(stratum)) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
-    family = _families(stratum, cluster)
+    family, rng = _families(stratum, cluster), np.random.default_rng(seed)
+    value, replicates = np.empty((len(labels), values.shape[1])), np.empty((resamples, len(labels), values.shape[1]))
     for number in range(family.max() + 1):
-        rows = np.flatnonzero(family[stratum] == number)
-        members, position = np.unique(cluster[rows], return_inverse=True)
-        strata = [position[stratum[rows] == s] for s in np.unique(stratum[rows])]
-        counts[:, rows] = _resample(len(members), strata, resamples, rng)[:, position]
-    return counts
+        members, position = np.unique(cluster[family[stratum] == number], return_inverse=True)
+        mine = stratum[family[stratum] == number]
+        strata = {s: position[mine == s] for s in np.unique(mine)}
+        drawn = _resample(len(members), list(strata.values()), resamples, rng)
+        for s, where in strata.items():
+            rows, weight = values[stratum == s], drawn[:, where]  # (n_queries, n_variants), (resamples, n_queries)
+            value[s], replicates[:, s] = rows.mean(0), weight @ rows / weight.sum(1, keepdims=True)
+    return Means(tuple(labels.tolist()), value, replicates)
 
 
 def _families(stratum: np.ndarray, cluster: np.ndarray) -> np.ndarray:

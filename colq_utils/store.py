@@ -40,7 +40,6 @@ class VectorStore:
         with self._data_file.open("ab") as data:
             data.truncate(self._rows * self._row)
         self._index_file.write_text("".join(json.dumps(r) + "\n" for r in self._index.values()))
-        self._map = None
 
     @property
     def _data_file(self) -> Path:
@@ -68,15 +67,17 @@ class VectorStore:
         with self._index_file.open("a") as index:
             index.writelines(json.dumps(record) + "\n" for record in records)
         self._index.update((record["key"], record) for record in records)
-        self._rows, self._map = start, None
+        self._rows = start
 
     def __getitem__(self, key: str) -> torch.Tensor:
-        """The matrix of `key`, ``(n_tokens, width)``, read from the map."""
+        """The matrix of `key`, ``(n_tokens, width)``; its record alone is mapped, so that reading a corpus leaves nothing resident."""
         record = self._index[key]
-        if self._map is None:
-            self._map = np.memmap(self._data_file, dtype=self._numpy, mode="r", shape=(self._rows, self.width))
-        rows = torch.from_numpy(np.array(self._map[record["start"]:record["start"] + record["n"]]))
-        return rows.view(self.dtype)
+        mapped = np.memmap(self._data_file, dtype=self._numpy, mode="r", offset=record["start"] * self._row, shape=(record["n"], self.width))
+        return torch.from_numpy(np.array(mapped)).view(self.dtype)
+
+    def tokens(self, key: str) -> int:
+        """Rows of the matrix of `key`."""
+        return self._index[key]["n"]
 
     def note(self, key: str, name: str):
         """A note stored with `key`."""

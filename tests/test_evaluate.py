@@ -1,9 +1,14 @@
-"""NDCG by hand and against mteb, resumed evaluation, and a corpus that is encoded once."""
+"""NDCG by hand, against mteb and trec_eval, what queries share, and a corpus that is encoded once."""
+import subprocess
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from colq_utils import evaluate, scores
+from colq_utils.errors import ColqError
 
 
 @pytest.mark.parametrize(("ranked", "ideal", "expected"), [
@@ -24,6 +29,67 @@ def test_per_query_rank_margin_and_top():
     assert frame["margin"].tolist() == [(3 - 4) / 2, (5 - 1) / 4]
     assert frame["top5"].iloc[0] == ["b", "c", "a"]
     assert frame["ndcg_at_5"].tolist() == pytest.approx([1 / np.log2(3), 1.0])
+
+
+def test_ndcg_is_trec_evals():
+    """Graded relevance, many queries: the reference implementation to 1e-9."""
+    import pytrec_eval
+    rng = np.random.default_rng(0)
+    pages, queries = [f"p{i}" for i in range(30)], [f"q{i}" for i in range(200)]
+    found = torch.tensor(rng.normal(size=(200, 30)))
+    relevant = {q: {p: int(g) for p, g in zip(rng.choice(pages, 6, replace=False), rng.integers(0, 4, 6))} | {pages[0]: 1} for q in queries}
+    run = {q: dict(zip(pages, row.tolist())) for q, row in zip(queries, found)}
+    theirs = pytrec_eval.RelevanceEvaluator(relevant, {"ndcg_cut.5"}).evaluate(run)
+    ours = scores.per_query(found, queries, pages, [1] * 200, relevant).set_index("query_id")["ndcg_at_5"]
+    assert len(ours) == 200 and max(abs(ours[q] - theirs[q]["ndcg_cut_5"]) for q in queries) < 1e-9
+
+
+def test_translations_share_a_source_and_other_questions_do_not():
+    images = {"a": "picture 1", "b": "picture 2", "a-fr": "picture 1", "c": "picture 3"}
+    assert evaluate.source("T", {"a": 1, "b": 0}, images) == evaluate.source("T", {"a-fr": 1}, images)
+    others = {evaluate.source("T", answers, images) for answers in ({"a": 1}, {"a": 2}, {"c": 1}, {"a": 1, "b": 1})}
+    assert len(others) == 4 and evaluate.source("U", {"a": 1}, images) not in others
+
+
+@pytest.mark.parametrize(("scripts", "expected"), [
+    ({"default": ["eng-Latn"]}, {"default": "en"}),
+    ({"french": ["fra-Latn"], "english": ["eng-Latn"]}, {"french": "fr", "english": "en"}),
+    ({"korean": ["kor-Hang"]}, {"korean": "kor"}),
+    ({"a": ["eng-Latn"], "b": ["eng-Latn"]}, {"a": "a", "b": "b"}),
+    ({"mixed": ["eng-Latn", "fra-Latn"]}, {"mixed": "mixed"})])
+def test_subsets_are_named_by_their_language(scripts, expected):
+    task = SimpleNamespace(hf_subsets=list(scripts), metadata=SimpleNamespace(hf_subsets_to_langscripts=scripts))
+    assert evaluate.languages(task) == expected
+
+
+def test_two_machines_do_not_make_one_table(tmp_path):
+    with pytest.raises(ColqError, match=r"GPU B and on GPU A .*c\.parquet"):
+        evaluate._one_machine({tmp_path / "a.parquet": "GPU A", tmp_path / "b.parquet": "GPU A", tmp_path / "c.parquet": "GPU B"})
+    evaluate._one_machine({tmp_path / "a.parquet": "GPU A"})
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+import torch
+from colq_utils.maxsim import maxsim
+from colq_utils.store import VectorStore
+folder, n = Path(sys.argv[1]), int(sys.argv[2])
+store = VectorStore(folder, 320, torch.bfloat16)
+page = torch.randn(1280, 320).bfloat16()
+for i in range(n):
+    store.extend([str(i)], [page])
+scores = maxsim([torch.randn(8, 320)], n, lambda i: store[str(i)])
+assert scores.shape == (1, n)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path):
+    """Twenty and 300 pages of 1280 x 320, 16 MB and 246 MB on disk, written and searched in a process of their own."""
+    peak = [int(subprocess.run([sys.executable, "-c", MEMORY, str(tmp_path / str(n)), str(n)], capture_output=True, text=True,
+                               check=True).stdout) for n in (20, 300)]
+    assert peak[1] - peak[0] < 40_000, f"{peak} kB"
 
 
 def test_queries_without_an_answer_do_not_count():

@@ -110,6 +110,17 @@ def test_a_scan_looks_as_recorded(benchmark):
     assert np.abs(blocks - RECORDED_SCAN).max() < 1.0
 
 
+def test_a_title_and_its_translations_are_one_source(benchmark):
+    source = minividore.sources(benchmark)
+    assert set(source) == set(benchmark.queries.query_id)
+    asked = benchmark.queries[benchmark.queries.text.isin(["Einen Kernel installieren", "Install a Kernel", "Installer un noyau"])]
+    assert set(asked.lang) == {"de", "en", "fr"} and {"Headings", "ScannedHeadings", "Crosslingual"} <= set(asked.task)
+    assert asked.query_id.map(source).nunique() == 1
+    for task in ("Phrases", "Keywords", "Misspelt", "Shuffled", "Science"):  # words of single pages, drawn for each language alone
+        mine = benchmark.queries[benchmark.queries.task == task].query_id
+        assert mine.map(source).nunique() == len(mine)
+
+
 def test_tasks_load_in_mteb_without_a_network(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     names = [name for name, task in minividore.TASKS.items() if task.pages != "scanned"]

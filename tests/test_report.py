@@ -1,4 +1,6 @@
 """Reports from made-up results: known numbers, the same bytes twice, holes named, contradictions refused."""
+import dataclasses
+import json
 import re
 
 import made_results
@@ -143,6 +145,35 @@ def test_a_variant_without_a_task_has_no_average(fresh):
     assert "With holes, so without an average:** W3A16 RTN" in texts["comparison_english.md"]
 
 
+@pytest.mark.parametrize("margin", [1e-9, 0.005, 0.03, 1.0])
+def test_near_lossless_only_where_the_interval_clears_the_margin(study, margin):
+    other = dataclasses.replace(study, results=dataclasses.replace(study.results, experiment=with_margin(study.experiment, margin)))
+    said, low = findings.near_lossless(other), study.suite.set_index("variant").diff_low
+    clear = [name for name in study.experiment.quantized if low[name] > -margin]
+    assert [name for name in study.experiment.quantized if study.labels[name] in said] == clear
+    assert said.startswith("Near-lossless by this suite" if clear else "No quantized variant may be called near-lossless")
+
+
+def with_margin(experiment, margin):
+    return experiment.model_copy(update={"evaluation": experiment.evaluation.model_copy(update={"margin": margin})})
+
+
+def test_use_cases_follow_the_tables(study):
+    rows = {purpose: (choice, why) for purpose, choice, why in findings.use_cases(study)}
+    assert "W2A16" not in rows["Smallest checkpoint, whatever it costs"][0], "the made-up W2A16 is not accepted"
+    assert rows["Smallest checkpoint, whatever it costs"][0] == "W3A16 RTN" and rows["Smallest checkpoint, whatever it costs"][1].startswith("19.00 MB")
+    assert rows["Quick experiment"][0] == "W4A16 RTN" and rows["Quick experiment"][1].startswith("made in 10 s")
+
+
+def test_a_failed_task_is_a_named_hole(fresh):
+    queries = pd.read_parquet(fresh.results("evaluate") / "queries.parquet")
+    made_results.write_scores(fresh, queries[(queries.variant != "toy-w3a16-rtn") | (queries.task != "MadeShort")])
+    pd.DataFrame([("toy-w3a16-rtn", "MadeShort", "MemoryError: made up")], columns=["variant", "task", "error"]).to_csv(
+        fresh.results("evaluate") / "failures.csv", index=False)
+    text = report.render(analysis.study(results.load(fresh)))["quantization_analysis.md"]
+    assert "| MadeShort | W3A16 RTN | MemoryError: made up |" in text and "W3A16 RTN | not measured" in text
+
+
 def test_benchmark_says_slower_only_with_an_interval(study):
     text = report.render(study)["benchmark.md"]
     assert rows_of(text, "W4A16 RTN | text queries")[0][2:] == ["8", "192", "ark", "1.50 [1.48, 1.52]", "slower"]
@@ -181,6 +212,14 @@ def test_results_of_another_seed_are_refused(fresh):
     path = fresh.results("evaluate") / "environment.json"
     path.write_text(path.read_text().replace('"seed": 42', '"seed": 7'))
     with pytest.raises(ColqError, match="seed 7"):
+        results.load(fresh)
+
+
+@pytest.mark.parametrize("key, value", [("dtype", "float32"), ("max_visual_tokens", 1280)])
+def test_another_precision_or_token_budget_is_refused_by_file(fresh, key, value):
+    path = fresh.results("evaluate") / "environment.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(ColqError, match=rf"evaluate/environment\.json was made with {key}"):
         results.load(fresh)
 
 
