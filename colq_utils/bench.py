@@ -8,12 +8,13 @@ of the forward pass; tokenizing, image processing and MaxSim are outside.
 """
 import hashlib
 import json
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from . import ceilings, isolate, kernels, provenance, workloads
+from . import ceilings, footprint, isolate, kernels, provenance, workloads
 from .config import Experiment
 from .errors import ColqError
 from .files import read_json, read_table, required, sha256, write_json, write_table
@@ -21,8 +22,10 @@ from .progress import track
 
 #: Fewest samples from which a 99th percentile is given.
 ENOUGH_FOR_P99 = 100
+#: What a driver may hold of an idle GPU, in bytes.
+IDLE = 800 << 20
 #: Code that a measurement depends on; a change makes kept parts stale.
-_CODE = ("measure", "workloads", "ceilings", "isolate", "loading", "modeling", "processing", "kernels")
+_CODE = ("measure", "workloads", "ceilings", "isolate", "loading", "modeling", "processing", "kernels", "fast", "packing", "eightbit", "encode")
 
 
 def run(experiment: Experiment, timeout_s: float = 1800) -> pd.DataFrame:
@@ -48,7 +51,24 @@ def run(experiment: Experiment, timeout_s: float = 1800) -> pd.DataFrame:
     parts = [{"variant": name, "round": round_,
               **_kept(experiment, f"{name}-r{round_}", "colq_utils.measure:run", arguments | {"variant": name}, timeout_s)}
              for round_, name in track(jobs, "benchmark", unit="process")]
+    _sweep(experiment, timeout_s)
     return _write(experiment, parts, limits)
+
+
+def _sweep(experiment: Experiment, timeout_s: float) -> None:
+    """Measure and write what needs no variant: GEMM times, MaxSim, AutoRound's own cost. On CUDA, where asked for."""
+    folder, plan = experiment.results("benchmark"), experiment.benchmark
+    if experiment.runtime.device != "cuda":
+        return
+    if plan.sweeps:
+        text = footprint.configuration(experiment)["text_config"]
+        backends = list(dict.fromkeys(experiment.by_id[n].backend or experiment.runtime.backend for n in plan.variants if experiment.by_id[n].bits == 4))
+        for name, arguments in (("gemms", {"text": text, "backends": backends}), ("scoring", {})):
+            found = _kept(experiment, name, f"colq_utils.sweeps:{name}", arguments, timeout_s)
+            write_table(folder / f"{name}.csv", pd.DataFrame(found if isinstance(found, list) else [found]))
+    if plan.autoround:
+        arguments = {"size": experiment.model.size, "settings": plan.autoround.model_dump(), "scratch": str(experiment.build())}
+        write_json(folder / "autoround_cost.json", _kept(experiment, "autoround", "colq_utils.cost:measure", arguments, timeout_s))
 
 
 def check(experiment: Experiment) -> None:
@@ -60,9 +80,10 @@ def check(experiment: Experiment) -> None:
         spec = experiment.by_id[name]
         if spec.bits is not None:
             required(experiment.checkpoint(name) / "config.json", f"quantize EXPERIMENT={experiment.name}")
-            kernels.require(spec.backend or experiment.runtime.backend)
-    for kind in {work.kind for _, work in workloads.plan(experiment)}:
-        workloads.items(experiment, kind, 1)
+            if (spec.backend or experiment.runtime.backend) not in experiment.benchmark.optional_backends:
+                kernels.require(spec.backend or experiment.runtime.backend)
+    for _, work in workloads.plan(experiment):
+        workloads.items(experiment, work, 1)
 
 
 def _kept(experiment: Experiment, name: str, function: str, arguments: dict, timeout_s: float) -> dict:
@@ -101,7 +122,7 @@ def summarize(latency_s: list[float]) -> dict:
             "latency_s_p90": np.percentile(values, 90), "latency_s_p99": np.percentile(values, 99) if enough else np.nan}
 
 
-COLUMNS = ["variant", "scheme", "kernel", "kind", "batch", "n_samples", "items_per_s", "latency_s_mean", "latency_s_median",
+COLUMNS = ["variant", "scheme", "encode", "kernel", "kind", "batch", "n_samples", "items_per_s", "latency_s_mean", "latency_s_median",
            "latency_s_std", "latency_s_p90", "latency_s_p99", "first_call_s", "load_s", "tokens_per_call", "floor_s",
            "times_floor", "error", "bandwidth_floor_s", "compute_floor_s", "weight_bytes", "flop"]
 
@@ -117,8 +138,9 @@ def rows(experiment: Experiment, parts: list[dict], limits: dict) -> pd.DataFram
     for name in experiment.benchmark.variants:
         mine = [part for part in parts if part["variant"] == name]
         for kind, work in workloads.plan(experiment):
-            lines.append({"variant": name, "scheme": experiment.by_id[name].scheme, "kernel": _kernel(mine), "kind": kind,
-                          "batch": work.batch, **_line(experiment, name, mine, kind, work.batch, limits)})
+            lines.append({"variant": name, "scheme": experiment.by_id[name].scheme, "kernel": _kernel(mine),
+                          "encode": next((part["encode"] for part in mine if "encode" in part), None), "kind": kind, "batch": work.batch,
+                          **_line(experiment, name, mine, kind, work.batch, limits)})
     return pd.DataFrame(lines).reindex(columns=COLUMNS)
 
 
@@ -132,7 +154,7 @@ def _line(experiment: Experiment, name: str, parts: list[dict], kind: str, batch
         return line
     mean = {key: float(np.mean([record[key] for record in good])) for key in ("first_call_s", "tokens_per_call")}
     need = ceilings.Demand(good[0]["weight_bytes"], good[0]["flop"])
-    dtype = "float32" if experiment.by_id[name].scheme == "fp32" else experiment.runtime.dtype
+    dtype = {"fp32": "float32", "fp8": "fp8"}.get(experiment.by_id[name].scheme, experiment.runtime.dtype)
     floors = {} if "error" in limits else ceilings.floors(need, limits, dtype)
     if floors:
         floors["times_floor"] = line["latency_s_mean"] / floors["floor_s"]
@@ -156,10 +178,14 @@ def _write(experiment: Experiment, parts: list[dict], limits: dict) -> pd.DataFr
     write_table(folder / "memory.csv", _memory(experiment, parts))
     uses = {(part["variant"], *use.values()): {"variant": part["variant"], **use} for part in parts for use in part.get("census", [])}
     write_table(folder / "census.csv", pd.DataFrame(uses.values(), columns=["variant", "tower", "kernel", "weight_bits", "layers"]))
+    write_table(folder / "agreement.csv", pd.DataFrame(
+        [{"variant": part["variant"], "round": part["round"], **entry} for part in parts for entry in part.get("agreement", [])],
+        columns=["variant", "round", "kind", "mean", "min", "tokens"]))
     write_json(folder / "ceilings.json", limits)
     write_json(folder / "environment.json", provenance.collect(experiment) | {
         "threads": limits.get("threads"), "omp_wait_policy": limits.get("omp_wait_policy"), "device": experiment.runtime.device, "dtype": experiment.runtime.dtype,
-        "attention": experiment.runtime.attention, "rounds": experiment.benchmark.rounds, "left_out": left_out(experiment)})
+        "attention": experiment.runtime.attention, "rounds": experiment.benchmark.rounds, "left_out": left_out(experiment),
+        "weights": "random" if experiment.model.is_random else "stored"})
     return table
 
 
@@ -186,9 +212,25 @@ def _memory(experiment: Experiment, parts: list[dict]) -> pd.DataFrame:
 def left_out(experiment: Experiment) -> list[str]:
     """What this run cannot tell, in sentences."""
     if experiment.runtime.device == "cuda":
-        return ["Resident memory of the host process is given, but the GPU figures are those that limit the batch size."]
+        notes = ["Resident memory of the host process is given, but the GPU figures are those that limit the batch size."]
+        if experiment.model.is_random:
+            notes.append("Random weights in the published dimensions: bytes and times do not depend on their values, embeddings and scores would.")
+        others = foreign()
+        if others:
+            notes.append(f"Before and after the run other processes held {others / 1e6:,.0f} MB of the GPU: times may have suffered.")
+        return notes
     return ["No GPU: allocated, peak and reserved device memory and CUDA kernels are not measured.",
             "Speed on this CPU says nothing about the speed of 4-bit kernels on a GPU."]
+
+
+def foreign() -> int:
+    """Bytes of the GPU in use while no process of ours runs on it, by the driver's count; 0 where that cannot be asked."""
+    try:
+        answer = subprocess.run(["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=30)
+        used = int(answer.stdout.splitlines()[0]) << 20
+    except (OSError, ValueError, IndexError, subprocess.TimeoutExpired):
+        return 0
+    return used if used > IDLE else 0
 
 
 def results(experiment: Experiment, name: str):

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .kernels import is_quantized
+from .eightbit import scaled
+from .footprint import part_of
 
 #: Bytes of the buffer copied and side of the square matrices, large against caches, small against memory.
 SIZES = {"cpu": (256 << 20, 1536), "cuda": (2 << 30, 8192)}
@@ -23,8 +24,9 @@ def measure(device: str, threads: int | None, repeats: int = 8) -> dict:
     """Best rate of `repeats` tries each.
 
     Returns:
-        ``copy_bytes_per_s`` (bytes read plus bytes written), ``bfloat16_flop_per_s`` and
-        ``float32_flop_per_s`` of a square matrix product, with the sizes used.
+        ``copy_bytes_per_s`` (bytes read plus bytes written), ``bfloat16_flop_per_s``,
+        ``float32_flop_per_s`` and, where the GPU has it, ``fp8_flop_per_s`` of a square matrix
+        product, with the sizes used.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -36,6 +38,10 @@ def measure(device: str, threads: int | None, repeats: int = 8) -> dict:
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
         name = str(dtype).removeprefix("torch.")
         found[f"{name}_flop_per_s"] = 2 * side**3 / _best_s(lambda a=a, b=b: a @ b, device, repeats)
+    if device == "cuda" and torch.cuda.get_device_capability() >= (8, 9):
+        (a, scale), b = scaled(torch.randn(side, side, device=device)), torch.randn(side, side, device=device).to(torch.float8_e4m3fn).t()
+        found["fp8_flop_per_s"] = 2 * side**3 / _best_s(
+            lambda: torch._scaled_mm(a, b, scale, scale.t(), out_dtype=torch.bfloat16, use_fast_accum=True), device, repeats)
     return found
 
 
@@ -75,40 +81,39 @@ class Demand:
     flop: int
 
 
-@torch.inference_mode()
 def demand(model: nn.Module, inputs: dict) -> Demand:
-    """Count the weights and products that ``model(**inputs)`` uses, by watching its layers once.
+    """Count the weights and products that ``model(**inputs)`` needs, from shapes alone, whatever runs it.
 
-    Linear, quantized and convolution layers are counted from the shapes that pass through them (a
-    weight as stored: four bits count as four), attention from the configuration: ``4 n² d`` a layer.
-    The embedding table is left out: a lookup reads a row a token.
+    Weights are counted as the model holds them (four bits count as four) and once; the embedding table is left out, for a
+    lookup reads a row a token. Products are two operations a weight and token, and ``4 n² d`` a layer for attention (half
+    of it where it is causal).
     """
-    flop, used = 0, {}
-
-    def note(module, arguments, output):
-        nonlocal flop
-        fan_in = module.weight[0].numel() if isinstance(module, nn.Conv3d) else arguments[0].shape[-1]
-        flop += 2 * output.numel() * fan_in
-        used[module] = sum(t.nbytes for t in itertools.chain(module.parameters(), module.buffers()))
-
-    layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv3d)) or is_quantized(m)]
-    hooks = [layer.register_forward_hook(note) for layer in layers]
-    try:
-        model(**inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return Demand(sum(used.values()), flop + _attention_flop(model.config, inputs))
-
-
-def _attention_flop(config, inputs: dict) -> int:
-    """Scores and weighted sums of every layer: over the tokens of a row, and over the patches of a page."""
+    config, parts = model.config, ("language_model", "projection") + (("visual",) if "image_grid_thw" in inputs else ())
+    used = sum(t.nbytes for name, t in itertools.chain(model.named_parameters(), model.named_buffers()) if part_of(name) in parts)
     text, vision = config.text_config, config.vision_config
     n_rows, n_tokens = inputs["input_ids"].shape
-    flop = 4 * n_rows * n_tokens**2 * text.num_attention_heads * text.head_dim * text.num_hidden_layers
+    flop = 2 * n_rows * n_tokens * _text_weights(config) + 2 * n_rows * n_tokens**2 * text.num_attention_heads * text.head_dim * text.num_hidden_layers
     for grid in inputs.get("image_grid_thw", []):  # (time, height, width) in patches
-        flop += 4 * int(grid.prod()) ** 2 * vision.hidden_size * vision.depth
-    return flop
+        patches = int(grid.prod())
+        flop += 2 * patches * _vision_weights(vision) + 4 * patches**2 * vision.hidden_size * vision.depth
+    return Demand(used, flop)
+
+
+def _text_weights(config) -> int:
+    """Weights that every token meets in the language model and the projection."""
+    text = config.text_config
+    attention = text.hidden_size * text.head_dim * (2 * text.num_attention_heads + 2 * text.num_key_value_heads)
+    return text.num_hidden_layers * (attention + 3 * text.hidden_size * text.intermediate_size) + text.hidden_size * config.embed_dim
+
+
+def _vision_weights(vision) -> float:
+    """Weights that every patch meets in the vision tower; a merger's are met by one token of `spatial_merge_size`² patches."""
+    blocks = vision.depth * (4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.intermediate_size)
+    merge = vision.spatial_merge_size**2
+    wide = vision.hidden_size * merge
+    mergers = (1 + len(vision.deepstack_visual_indexes)) * (wide**2 + wide * vision.out_hidden_size) / merge
+    stem = vision.hidden_size * vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    return blocks + mergers + stem
 
 
 def floors(need: Demand, measured: dict, dtype: str) -> dict:

@@ -15,15 +15,19 @@ from .errors import ColqError
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("inspect", "calibrate", "quantize", "benchmark", "evaluate", "report")
 #: Weight bits of every scheme known here; None: floating point, not quantized.
-SCHEMES = {"bf16": None, "fp32": None, "w8a16": 8, "w4a16": 4, "w3a16": 3, "w2a16": 2}
+SCHEMES = {"bf16": None, "fp32": None, "fp8": None, "w8a16": 8, "w4a16": 4, "w3a16": 3, "w2a16": 2}
 
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+#: `Model.path` of a checkpoint with random weights in the published dimensions of `size`; see `colq_utils.randomized`.
+RANDOM = "random"
+
+
 class Model(Section):
-    """The base checkpoint: a folder of this repository or a hub id with a full commit hash."""
+    """The base checkpoint: a folder of this repository, a hub id with a full commit hash, or `RANDOM`."""
 
     path: str
     size: str
@@ -32,7 +36,11 @@ class Model(Section):
 
     @property
     def is_local(self) -> bool:
-        return (ROOT / self.path).exists() or self.path.startswith(("models/", "/", "."))
+        return self.is_random or (ROOT / self.path).exists() or self.path.startswith(("models/", "/", "."))
+
+    @property
+    def is_random(self) -> bool:
+        return self.path == RANDOM
 
     @model_validator(mode="after")
     def pinned(self):
@@ -42,13 +50,17 @@ class Model(Section):
 
 
 class Runtime(Section):
-    """What all variants share, so that only the weights differ."""
+    """What all variants share, so that only the weights differ.
+
+    `encode` is the forward pass: ``plain`` is transformers' own, ``fast`` is `colq_utils.fast`, ``auto`` is fast on CUDA.
+    """
 
     device: Literal["cpu", "cuda"] = "cpu"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     threads: int | None = None
-    backend: Literal["ark", "torch", "marlin", "humming", "tritonv2"] = "ark"
+    backend: Literal["ark", "torch", "marlin", "humming", "tritonv2", "unpack"] = "ark"
+    encode: Literal["auto", "plain", "fast"] = "auto"
 
 
 class CalibrationSet(Section):
@@ -77,16 +89,25 @@ class Calibration(Section):
 
 
 class Variant(Section):
-    """One way of storing the weights; `calibration` names a set, `backend` the kernel to insist on."""
+    """One way of storing the weights; `calibration` names a set, `backend` the kernel to insist on.
+
+    Method ``pack`` is round to nearest by `colq_utils.packing`, the same bits as ``rtn``, which is AutoRound's. The
+    runtime options change how stored weights are held or run, not what is stored: `encode` (as in `Runtime`),
+    `embedding` (table in int8), `vision` (tower in FP8) and `tag`, a suffix that tells two backends of one scheme apart.
+    """
 
     scheme: str
-    method: Literal["base", "rtn", "autoround"] = "base"
+    method: Literal["base", "rtn", "pack", "autoround"] = "base"
     calibration: str | None = None
     iters: int = 0
     group_size: int = 128
     sym: bool = True
     backend: str | None = None
     exports: tuple[Literal["auto_round", "auto_awq", "auto_gptq"], ...] = ("auto_round",)
+    encode: Literal["plain", "fast"] | None = None
+    embedding: Literal["int8"] | None = None
+    vision: Literal["fp8"] | None = None
+    tag: str | None = None
 
     @model_validator(mode="after")
     def known(self):
@@ -102,8 +123,8 @@ class Variant(Section):
     def bits(self) -> int | None:
         return SCHEMES[self.scheme]
 
-    def name(self, size: str) -> str:
-        """Variant id: size-scheme-method, with whatever departs from group 128, symmetric."""
+    def stored(self, size: str) -> str:
+        """Id of the weights as stored: size-scheme-method, with whatever departs from group 128, symmetric."""
         parts = [size, self.scheme]
         if self.method != "base":
             parts += [self.method] + ([self.calibration] if self.calibration else [])
@@ -111,21 +132,51 @@ class Variant(Section):
             parts.append(f"g{self.group_size}")
         return "-".join(parts + ([] if self.sym else ["asym"]))
 
+    def name(self, size: str) -> str:
+        """Variant id: that of the stored weights, and the runtime options."""
+        options = ([f"{self.embedding}embed"] if self.embedding else []) + ([f"{self.vision}vision"] if self.vision else [])
+        return "-".join([self.stored(size), *options, *filter(None, (self.tag, self.encode))])
+
 
 class Workload(Section):
-    """`kind` inputs in batches of `batch`, `iterations` timed calls after `warmup`, in each round."""
+    """`kind` inputs in batches of `batch`, `iterations` timed calls after `warmup`, in each round.
+
+    `source` tells where items come from: the ``embedded`` benchmark, or ``made`` (32 questions, drawn pages of full size);
+    left out, it is the embedded benchmark where that is evaluated too.
+    """
 
     kind: Literal["queries", "pages"]
     batch: int
     iterations: int
     warmup: int = 3
     items: int = 32
+    source: Literal["embedded", "made"] | None = None
+
+
+class AutoRoundCost(Section):
+    """A timing of AutoRound itself on `blocks` decoder blocks of the model's size; see `colq_utils.cost`."""
+
+    seqlen: int
+    samples: int
+    iters: int
+    batch_rows: int
+    blocks: int
+    compiled: bool = False
 
 
 class Benchmark(Section):
+    """What 04 measures. On CUDA, `sweeps` adds GEMM time against tokens and MaxSim against a large index.
+
+    A variant whose backend is one of `optional_backends` becomes a row with its reason where that backend is missing;
+    every other missing backend ends the stage.
+    """
+
     variants: tuple[str, ...]
     workloads: tuple[Workload, ...]
     rounds: int = 2
+    sweeps: bool = False
+    autoround: AutoRoundCost | None = None
+    optional_backends: tuple[str, ...] = ()
 
 
 class Evaluation(Section):
@@ -172,6 +223,10 @@ class Experiment(Section):
         for wanted in self.benchmark.variants:
             if wanted not in ids:
                 raise ValueError(f"benchmark names the variant {wanted!r}; there are {ids}")
+        for variant in self.variants:
+            stored = variant.stored(self.model.size)
+            if variant.bits is not None and stored not in ids:
+                raise ValueError(f"{variant.name(self.model.size)} runs the weights of {stored}; list that variant too")
         return self
 
     @cached_property
@@ -185,7 +240,8 @@ class Experiment(Section):
 
     @property
     def quantized(self) -> dict[str, Variant]:
-        return {name: v for name, v in self.by_id.items() if v.bits is not None}
+        """Variants with quantized weights of their own, without those that only run them otherwise."""
+        return {name: v for name, v in self.by_id.items() if v.bits is not None and name == v.stored(self.model.size)}
 
     def results(self, stage: str) -> Path:
         """Folder of a stage's results, made if missing."""
@@ -201,11 +257,13 @@ class Experiment(Section):
 
     def checkpoint(self, variant: str, export: str = "auto_round") -> Path:
         """Folder of a quantized checkpoint (whether or not it exists yet)."""
-        return self.build("checkpoints", variant, export)
+        return self.build("checkpoints", self.by_id[variant].stored(self.model.size), export)
 
     @property
     def model_path(self) -> str:
         """What the loaders take: an absolute folder for a local model, else the hub id."""
+        if self.model.is_random:
+            return str(self.build("base"))
         return str(ROOT / self.model.path) if self.model.is_local else self.model.path
 
 

@@ -38,7 +38,7 @@ def part_of(name: str) -> str:
     """One of `PARTS`; the embedding table stands apart from the blocks that are quantized."""
     if "lm_head" in name:
         return "lm_head"
-    return "embedding" if name.endswith("embed_tokens.weight") else tower_of(name)
+    return "embedding" if "embed_tokens." in name else tower_of(name)
 
 
 @dataclass(frozen=True)
@@ -237,9 +237,9 @@ def inspect(experiment: Experiment) -> Inspection:
     Raises:
         ColqError: no checkpoint, another architecture, damaged files, hub not reachable.
     """
-    from .loading import read_config  # transformers takes seconds to import; sizes alone do not need it
-    config = read_config(experiment.model_path, experiment.model.revision)
-    tensors = read_headers(experiment.model_path, experiment.model.revision)
+    config = configuration(experiment)
+    # the sizes of random weights follow from the dimensions; none are made for them
+    tensors = from_config(config) if experiment.model.is_random else read_headers(experiment.model_path, experiment.model.revision)
     found = Inspection(architecture(config, tensors), quantizable_layers(tensors), towers(tensors), predicted(tensors), published())
     folder = experiment.results("inspect")
     write_json(folder / "architecture.json",
@@ -247,6 +247,12 @@ def inspect(experiment: Experiment) -> Inspection:
     for name in ("layers", "towers", "predicted", "published"):
         write_table(folder / f"{name}.csv", getattr(found, name))
     return found
+
+
+def configuration(experiment: Experiment) -> dict:
+    """The configuration of an experiment's base checkpoint."""
+    from .loading import read_config  # transformers takes seconds to import; sizes alone do not need it
+    return real_config(experiment.model.size) if experiment.model.is_random else read_config(experiment.model_path, experiment.model.revision)
 
 
 def real_config(size: str) -> dict:

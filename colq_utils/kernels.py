@@ -20,6 +20,7 @@ BACKENDS = {
     "tritonv2": ("tritonv2", "triton", "pip install triton (needs a CUDA device)"),
     "marlin": ("marlin", "gptqmodel", "pip install --no-deps gptqmodel (needs a CUDA device)"),
     "humming": ("humming", "humming", "pip install 'colq[cuda]' (needs a CUDA device)"),
+    "unpack": ("unpack", "torch", "pip install torch"),
 }
 TOWERS = {"vlm.model.language_model.": "language_model", "vlm.model.visual.": "visual",
           "embedding_proj_layer": "projection"}
@@ -72,6 +73,35 @@ def require(backend: str) -> None:
     if "CUDA" in install and not torch.cuda.is_available():
         raise ColqError(f"the quantization backend {backend!r} needs a CUDA device and none is visible; "
                         "use backend ark or torch on the CPU")
+
+
+def build(packed: nn.Module, backend: str) -> nn.Module:
+    """A packed layer as a layer of `backend`, by AutoRound's own classes; its buffers are handed over.
+
+    Args:
+        packed: a `colq_utils.packing.PackedLinear` on its device, symmetric, zero points stored less one.
+
+    Raises:
+        ColqError: the backend is not installed, or has no kernel for these bits or shapes.
+    """
+    require(backend)
+    if backend == "unpack":
+        return packed
+    from auto_round.inference.backend import dynamic_import_inference_linear
+    options = {"bits": packed.bits, "group_size": packed.group_size, "sym": True}
+    key = "gptqmodel:marlin_zp" if backend == "marlin" else f"auto_round:{backend}_zp"
+    shape = {"in_features": packed.in_features, "out_features": packed.out_features, "desc_act": False} if backend == "marlin" \
+        else {"infeatures": packed.in_features, "outfeatures": packed.out_features, "weight_dtype": torch.bfloat16}
+    try:
+        layer = dynamic_import_inference_linear(key, options)(**options, **shape, bias=False)
+        for name in ("qweight", "qzeros", "scales"):
+            value = getattr(packed, name)
+            setattr(layer, name, value.to(getattr(layer, name).dtype))
+        layer = layer.to(packed.qweight.device)
+        layer.post_init()
+    except (ImportError, NotImplementedError, ValueError) as error:
+        raise ColqError(f"backend {backend!r} has no kernel for a layer of {packed.in_features} x {packed.out_features} with {packed.bits} bits: {error}") from error
+    return layer
 
 
 def check(model: nn.Module, backend: str, expected_layers: int) -> None:

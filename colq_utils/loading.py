@@ -17,11 +17,12 @@ from pathlib import Path
 import torch
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
-from . import kernels, processing
-from .config import Experiment
+from . import eightbit, kernels, packing, processing
+from .config import Experiment, Runtime, Variant
 from .errors import ColqError
-from .modeling import ColQwen3ForRetrieval
+from .modeling import ColQwen3Config, ColQwen3ForRetrieval
 
 #: Tensors a checkpoint may carry that the model has no use for: the head; GPTQ's activation order.
 HARMLESS_EXTRA = re.compile(r"lm_head\.|\.g_idx$")
@@ -29,13 +30,14 @@ HARMLESS_EXTRA = re.compile(r"lm_head\.|\.g_idx$")
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model ready to embed, its processor, the kernels it runs on and how long loading took."""
+    """A model ready to embed, its processor, the kernels it runs on, how long loading took and the forward pass it takes."""
 
     variant: str
     model: ColQwen3ForRetrieval
     processor: processing.ColQwen3Processor
     census: tuple[kernels.KernelUse, ...]
     load_s: float
+    encode: str = "plain"
 
     @property
     def device(self) -> torch.device:
@@ -52,21 +54,122 @@ def load(experiment: Experiment, variant: str, export: str = "auto_round") -> Lo
     Raises:
         ColqError: unknown variant, missing checkpoint, backend not available, anything `open_model` refuses.
     """
+    start = time.perf_counter()
+    loaded = plain(experiment, variant, export)
+    if encode_path(experiment, variant) == "plain":
+        return loaded
+    model = accelerate(loaded, experiment.by_id[variant].backend or experiment.runtime.backend)
+    return Loaded(variant, model, loaded.processor, kernels.census(model), time.perf_counter() - start, "fast")
+
+
+def plain(experiment: Experiment, variant: str, export: str = "auto_round") -> Loaded:
+    """As `load`, on transformers' own forward pass; packed layers still wait for a kernel if `load` would give them one."""
     if variant not in experiment.by_id:
         raise ColqError(f"no variant {variant!r} in experiment {experiment.name}; there are: {', '.join(experiment.by_id)}")
     spec, runtime = experiment.by_id[variant], experiment.runtime
     dtype = torch.float32 if spec.scheme == "fp32" else getattr(torch, runtime.dtype)
-    path, backend = experiment.model_path, None
-    if spec.bits is not None:
-        path, backend = str(experiment.checkpoint(variant, export)), spec.backend or runtime.backend
-        if not Path(path).is_dir():
-            raise ColqError(f"variant {variant} has no {export} checkpoint yet: run `make quantize EXPERIMENT={experiment.name}`")
-    revision = experiment.model.revision if spec.bits is None else None
+    if experiment.model.is_random:
+        from . import randomized
+        randomized.ensure(experiment)
+    if spec.bits is not None and not experiment.checkpoint(variant, export).is_dir():
+        raise ColqError(f"variant {variant} has no {export} checkpoint yet: run `make quantize EXPERIMENT={experiment.name}`")
     start = time.perf_counter()
-    model = open_model(path, dtype, runtime.device, runtime.attention, backend, revision)
+    model = _open(experiment, variant, export, dtype)
+    _eight_bits(model, spec)
     load_s = time.perf_counter() - start
     processor = processing.from_pretrained(experiment.model_path, experiment.model.revision, experiment.model.max_visual_tokens)
     return Loaded(variant, model, processor, kernels.census(model), load_s)
+
+
+def encode_path(experiment: Experiment, variant: str) -> str:
+    """``plain`` or ``fast``, as variant or runtime say; left open, fast on CUDA."""
+    wanted = experiment.by_id[variant].encode or experiment.runtime.encode
+    return wanted if wanted != "auto" else "fast" if experiment.runtime.device == "cuda" else "plain"
+
+
+def accelerate(loaded: Loaded, backend: str) -> torch.nn.Module:
+    """The model of `loaded` on the fast path, converted in place; packed layers get `backend`'s kernel.
+
+    Raises:
+        ColqError: the backend is not available, or not every layer runs on it.
+    """
+    from .fast import FastColQwen3
+    packed = any(isinstance(module, packing.PackedLinear) for module in loaded.model.language_model.modules())
+    model = FastColQwen3(loaded.model, backend if packed else None).eval().requires_grad_(False)
+    if packed:
+        kernels.check(model, backend, 4 * model.config.text_config.num_hidden_layers)
+    return model
+
+
+def _open(experiment: Experiment, variant: str, export: str, dtype: torch.dtype) -> ColQwen3ForRetrieval:
+    """The stored weights of a variant as a model."""
+    spec, runtime = experiment.by_id[variant], experiment.runtime
+    if spec.bits is None:
+        return open_model(experiment.model_path, dtype, runtime.device, runtime.attention, None, experiment.model.revision)
+    path, backend = str(experiment.checkpoint(variant, export)), spec.backend or runtime.backend
+    if backend == "unpack" or encode_path(experiment, variant) == "fast":
+        kernels.require(backend)
+        return open_packed(path, dtype, runtime)
+    return open_model(path, dtype, runtime.device, runtime.attention, backend)
+
+
+def _eight_bits(model: ColQwen3ForRetrieval, spec: Variant) -> None:
+    """Apply a variant's eight-bit runtime options in place."""
+    if spec.scheme == "fp8":
+        eightbit.fp8_(model.language_model.layers)
+    if spec.vision == "fp8":
+        eightbit.fp8_(model.visual)
+    if spec.embedding == "int8":
+        model.language_model.embed_tokens = eightbit.Int8Embedding(model.language_model.embed_tokens)
+
+
+def open_packed(path: str, dtype: torch.dtype, runtime: Runtime) -> ColQwen3ForRetrieval:
+    """Open a quantized checkpoint folder with its layers still packed (`packing.PackedLinear`), as strictly as `open_model`.
+
+    Raises:
+        ColqError: as `open_model`; or a packing other than AutoRound's symmetric GPTQ layout of 2, 4 or 8 bits.
+    """
+    config = read_config(path)
+    how = config.pop("quantization_config", None) or {}
+    if "gptq" not in how.get("packing_format", "") or not how.get("sym") or how.get("bits") not in packing.BITS:
+        raise ColqError(f"{path} is not packed as AutoRound's symmetric GPTQ layout of {', '.join(map(str, packing.BITS))} bits; set encode to plain")
+    with torch.device("meta"):
+        model = ColQwen3ForRetrieval._from_config(ColQwen3Config(**config), dtype=dtype, attn_implementation=runtime.attention)
+        for layer in model.language_model.layers:
+            for parent in (layer.self_attn, layer.mlp):
+                for name, child in list(parent.named_children()):
+                    if isinstance(child, torch.nn.Linear):
+                        setattr(parent, name, packing.PackedLinear(child.in_features, child.out_features, how["bits"], how["group_size"]))
+    try:
+        state = {}
+        for shard in sorted(Path(path).glob("*.safetensors")):
+            state |= load_file(shard, device=runtime.device)
+    except (SafetensorError, OSError) as error:
+        raise ColqError(f"{path} cannot be read: {_first_line(error)}. Make it again with `make quantize`") from error
+    _refuse(path, _differences(model.state_dict(), state))
+    model.load_state_dict({name: _as_stored(name, value, dtype) for name, value in state.items() if not HARMLESS_EXTRA.search(name)}, assign=True)
+    for module in list(model.modules()):  # what is computed, not stored, is still on the meta device
+        for name, child in module.named_children():
+            if any(buffer.is_meta for buffer in child.buffers(recurse=False)):
+                setattr(module, name, type(child)(child.config).to(runtime.device))
+    return model.eval().requires_grad_(False)
+
+
+def _as_stored(name: str, value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return value if name.endswith(("qweight", "qzeros", "scales")) else value.to(dtype)
+
+
+def _differences(wanted: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> list[str]:
+    """Names that are missing, unexpected or of another shape."""
+    return ([f"missing: {name}" for name in sorted(wanted.keys() - found.keys())]
+            + [f"unexpected: {name}" for name in sorted(found.keys() - wanted.keys()) if not HARMLESS_EXTRA.search(name)]
+            + [f"mismatched: {name}" for name in sorted(wanted.keys() & found.keys()) if wanted[name].shape != found[name].shape])
+
+
+def _refuse(path: str, problems: list[str]) -> None:
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ColqError(f"{path} does not hold exactly the tensors of a ColQwen3: {'; '.join(problems[:5])}{more}")
 
 
 def open_model(path: str, dtype: torch.dtype = torch.bfloat16, device: str = "cpu", attention: str = "sdpa",
@@ -101,9 +204,7 @@ def open_model(path: str, dtype: torch.dtype = torch.bfloat16, device: str = "cp
     problems = [f"{kind.removesuffix('_keys')}: {key if isinstance(key, str) else key[0]}"
                 for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
                 for key in sorted(report[kind], key=str) if not HARMLESS_EXTRA.search(str(key))]
-    if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ColqError(f"{path} does not hold exactly the tensors of a ColQwen3: {'; '.join(problems[:5])}{more}")
+    _refuse(path, problems)
     if backend is not None:
         kernels.check(model, backend, expected_layers(config))
     return model.eval().requires_grad_(False)
@@ -143,6 +244,20 @@ def fetch(path: str, name: str, revision: str | None = None) -> Path:
     if Path(path).is_absolute() or revision is None:
         raise ColqError(f"no checkpoint folder {path}")
     return _download(path, name, revision, "model", "download it elsewhere and give the folder as model.path")
+
+
+def fetch_folder(name: str, revision: str) -> Path:
+    """All files of a hub checkpoint at a pinned revision, as a local folder.
+
+    Raises:
+        ColqError: the hub cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ColqError(f"{name}@{revision[:8]} cannot be fetched from the hub ({_first_line(error)}); "
+                        "download it elsewhere and give the folder as model.path") from None
 
 
 def fetch_dataset(name: str, file: str | None, revision: str | None) -> Path:

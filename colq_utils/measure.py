@@ -6,19 +6,25 @@ clock around the model. Inputs are prepared and moved before the clock starts: w
 which quantization changes, not the tokenizer and image processor, which it does not.
 """
 import gc
+import io
 import itertools
 import time
 from pathlib import Path
 
 import torch
+from PIL import Image
 
-from . import loading
+from . import encode, loading
 from .ceilings import demand, timed
 from .config import Experiment, Workload
+from .errors import ColqError
 from .footprint import part_of
 from .isolate import describe
 from .kernels import census
 from .workloads import batches, items
+
+#: Least mean cosine between the token embeddings of the fast and the plain path of the bf16 base.
+SAME = 0.9999
 
 
 def run(experiment: dict, variant: str, plan: list) -> dict:
@@ -36,12 +42,48 @@ def run(experiment: dict, variant: str, plan: list) -> dict:
     if settings.runtime.threads is not None:
         torch.set_num_threads(settings.runtime.threads)
     before = {"rss_before_load_bytes": resident()}
-    loaded = loading.load(settings, variant)
+    start = time.perf_counter()
+    loaded = loading.plain(settings, variant)
+    load_s, agreement = time.perf_counter() - start, []
+    if loading.encode_path(settings, variant) == "fast":
+        loaded, convert_s, agreement = _accelerated(settings, loaded)
+        load_s += convert_s
     gc.collect()
     memory = before | {"rss_loaded_bytes": resident()} | tensor_bytes(loaded.model) | device_bytes(settings.runtime.device)
     records = [_record(settings, loaded, name, Workload(**fields)) for name, fields in plan]
-    return {"load_s": loaded.load_s, "census": [vars(use) for use in census(loaded.model)],
+    return {"load_s": load_s, "encode": loaded.encode, "agreement": agreement, "census": [vars(use) for use in census(loaded.model)],
             "memory": {name: value for name, value in memory.items() if value is not None}, "workloads": records}
+
+
+def _accelerated(settings: Experiment, loaded: loading.Loaded) -> tuple[loading.Loaded, float, list[dict]]:
+    """The fast path of a loaded variant, the seconds that took, and its agreement with the plain path, measured first.
+
+    Raises:
+        ColqError: the bf16 base disagrees with itself on the two paths.
+    """
+    from .fast import agreement
+    samples = [items(settings, Workload(kind="queries", batch=8, iterations=1), 8), items(settings, Workload(kind="pages", batch=1, iterations=1), 1)]
+    plain = [_embedded(loaded, kind, chosen) for kind, chosen in zip(("queries", "pages"), samples, strict=True)]
+    start, spec = time.perf_counter(), settings.by_id[loaded.variant]
+    model = loading.accelerate(loaded, spec.backend or settings.runtime.backend)
+    convert_s = time.perf_counter() - start
+    fast = loading.Loaded(loaded.variant, model, loaded.processor, census(model), loaded.load_s, "fast")
+    found = [{"kind": kind, **agreement(before, _embedded(fast, kind, chosen))}
+             for kind, before, chosen in zip(("queries", "pages"), plain, samples, strict=True)]
+    worst = min(entry["mean"] for entry in found)
+    if spec.scheme == "bf16" and spec.vision is None and spec.embedding is None and not worst >= SAME:
+        raise ColqError(f"the fast path of {loaded.variant} gives other embeddings than the plain one (mean token cosine {worst:.6f}, "
+                        f"at least {SAME} expected); set encode to plain and report this")
+    if settings.runtime.device == "cuda":
+        torch.cuda.empty_cache()
+    return fast, convert_s, found
+
+
+def _embedded(loaded: loading.Loaded, kind: str, chosen: list) -> list[torch.Tensor]:
+    """Token embeddings of sample queries or pages (encoded image files)."""
+    if kind == "queries":
+        return encode.queries(loaded, chosen)
+    return encode.pages(loaded, [Image.open(io.BytesIO(file)) for file in chosen])
 
 
 def _record(settings: Experiment, loaded: loading.Loaded, name: str, work: Workload) -> dict:
@@ -59,11 +101,11 @@ def _record(settings: Experiment, loaded: loading.Loaded, name: str, work: Workl
 @torch.inference_mode()
 def _measure(settings: Experiment, loaded: loading.Loaded, work: Workload) -> dict:
     device = settings.runtime.device
-    feed = batches(loaded, items(settings, work.kind, work.items), work.kind, work.batch)
+    feed = batches(loaded, items(settings, work, work.items), work.kind, work.batch)
     inputs = next(feed)
     first_call_s = timed(lambda: loaded.model(**inputs), device)
-    needs = []
-    memory = peak(lambda: needs.append(demand(loaded.model, inputs)), device)
+    memory = peak(lambda: loaded.model(**inputs), device)
+    need = demand(loaded.model, inputs)
     cycle = -(-work.items // work.batch) if work.kind == "queries" else 0
     # Two calls of warm-up are done. CPU kernels are built anew for each length, so every batch of queries is met once.
     for inputs in itertools.islice(feed, max(work.warmup - 2, cycle - 1, 0)):
@@ -72,7 +114,7 @@ def _measure(settings: Experiment, loaded: loading.Loaded, work: Workload) -> di
     for inputs in itertools.islice(feed, work.iterations):
         latency_s.append(timed(lambda inputs=inputs: loaded.model(**inputs), device))
         tokens.append(inputs["input_ids"].numel())
-    return {"first_call_s": first_call_s, "memory": memory, "weight_bytes": needs[0].weight_bytes, "flop": needs[0].flop,
+    return {"first_call_s": first_call_s, "memory": memory, "weight_bytes": need.weight_bytes, "flop": need.flop,
             "tokens_per_call": sum(tokens) / len(tokens), "latency_s": latency_s, "finished_at": time.time()}
 
 

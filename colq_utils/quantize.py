@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from . import calibrate, encode, files, footprint, loading, processing, provenance
+from . import calibrate, encode, files, footprint, loading, packing, processing, provenance
 from .config import Experiment, Variant
 from .errors import ColqError
 from .progress import bar
@@ -59,6 +59,9 @@ def run(experiment: Experiment, variant: str) -> dict:
 
 def _with_fallbacks(experiment: Experiment, spec: Variant, target: Path) -> tuple[Variant, str]:
     """Quantize as asked; if AutoRound fails, by each named fallback. Returns what was used and why."""
+    if spec.method == "pack":
+        _pack(experiment, spec, target)
+        return spec, ""
     reasons = []
     for change in ({}, *FALLBACKS):
         attempt = spec.model_copy(update=change)
@@ -72,6 +75,23 @@ def _with_fallbacks(experiment: Experiment, spec: Variant, target: Path) -> tupl
         except Exception as error:  # AutoRound raises anything; the reason is recorded, and raised if nothing works
             reasons.append(f"{attempt.method} group {attempt.group_size} failed: {type(error).__name__}: {error}")
     raise ColqError("AutoRound failed with every fallback: " + "; ".join(reasons))
+
+
+def _pack(experiment: Experiment, spec: Variant, target: Path) -> None:
+    """Round and pack without AutoRound, tensor by tensor, into `target`/auto_round."""
+    folder = target / "auto_round"
+    folder.mkdir()
+    packing.write_checkpoint(base_folder(experiment), folder, spec.bits, spec.group_size, experiment.runtime.device)
+
+
+def base_folder(experiment: Experiment) -> Path:
+    """The base checkpoint as a local folder: made (random), or downloaded at the pinned revision, if need be."""
+    if experiment.model.is_random:
+        from . import randomized
+        return randomized.ensure(experiment)
+    if Path(experiment.model_path).is_dir():
+        return Path(experiment.model_path)
+    return loading.fetch_folder(experiment.model_path, experiment.model.revision)
 
 
 def _autoround(experiment: Experiment, spec: Variant, target: Path) -> None:
@@ -199,6 +219,8 @@ def tensor_bytes(folder: Path) -> int:
 def base_digest(experiment: Experiment) -> str:
     """What identifies the base: the digest of its weights, or the pinned revision."""
     path = Path(experiment.model_path)
+    if experiment.model.is_random:
+        return files.sha256_bytes(f"random {experiment.model.size} {experiment.seed}".encode())
     if not path.is_dir():
         return experiment.model.revision
     weights = sorted(path.glob("*.safetensors"))

@@ -53,7 +53,8 @@ class Outcome:
 def inputs(experiment: Experiment, stage: str) -> list[Path]:
     """Files and folders whose content decides a stage's results."""
     folder = Path(experiment.model_path)
-    model = sorted(p for p in folder.glob("*") if p.suffix in (".json", ".safetensors")) if experiment.model.is_local else []
+    model = sorted(p for p in folder.glob("*") if p.suffix in (".json", ".safetensors")) \
+        if experiment.model.is_local and not experiment.model.is_random else []  # random weights follow from size and seed
     pages = [ROOT / "data" / "minividore"]
     source = ROOT / experiment.calibration.source
     manifests = [experiment.build("checkpoints", v, "manifest.json") for v in experiment.quantized]

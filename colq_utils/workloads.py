@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # transformers takes seconds to import, and the parent of the
     from .loading import Loaded
 
 #: The text workload of the published 8B report: 32 texts, batches of 8, 3 warm-up steps, 10 timed.
-PUBLISHED = ("queries_published", Workload(kind="queries", batch=8, iterations=10, warmup=3, items=32))
+PUBLISHED = ("queries_published", Workload(kind="queries", batch=8, iterations=10, warmup=3, items=32, source="made"))
 
 QUESTIONS = tuple("""
 What was the total revenue of the company in the last fiscal year?
@@ -62,7 +62,7 @@ def plan(experiment: Experiment) -> list[tuple[str, Workload]]:
     return [(w.kind, w) for w in experiment.benchmark.workloads] + [PUBLISHED]
 
 
-def items(experiment: Experiment, kind: str, count: int) -> list:
+def items(experiment: Experiment, work: Workload, count: int) -> list:
     """`count` query texts, or pages as encoded image files, spread evenly over the benchmark.
 
     Pages stay encoded until `batches` needs them: decoded, they would stand in the memory figures.
@@ -70,9 +70,10 @@ def items(experiment: Experiment, kind: str, count: int) -> list:
     Raises:
         ColqError: the embedded benchmark is not there.
     """
-    if experiment.evaluation.suite == "mteb":
-        return [QUESTIONS[i % len(QUESTIONS)] if kind == "queries" else drawn_page(i) for i in range(count)]
-    stored = _column("queries.parquet", "text") if kind == "queries" else _column("pages.parquet", "image")
+    source = work.source or ("embedded" if experiment.evaluation.suite == "minividore" else "made")
+    if source == "made":
+        return [QUESTIONS[i % len(QUESTIONS)] if work.kind == "queries" else drawn_page(i) for i in range(count)]
+    stored = _column("queries.parquet", "text") if work.kind == "queries" else _column("pages.parquet", "image")
     return [stored[i * len(stored) // count] for i in range(count)]
 
 

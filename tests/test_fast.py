@@ -1,0 +1,177 @@
+"""The fast path, packed layers and eight-bit parts give what the plain model gives; the same code runs on a GPU."""
+import copy
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from colq_utils import config, eightbit, encode, fast, kernels, loading, packing
+from colq_utils.errors import ColqError
+
+TEXTS = ["alpha", "beta gamma delta", "epsilon " * 5]
+RUNTIME = config.Runtime()
+
+
+def fresh(random_model):
+    """The random model once more: the fast path converts in place."""
+    return loading.Loaded("copy", copy.deepcopy(random_model.model), random_model.processor, random_model.census, 0.0)
+
+
+def test_same_embeddings_as_the_plain_path(random_model, page_images):
+    loaded = fresh(random_model)
+    plain = encode.queries(loaded, TEXTS), encode.pages(loaded, page_images)
+    accelerated = loading.Loaded("fast", loading.accelerate(loaded, "unpack"), loaded.processor, (), 0.0, "fast")
+    for before, after in zip(plain, (encode.queries(accelerated, TEXTS), encode.pages(accelerated, page_images)), strict=True):
+        found = fast.agreement(before, after)
+        assert found["mean"] > 0.9999 and found["min"] > 0.999, found
+    stored, grids = encode.features(accelerated, page_images)
+    again = encode.pages_from_features(accelerated, stored, grids)
+    assert fast.agreement(plain[1], again)["mean"] > 0.9999
+
+
+def test_pages_of_several_sizes_keep_their_order(random_model, page_images):
+    mixed = [page_images[0], page_images[1].resize((96, 160)), page_images[2]]
+    loaded = fresh(random_model)
+    plain = encode.pages(loaded, mixed)
+    accelerated = loading.Loaded("fast", loading.accelerate(loaded, "unpack"), loaded.processor, (), 0.0, "fast")
+    assert fast.agreement(plain, encode.pages(accelerated, mixed))["mean"] > 0.9999
+
+
+def test_buckets_hold_what_they_are_for():
+    assert fast.bucket(1, 5) == (1, 8) and fast.bucket(3, 24) == (4, 24) and fast.bucket(32, 130) == (32, 160)
+
+
+def test_shifting_left_and_back():
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    order, back = fast.shifts(mask)
+    rows = torch.tensor([[9, 9, 1, 2], [3, 4, 5, 6]])
+    assert rows.gather(1, order)[0, :2].tolist() == [1, 2]
+    assert torch.equal(rows.gather(1, order).gather(1, back), rows)
+
+
+@pytest.mark.parametrize("bits", packing.BITS)
+def test_packing_is_undone_and_rounds_to_the_nearest(bits):
+    torch.manual_seed(bits)
+    weight = torch.randn(64, 256)
+    integers, scales = packing.round_to_nearest(weight, bits, 128)
+    assert torch.equal(packing.unpack(packing.pack(integers.T.contiguous(), bits), bits).T, integers)
+    layer = packing.PackedLinear(256, 64, bits, 128)
+    for name, value in packing.packed_tensors(weight, bits, 128).items():
+        setattr(layer, name, value)
+    error = (layer.weight(torch.float32) - weight).abs().view(64, 2, 128)
+    inside = integers.view(64, 2, 128) < 2**bits - 1  # the end opposite the largest entry may be clipped; the product is fp16
+    assert (error <= scales.abs().unsqueeze(-1) * (0.5 + 2**bits / 2**10))[inside].all()
+
+
+def test_stacked_layers_compute_side_by_side():
+    layers = []
+    for out in (64, 32):
+        layer = packing.PackedLinear(128, out, 4, 128)
+        for name, value in packing.packed_tensors(torch.randn(out, 128), 4, 128).items():
+            setattr(layer, name, value)
+        layers.append(layer)
+    x = torch.randn(3, 128)
+    assert torch.equal(packing.PackedLinear.stacked(layers)(x), torch.cat([layer(x) for layer in layers], -1))
+
+
+@pytest.fixture(scope="module")
+def packed_checkpoint(random_checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("packed")
+    packing.write_checkpoint(random_checkpoint, folder, 4, 128, "cpu")
+    return folder
+
+
+def test_a_packed_checkpoint_is_autorounds(packed_checkpoint, random_model, page_images):
+    """AutoRound's own loader reads it, and its torch kernel gives the same embeddings as the fast path on unpacked weights."""
+    ours = loading.Loaded("ours", loading.open_packed(str(packed_checkpoint), torch.bfloat16, RUNTIME), random_model.processor, (), 0.0)
+    theirs = loading.Loaded("theirs", loading.open_model(str(packed_checkpoint), backend="torch"), random_model.processor, (), 0.0)
+    expected = encode.queries(theirs, TEXTS), encode.pages(theirs, page_images)
+    assert fast.agreement(expected[0], encode.queries(ours, TEXTS))["mean"] > 0.9995
+    accelerated = loading.Loaded("fast", loading.accelerate(ours, "unpack"), ours.processor, (), 0.0, "fast")
+    assert fast.agreement(expected[1], encode.pages(accelerated, page_images))["mean"] > 0.9995
+    census = {use.kernel: use.layers for use in kernels.census(accelerated.model) if use.tower == "language_model"}
+    assert census == {"unpack": 8}
+
+
+def test_every_backend_class_takes_a_stacked_layer():
+    """AutoRound's torch kernel, built from a packed layer, multiplies as unpacking does."""
+    layer = packing.PackedLinear(128, 64, 4, 128)
+    for name, value in packing.packed_tensors(torch.randn(64, 128), 4, 128).items():
+        setattr(layer, name, value)
+    x = torch.randn(3, 128)
+    assert torch.allclose(kernels.build(layer, "torch")(x).float(), layer(x), atol=2e-2)
+
+
+@pytest.mark.parametrize("damage", ["missing", "unexpected", "mismatched"])
+def test_a_damaged_packed_checkpoint_is_refused(packed_checkpoint, tmp_path, damage):
+    tensors = load_file(packed_checkpoint / "model.safetensors")
+    name = next(n for n in tensors if n.endswith("qweight"))
+    if damage == "missing":
+        del tensors[name]
+    elif damage == "unexpected":
+        tensors["vlm.surprise"] = torch.zeros(1)
+    else:
+        tensors[name] = tensors[name][:-1].clone()
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((packed_checkpoint / "config.json").read_text())
+    with pytest.raises(ColqError, match=damage):
+        loading.open_packed(str(tmp_path), torch.bfloat16, RUNTIME)
+
+
+def test_other_packings_are_refused(packed_checkpoint, tmp_path):
+    content = json.loads((packed_checkpoint / "config.json").read_text())
+    content["quantization_config"]["packing_format"] = "auto_round:auto_awq"
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ColqError, match="set encode to plain"):
+        loading.open_packed(str(tmp_path), torch.bfloat16, RUNTIME)
+
+
+def test_fp8_rounds_to_three_bits_of_mantissa():
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(64, 32).bfloat16()
+    x = torch.randn(5, 64).bfloat16()
+    values, scale = eightbit.scaled(x)
+    assert (values.float() * scale - x.float()).abs().max() <= x.float().abs().max() / 16
+    made = eightbit.Fp8Linear(linear.weight.data, linear.bias.data)
+    expected = linear(x).float()
+    assert (made(x).float() - expected).abs().max() < 0.1 * expected.abs().max()
+    assert torch.equal(made(x), made((values, scale)))
+
+
+def test_int8_embedding_restores_rows():
+    table = torch.nn.Embedding(10, 16).bfloat16()
+    made = eightbit.Int8Embedding(table)
+    ids = torch.tensor([[1, 2], [3, 9]])
+    assert (made(ids).float() - table(ids).float()).abs().max() < table.weight.abs().max() / 100
+    assert made.weight.dtype == torch.int8
+
+
+def test_fp8_runs_through_both_paths(random_model, page_images):
+    loaded = fresh(random_model)
+    expected = encode.pages(loaded, page_images)
+    eightbit.fp8_(loaded.model.language_model.layers)
+    eightbit.fp8_(loaded.model.visual)
+    plain = encode.pages(loaded, page_images)
+    accelerated = loading.Loaded("fast", loading.accelerate(loaded, "unpack"), loaded.processor, (), 0.0, "fast")
+    assert fast.agreement(expected, plain)["mean"] > 0.98
+    assert fast.agreement(plain, encode.pages(accelerated, page_images))["mean"] > 0.999
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("backend", [None, "humming", "tritonv2"])
+def test_graphs_give_the_same_embeddings(random_checkpoint, packed_checkpoint, random_model, page_images, backend):
+    runtime = config.Runtime(device="cuda")
+    if backend is None:
+        model = loading.open_model(str(random_checkpoint), device="cuda")
+    else:
+        kernels.require(backend)
+        model = loading.open_packed(str(packed_checkpoint), torch.bfloat16, runtime)
+    loaded = loading.Loaded("gpu", model, random_model.processor, (), 0.0)
+    plain = encode.queries(loaded, TEXTS), encode.pages(loaded, page_images)
+    accelerated = loading.Loaded("fast", loading.accelerate(loaded, backend), loaded.processor, (), 0.0, "fast")
+    for _ in range(2):  # captured, then replayed
+        assert fast.agreement(plain[0], encode.queries(accelerated, TEXTS))["mean"] > 0.9995
+    assert fast.agreement(plain[0][:1], encode.queries(accelerated, TEXTS[:1]))["mean"] > 0.9995
+    assert fast.agreement(plain[1], encode.pages(accelerated, page_images))["mean"] > 0.9995
