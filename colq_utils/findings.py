@@ -132,20 +132,37 @@ def _seconds(study: Study) -> pd.Series:
 
 def lengths(study: Study) -> pd.DataFrame:
     """Pairs of AutoRound variants that differ in the length of their text calibration alone (`analysis.pairs`)."""
-    sets = {s.id: s for s in study.experiment.calibration.sets if s.kind == "text"}
-    alike = {}
+    return analysis.pairs(study, [pair for names in _designs(study).values() for pair in combinations(names, 2)])
+
+
+def confounded_lengths(study: Study) -> pd.DataFrame:
+    """Pairs of AutoRound variants whose calibration differs in length, and in tokens or tokens a step as well.
+
+    Only variants without a partner of equal tokens are paired here: the published designs, if the experiment has them.
+    """
+    lone = {}
+    for (recipe, _), names in _designs(study).items():
+        if len(names) == 1:
+            lone.setdefault(recipe, []).append(names[0])
+    return analysis.pairs(study, [pair for names in lone.values() for pair in combinations(names, 2)])
+
+
+def _designs(study: Study) -> dict[tuple, list[str]]:
+    """Evaluated AutoRound variants by recipe and by tokens in all and in a step."""
+    sets, found = {s.id: s for s in study.experiment.calibration.sets if s.kind == "text"}, {}
     for name in study.names:
         v = study.experiment.by_id[name]
         if v.method == "autoround" and v.calibration in sets:
-            alike.setdefault((v.scheme, v.group_size, v.sym, v.iters), []).append(name)
-    return analysis.pairs(study, [pair for names in alike.values() for pair in combinations(names, 2)])
+            s = sets[v.calibration]
+            found.setdefault(((v.scheme, v.group_size, v.sym, v.iters), (s.blocks * s.seqlen, s.batch_rows * s.seqlen)), []).append(name)
+    return found
 
 
 def length_answer(study: Study) -> str:
     """Does the calibration length matter? As far as the intervals of the pairs answer it."""
     table = lengths(study)
     if table.empty:
-        return f"Fewer than two calibration lengths were evaluated: {MISSING}."
+        return f"Fewer than two calibration lengths of equal tokens were evaluated: {MISSING}."
     parts = [_pairs_sentence(study, table[table.measure == measure], name) for measure, name in (("ndcg", "NDCG@5"), ("margin", "the score margin"))]
     return " ".join(parts) + (
         f" Each length was quantized with one seed ({study.experiment.seed}). What another seed alone would move is {MISSING} here, so a "

@@ -82,9 +82,11 @@ def calibration_sets(study: Study) -> str:
              md.number(r.padding_pct, 1), md.number(r.get("overlap_8grams"), 0)) for _, r in table.iterrows()]
     header = ["Set", "Kind", "Length", "Blocks", "Rows a step", "Tokens", "Tokens a step", "Padding (%)", "8-grams shared with the queries"]
     text = table[table.kind == "text"]
-    alike = text.tokens.nunique() == 1 and (text.tokens / text.blocks * text.batch_rows).nunique() == 1
-    note = ("All text sets hold the same number of tokens and give the same number to a step, so that they differ in length alone." if alike else
-            "The text sets differ in tokens or in tokens a step as well as in length: a difference between them is not the length's alone.")
+    designs = [list(t["set"]) for _, t in text.groupby([text.tokens, text.tokens / text.blocks * text.batch_rows], sort=False)]
+    alike, alone = [names for names in designs if len(names) > 1], [names[0] for names in designs if len(names) == 1]
+    note = " ".join(f"{md.listing(names)} hold the same number of tokens and give the same number to a step: they differ in length alone." for names in alike)
+    if len(alone) > 1:
+        note += f" {md.listing(alone)} differ in tokens or tokens a step as well as in length: a difference between them is not the length's alone."
     return md.table(header, rows, left=2) + f"\n\nSource: `{study.experiment.calibration.source}`. {note}"
 
 
@@ -259,7 +261,11 @@ def pair_table(study: Study, table: pd.DataFrame) -> str:
 
 
 def _lengths(study: Study) -> str:
-    return "\n\n".join(filter(None, [findings.length_answer(study), pair_table(study, findings.lengths(study))]))
+    parts, other = [findings.length_answer(study), pair_table(study, findings.lengths(study))], findings.confounded_lengths(study)
+    if len(other):
+        parts += ["Pairs whose calibration differs in tokens or tokens a step as well, as published comparisons do; what they find is not the length's alone:",
+                  pair_table(study, other)]
+    return "\n\n".join(filter(None, parts))
 
 
 def _rounding(study: Study) -> str:

@@ -128,6 +128,19 @@ def test_calibration_length_is_not_ranked_without_evidence(hand, study):
     assert "not measured" in findings.length_answer(analysis.study(results.load(hand)))
 
 
+def test_designs_that_differ_in_more_than_length_are_not_ranked_by_length(tmp_path):
+    text = made_results.EXPERIMENT.replace("batch_rows: 1}", "batch_rows: 1}\n    - {id: p256, seqlen: 256, blocks: 4, batch_rows: 4}\n"
+                                           "    - {id: p512, seqlen: 512, blocks: 6, batch_rows: 3}")
+    more = "".join(f"  - {{scheme: w4a16, method: autoround, calibration: {s}, iters: 5}}\n" for s in ("p256", "p512"))
+    exp = made_results.experiment(tmp_path, text.replace("benchmark:", more + "benchmark:"))
+    made_results.write(exp, queries=6)
+    study = analysis.study(results.load(exp), resamples=100)
+    pairs = lambda table: {(r["first"][-4:], r["second"][-5:]) for _, r in table.iterrows()}  # noqa: E731
+    assert pairs(findings.lengths(study)) == {("s256", "s1024")} and pairs(findings.confounded_lengths(study)) == {("p256", "-p512")}
+    report_text = report.render(study)["quantization_analysis.md"]
+    assert "s256 and s1024 hold the same number of tokens" in report_text and "p256 and p512 differ in tokens" in report_text
+
+
 def test_holes_are_named(hand):
     texts = report.render(analysis.study(results.load(hand)))
     assert texts["benchmark.md"].count("not measured") >= 6 and "`make benchmark` measures it" in texts["benchmark.md"]
