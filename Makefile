@@ -7,7 +7,7 @@ ENVIRONMENT := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/.installed)
 COLQ := $(PYTHON) -m colq_utils
 
 .DEFAULT_GOAL := help
-.PHONY: help report inspect calibrate quantize benchmark evaluate summary render readme test lint lab clean
+.PHONY: help report inspect calibrate quantize benchmark evaluate summary render readme plan test lint lab clean
 
 help: ## show these targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -36,6 +36,9 @@ summary: $(ENVIRONMENT) ## 06: reports and figures, from the results alone
 
 render: $(ENVIRONMENT) ## executed notebooks to self-contained HTML with an index
 	$(COLQ) render $(EXPERIMENT)
+
+plan: $(ENVIRONMENT) ## what an experiment would run, fetch, take and occupy; runs nothing
+	$(COLQ) plan $(EXPERIMENT)
 
 readme: $(ENVIRONMENT) ## the headline table of the results into README.md
 	$(COLQ) readme $(EXPERIMENT)

@@ -16,7 +16,8 @@ def main(arguments: list[str] | None = None) -> int:
     render = commands.add_parser("render", help="executed notebooks to self-contained HTML")
     clean = commands.add_parser("clean", help="remove what can be made again (build/)")
     readme = commands.add_parser("readme", help="put the headline table of the results into README.md")
-    for command in (run, render, clean, readme):
+    plan = commands.add_parser("plan", help="what an experiment would run, fetch, take and occupy; runs nothing")
+    for command in (run, render, clean, readme, plan):
         command.add_argument("experiment", help="name of a file in experiments/, or the path of one")
         command.add_argument("--output", default="", help="folder for results/, figures/ and build/ (default: the repository)")
     options = parser.parse_args(arguments)
@@ -39,6 +40,9 @@ def act(options: argparse.Namespace) -> int:
     elif options.command == "render":
         from .render import render
         print(render(experiment)[-1])
+    elif options.command == "plan":
+        from . import plan
+        print(plan.text(plan.make(experiment)), end="")
     elif options.command == "readme":
         from . import analysis, report, results
         print(report.update_readme(config.ROOT / "README.md", report.headline(analysis.study(results.load(experiment)))))
