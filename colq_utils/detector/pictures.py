@@ -16,8 +16,6 @@ from ..errors import ColqError
 from . import scenes
 
 HOME = ROOT / "data" / "nutrition"
-#: Streams of seeds, the first entry of a scene's seed.
-TRAINING, HELD_OUT, CHECK = 1, 2, 3
 COUNT = 200
 QUALITY = 60
 
@@ -38,7 +36,7 @@ def build(folder: Path = HOME, count: int = COUNT) -> Path:
     """Draw the held-out pictures and write ``pictures.parquet`` and ``fingerprint.json``."""
     rows = []
     for number in range(count):
-        scene = scenes.draw([HELD_OUT, number])
+        scene = scenes.draw([scenes.HELD_OUT, number])
         stream = io.BytesIO()
         scene.image.save(stream, "WEBP", quality=QUALITY, method=6)
         rows.append({"id": f"n{number:03d}", "package": scene.package, "width": scene.image.width, "height": scene.image.height,

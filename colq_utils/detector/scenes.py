@@ -13,6 +13,8 @@ from . import labels
 
 #: Width and height of the pictures: multiples of 28, the model's cell, near 150,000 pixels.
 SHAPES = ((448, 336), (336, 448), (392, 392))
+#: Streams of seeds, the first entry of a scene's seed.
+TRAINING, HELD_OUT, CHECK = 1, 2, 3
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from safetensors.torch import load_file, save_file
 
 from ..appendix.muon import Muon
 from . import boxes, forward, scenes, tiny
-from .pictures import CHECK, TRAINING
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 CHUNK = 32
@@ -173,7 +172,7 @@ def train(out: Path, total_s: float, batch: int = 256, workers: int = 15, warm: 
     torch.manual_seed(0)
     context = multiprocessing.get_context("spawn")
     feed = context.Queue(4 * workers)
-    drawers = [context.Process(target=draw_chunks, args=(feed, i, workers, TRAINING, None), daemon=True) for i in range(workers)]
+    drawers = [context.Process(target=draw_chunks, args=(feed, i, workers, scenes.TRAINING, None), daemon=True) for i in range(workers)]
     for process in drawers:
         process.start()
     trainer, pool = Trainer(device, batch, compiled), Pool(capacity, device)
@@ -213,7 +212,7 @@ def _held(feed, trainer: Trainer, pool: Pool, warm: int, shapes: int) -> list[tu
     """Wait for the first scenes and draw those of the check, which no training step sees: images and boxes by shape."""
     held = []
     for shape in range(shapes):
-        drawn = [scenes.draw([CHECK, shape * 1000 + i], scenes.SHAPES[shape]) for i in range(64 if warm > 500 else 4)]
+        drawn = [scenes.draw([scenes.CHECK, shape * 1000 + i], scenes.SHAPES[shape]) for i in range(64 if warm > 500 else 4)]
         held.append((torch.from_numpy(np.stack([np.asarray(s.image) for s in drawn])).to(trainer.device),
                      torch.tensor([s.box for s in drawn], device=trainer.device)))
     while pool.drawn < warm or min(pool.count) == 0:
