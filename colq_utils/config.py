@@ -165,18 +165,16 @@ class AutoRoundCost(Section):
 
 
 class Benchmark(Section):
-    """What 04 measures. On CUDA, `sweeps` adds GEMM time against tokens and MaxSim against a large index.
-
-    A variant whose backend is one of `optional_backends` becomes a row with its reason where that backend is missing;
-    every other missing backend ends the stage.
+    """What 04 measures. On CUDA, `sweeps` adds GEMM time against tokens and MaxSim against a large index, and `tune` fits
+    the schedules of the 4-bit kernels to the GPU first.
     """
 
     variants: tuple[str, ...]
     workloads: tuple[Workload, ...]
     rounds: int = 2
     sweeps: bool = False
+    tune: bool = False
     autoround: AutoRoundCost | None = None
-    optional_backends: tuple[str, ...] = ()
 
 
 class Evaluation(Section):

@@ -55,7 +55,7 @@ def query_key_value(qkv, q_weight, k_weight, cos, sin, eps: float, kv_heads: int
     heads = qkv.unflatten(-1, (-1, q_weight.shape[0])).transpose(1, 2)  # (n, h + 2 kv, n_tokens, d)
     q, k, v = heads.split([heads.shape[1] - 2 * kv_heads, kv_heads, kv_heads], dim=1)
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # (n, 1, n_tokens, d)
-    return _rotate(_rms(q, q_weight, eps), cos, sin), _rotate(_rms(k, k_weight, eps), cos, sin), v.contiguous()
+    return _rotate(_rms(q, q_weight, eps), cos, sin), _rotate(_rms(k, k_weight, eps), cos, sin), v
 
 
 def swiglu(gate_up, fp8: bool):
@@ -74,7 +74,7 @@ def gelu_tanh(x, fp8: bool):
 def vision_heads(qkv, cos, sin, heads: int):
     """Split and rotate in fp32, as the tower does: ``(n, n_patches, 3 h d)`` to three of ``(n, h, n_patches, d)``."""
     q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-    return _rotate(q.float(), cos, sin).to(q.dtype), _rotate(k.float(), cos, sin).to(k.dtype), v.contiguous()
+    return _rotate(q.float(), cos, sin).to(q.dtype), _rotate(k.float(), cos, sin).to(k.dtype), v
 
 
 def to_fp8(x, fp8: bool):
@@ -83,11 +83,17 @@ def to_fp8(x, fp8: bool):
 
 
 class Steps:
-    """The element-wise steps, compiled once and shared by all layers, or as they are on a CPU."""
+    """The element-wise steps, compiled once and shared by all layers, or as they are on a CPU.
+
+    Compiled code rounds to bf16 wherever the plain forward does: over many layers another rounding adds up to another
+    embedding. Row counts become symbolic once a second one is met; widths stay constants, which indexes far faster.
+    """
 
     def __init__(self, compiled: bool):
+        if compiled:
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)  # beyond it, it is eager
         for step in (add_norm, add_layer_norm, query_key_value, swiglu, gelu_tanh, vision_heads, to_fp8):
-            setattr(self, step.__name__, torch.compile(step, dynamic=True) if compiled else step)
+            setattr(self, step.__name__, torch.compile(step, options={"emulate_precision_casts": True}) if compiled else step)
 
 
 class Block(nn.Module):
@@ -105,10 +111,12 @@ class Block(nn.Module):
         self.kv_heads, self.eps, self.fp8 = config.num_key_value_heads, config.rms_norm_eps, isinstance(self.qkv, Fp8Linear)
 
     def forward(self, x, delta, cos, sin, steps: Steps):
+        """`x` and `delta` are ``(n * n_tokens, hidden)``, `cos` and `sin` ``(n, n_tokens, head_dim)``."""
         x, h = steps.add_norm(x, delta, self.norm_in, self.eps, self.fp8)
-        q, k, v = steps.query_key_value(self.qkv(h), self.norm_q, self.norm_k, cos, sin, self.eps, self.kv_heads)
+        qkv = self.qkv(h).unflatten(0, cos.shape[:2])
+        q, k, v = steps.query_key_value(qkv, self.norm_q, self.norm_k, cos, sin, self.eps, self.kv_heads)
         mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        attended = self.o(steps.to_fp8(mixed.transpose(1, 2).flatten(2), self.fp8))
+        attended = self.o(steps.to_fp8(mixed.transpose(1, 2).reshape(len(x), -1), self.fp8))
         x, h = steps.add_norm(x, attended, self.norm_mid, self.eps, self.fp8)
         return x, self.down(steps.swiglu(self.gate_up(h), self.fp8))
 
@@ -206,12 +214,14 @@ class FastColQwen3(nn.Module):
     def _decode(self, x, positions, deep) -> torch.Tensor:
         """The language model on embedded tokens; `deep` is added behind the first layers."""
         cos, sin = self.language_model.rotary_emb(x, positions)
+        shape, x = x.shape[:2], x.flatten(0, 1)
         delta = torch.zeros_like(x)
         for i, layer in enumerate(self.language_model.layers):
             x, delta = layer(x, delta, cos, sin, self._steps)
             if i < len(deep):
-                delta = delta + deep[i]
-        return self._steps.add_norm(x, delta, self.language_model.norm.weight, self.config.text_config.rms_norm_eps, False)[1]
+                delta = delta + deep[i].flatten(0, 1)
+        last = self.language_model.norm
+        return self._steps.add_norm(x, delta, last.weight, self.config.text_config.rms_norm_eps, False)[1].unflatten(0, shape)
 
     def _finish(self, hidden, attention_mask, back) -> torch.Tensor:
         vectors = nn.functional.normalize(self.embedding_proj_layer(hidden), dim=-1)  # (n, n_tokens, embed_dim)
@@ -241,19 +251,20 @@ class FastColQwen3(nn.Module):
         position, cos, sin = self._grid(grid)
         weight = tower.patch_embed.proj.weight
         x = nn.functional.linear(patches.to(weight.dtype), weight.flatten(1), tower.patch_embed.proj.bias)  # (n, n_patches, hidden)
-        delta, deep = position.expand_as(x), []
+        shape, deep = x.shape[:2], []
+        x, delta = x.flatten(0, 1), position.expand_as(x).flatten(0, 1)
         for i, block in enumerate(tower.blocks):
             fp8 = isinstance(block.attn.qkv, Fp8Linear)
             x, h = steps.add_layer_norm(x, delta, block.norm1.weight, block.norm1.bias, block.norm1.eps, fp8)
-            q, k, v = steps.vision_heads(block.attn.qkv(h), cos, sin, block.attn.num_heads)
-            mixed = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+            q, k, v = steps.vision_heads(block.attn.qkv(h).unflatten(0, shape), cos, sin, block.attn.num_heads)
+            mixed = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(len(x), -1)
             attended = block.attn.proj(steps.to_fp8(mixed, fp8))
             x, h = steps.add_layer_norm(x, attended, block.norm2.weight, block.norm2.bias, block.norm2.eps, fp8)
             delta = block.mlp.linear_fc2(steps.gelu_tanh(block.mlp.linear_fc1(h), fp8))
             if i in tower.deepstack_visual_indexes:
                 merger = tower.deepstack_merger_list[tower.deepstack_visual_indexes.index(i)]
-                deep.append(merger((x + delta).flatten(0, 1)))
-        outputs = [tower.merger((x + delta).flatten(0, 1)), *deep]
+                deep.append(merger(x + delta))
+        outputs = [tower.merger(x + delta), *deep]
         return [output.view(len(patches), -1, output.shape[-1]) for output in outputs]
 
     def _grid(self, grid: tuple[int, int, int]) -> tuple:

@@ -75,6 +75,24 @@ def require(backend: str) -> None:
                         "use backend ark or torch on the CPU")
 
 
+class Scheduled(nn.Module):
+    """A humming layer with schedules tuned for the GPU at hand (`colq_utils.tuning`) in place of its heuristic's."""
+
+    QUANT_TYPE = "humming, tuned"
+
+    def __init__(self, layer: nn.Module, schedule: str):
+        super().__init__()
+        self.bits, self.in_features, self.schedule, self.layer = layer.bits, layer.infeatures, schedule, layer.humming_layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x.reshape(-1, self.in_features), tuning_config=self.schedule).view(*x.shape[:-1], -1)
+
+
+def _schedule(packed: nn.Module) -> str | None:
+    from .tuning import table
+    return table(packed.out_features, packed.in_features)
+
+
 def build(packed: nn.Module, backend: str) -> nn.Module:
     """A packed layer as a layer of `backend`, by AutoRound's own classes; its buffers are handed over.
 
@@ -99,6 +117,9 @@ def build(packed: nn.Module, backend: str) -> nn.Module:
             setattr(layer, name, value.to(getattr(layer, name).dtype))
         layer = layer.to(packed.qweight.device)
         layer.post_init()
+        schedule = _schedule(packed) if backend == "humming" else None
+        if schedule is not None:
+            layer = Scheduled(layer, schedule)
     except (ImportError, NotImplementedError, ValueError) as error:
         raise ColqError(f"backend {backend!r} has no kernel for a layer of {packed.in_features} x {packed.out_features} with {packed.bits} bits: {error}") from error
     return layer

@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from .config import ROOT, Experiment
 
-PACKAGES = ("torch", "transformers", "auto-round", "auto-round-lib", "mteb", "pandas", "numpy")
+PACKAGES = ("torch", "transformers", "auto-round", "auto-round-lib", "humming-kernels", "mteb", "pandas", "numpy")
 
 
 def collect(experiment: Experiment) -> dict:
@@ -24,7 +24,7 @@ def collect(experiment: Experiment) -> dict:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
-        "commit": _git("rev-parse", "--short=12", "HEAD"),
+        "commit": _git("rev-parse", "--short=12", "HEAD") or os.environ.get("COLQ_COMMIT"),  # a copy without .git is told
         "uncommitted_code": bool(_git("status", "--porcelain", "--", "colq_utils", "notebooks", "experiments")),
     }
 

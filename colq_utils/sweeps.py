@@ -40,7 +40,7 @@ def gemms(text: dict, backends: list[str]) -> list[dict]:
     flop = 2 * sum(out * columns for out, columns in dims.values())
     for kernel in ("bf16", "fp8", "fp8 inputs ready", *backends):
         try:
-            layers = [_layer(kernel, shape) for _ in range(LAYERS) for shape in dims.values()]
+            layers = [layer(kernel, shape) for _ in range(LAYERS) for shape in dims.values()]
             size = sum(t.nbytes for layer in layers for t in (*layer.parameters(), *layer.buffers())) // LAYERS
             rows += [{"kernel": kernel, "tokens": n, "layer_s": _graph_s(layers, kernel, n) / LAYERS, "weight_bytes": size,
                       "flop": flop * n} for n in TOKENS]
@@ -51,7 +51,7 @@ def gemms(text: dict, backends: list[str]) -> list[dict]:
     return rows
 
 
-def _layer(kernel: str, shape: tuple[int, int]) -> torch.nn.Module:
+def layer(kernel: str, shape: tuple[int, int]) -> torch.nn.Module:
     """One product with random weights, on a kernel."""
     weight = torch.randn(shape, device="cuda", dtype=torch.bfloat16) * 0.02
     if kernel.startswith("fp8"):

@@ -6,6 +6,8 @@ published models, thirty-two questions and pages of text at the full pixel budge
 measured with these.
 """
 import io
+import itertools
+import math
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -100,13 +102,12 @@ def drawn_page(number: int) -> bytes:
 
 
 def batches(loaded: "Loaded", items: list, kind: str, batch: int) -> Iterator[dict]:
-    """Model inputs on the model's device without end, going round `items`, each prepared when asked for."""
-    start = 0
-    while True:
-        chosen = [items[(start + i) % len(items)] for i in range(batch)]
-        if kind == "queries":
-            prepared = loaded.processor.queries(chosen)
-        else:
-            prepared = loaded.processor.pages([Image.open(io.BytesIO(file)) for file in chosen])
-        yield dict(prepared.to(loaded.device))
-        start += batch
+    """Model inputs on the model's device without end, going round `items`; each distinct batch is prepared once, on the CPU."""
+    starts = range(0, math.lcm(len(items), batch), batch)
+    prepared: dict[int, dict] = {}
+    for start in itertools.cycle(starts):
+        if start not in prepared:
+            chosen = [items[(start + i) % len(items)] for i in range(batch)]
+            prepared[start] = loaded.processor.queries(chosen) if kind == "queries" else loaded.processor.pages(
+                [Image.open(io.BytesIO(file)) for file in chosen])
+        yield {name: value.to(loaded.device) for name, value in prepared[start].items()}

@@ -99,7 +99,7 @@ def test_a_run_is_complete_and_kept(exp, monkeypatch):
     memory = bench.memory_table(exp)
     assert memory.loc["random-fp32", "tensors_bytes"] == pytest.approx(2 * memory.loc["random-bf16", "tensors_bytes"], rel=0.01)
     assert {p.name for p in exp.results("benchmark").iterdir()} == {
-        "rows.csv", "samples.parquet", "memory.csv", "census.csv", "ceilings.json", "environment.json"}
+        "rows.csv", "samples.parquet", "memory.csv", "census.csv", "agreement.csv", "ceilings.json", "environment.json"}
     assert len(bench.results(exp, "samples.parquet")) == second["n_samples"].sum()
 
 
