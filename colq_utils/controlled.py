@@ -91,8 +91,10 @@ def run(plan: Plan, out: Path, workers: int, only: tuple[str, ...] = (), commit:
 
 def hopeless(runs: pd.DataFrame) -> bool:
     """Whether so many variants fail that going on is a waste of the device."""
-    failed = int((runs["error"] != "").sum()) if len(runs) else 0
-    return failed >= 8 and 2 * failed > len(runs)
+    if "iters" not in runs:
+        return len(runs) >= 8
+    failed = int((runs["error"] != "").sum())
+    return failed >= 8 and failed > int((runs["iters"] > 0).sum())
 
 
 def base_digest(spec: StudySpec) -> str:

@@ -158,11 +158,12 @@ class Reference:
 
 
 def query_rows(found: Bench, vectors: Embedded, scores: torch.Tensor, base: Reference) -> pd.DataFrame:
-    """One row a query: task, lang, query_id, ndcg_at_5, first_rank, margin, top5 (row numbers in `Bench.pages`), kept (of the
-    base's top five), cosine (mean over its tokens with the base's), drift (mean over the searched pages of the change of
-    MaxSim a query token, without sign) and shift (the same with sign)."""
+    """One row a query: task, lang, query_id, ndcg_at_5, first_rank, margin, kept (how many of the base's top five), cosine (mean
+    over its tokens with the base's) and drift (mean over the searched pages of the change of MaxSim a query token, without sign).
+
+    The last digits are rounded off: a study has half a million rows, and they would be most of its bytes.
+    """
     frames, ids = [], found.page_ids
-    place = {page: i for i, page in enumerate(ids)}
     for (task, lang), columns in found.corpora.items():
         rows = np.flatnonzero((found.queries["task"] == task) & (found.queries["lang"] == lang))
         asked, lengths = found.queries.iloc[rows], [len(vectors.queries[i]) for i in rows]
@@ -174,11 +175,11 @@ def query_rows(found: Bench, vectors: Embedded, scores: torch.Tensor, base: Refe
         change = (own - theirs) / torch.tensor(lengths)[:, None]
         frames.append(frame.assign(
             task=task, lang=lang, kept=[len(set(a) & set(b)) for a, b in zip(frame["top5"], reference["top5"])],
-            top5=[[place[p] for p in top] for top in frame["top5"]], drift=change.abs().mean(1).numpy(), shift=change.mean(1).numpy(),
+            drift=change.abs().mean(1).numpy(),
             cosine=[cosine(vectors.queries[i], base.vectors.queries[i]).mean().item() for i in rows]))
     table = pd.concat(frames, ignore_index=True)
-    small = {"ndcg_at_5": "float32", "first_rank": "int16", "margin": "float32", "kept": "int8", "drift": "float32", "shift": "float32", "cosine": "float32"}
-    return table[["task", "lang", "query_id", "ndcg_at_5", "first_rank", "margin", "top5", "kept", "cosine", "drift", "shift"]].astype(small)
+    small = {"ndcg_at_5": "float32", "first_rank": "int16", "margin": "float32", "kept": "int8", "cosine": "float32", "drift": "float32"}
+    return table[["task", "lang", "query_id", *small]].round({"margin": 4, "cosine": 5, "drift": 5}).astype(small)
 
 
 def cosine(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:

@@ -60,7 +60,8 @@ def round_integer(weight: torch.Tensor, bits: int, group_size: int, sym: bool) -
 
 def round_fp8(values: torch.Tensor) -> torch.Tensor:
     """Round to e4m3 with one fp32 scale a row (an output channel of a weight, a token of an activation), and back."""
-    scale = (values.float().abs().amax(-1, keepdim=True) / E4M3_MAX).clamp(min=1e-12)
+    most = torch.full((), E4M3_MAX, device=values.device)  # a tensor: CUDA divides by a number through its reciprocal, an ulp off
+    scale = (values.float().abs().amax(-1, keepdim=True) / most).clamp(min=1e-12)
     return ((values.float() / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).float() * scale).to(values.dtype)
 
 
