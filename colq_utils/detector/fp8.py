@@ -46,8 +46,8 @@ def quantize_weight(weight: Tensor, per_channel: bool) -> tuple[Tensor, Tensor]:
 class Fp8Linear(nn.Module):
     """A Linear with e4m3 weights; ``input_scale`` is None where inputs are scaled token by token.
 
-    ``kernel`` names what multiplies: "reference" (fp32 from the FP8 numbers), "scaled_mm" (torch's FP8 product, and for
-    at most 16 tokens a kernel of this package that reads each weight once, where Triton is there).
+    ``kernel`` names what multiplies: "reference" (fp32 from the FP8 numbers; the default without CUDA), "scaled_mm"
+    (torch's FP8 product), "few_tokens" (the same, but up to 16 tokens a Triton kernel of this package; the default on CUDA).
     """
 
     def __init__(self, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None, input_scale: Tensor | None = None):
@@ -56,7 +56,7 @@ class Fp8Linear(nn.Module):
         self.weight_scale = nn.Parameter(weight_scale.float(), requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self.input_scale = None if input_scale is None else nn.Parameter(input_scale.float(), requires_grad=False)
-        self.kernel = "scaled_mm" if weight.is_cuda else "reference"
+        self.kernel = "few_tokens" if weight.is_cuda else "reference"
 
     def forward(self, x: Tensor) -> Tensor:
         shape, x = x.shape, x.reshape(-1, x.shape[-1])
@@ -65,7 +65,7 @@ class Fp8Linear(nn.Module):
         weight_scale = self.weight_scale.expand(len(self.weight), 1) if self.weight_scale.ndim == 1 else self.weight_scale
         if self.kernel == "reference":
             out = F.linear(given.float(), self.weight.float()) * scale * weight_scale.T
-        elif len(x) <= 16:
+        elif self.kernel == "few_tokens" and len(x) <= 16:
             from .kernels import few_tokens
             out = few_tokens(given, self.weight) * scale * weight_scale.T
         else:
@@ -207,6 +207,14 @@ def bytes_by_part(model: nn.Module) -> dict[str, int]:
         part = next((p for p, prefix in parts.items() if name.startswith(prefix)), "other")
         found[part] += tensor.numel() * tensor.element_size()
     return found
+
+
+def use_kernel(model: nn.Module, kernel: str) -> nn.Module:
+    """Have all FP8 layers multiply with `kernel`, in place."""
+    for module in model.modules():
+        if isinstance(module, Fp8Linear):
+            module.kernel = kernel
+    return model
 
 
 def census(model: nn.Module) -> dict[str, int]:
