@@ -52,7 +52,7 @@ class Plan:
         return self.scratch / "parts" / f"{variant}.{table}"
 
 
-def run(plan: Plan, out: Path, workers: int, only: tuple[str, ...] = (), commit: str | None = None) -> pd.DataFrame:
+def run(plan: Plan, out: Path, workers: int, only: tuple[str, ...] = ()) -> pd.DataFrame:
     """Run the study's variants (those of the families `only`) and pool them in `out`; returns the table of runs.
 
     Raises:
@@ -85,7 +85,7 @@ def run(plan: Plan, out: Path, workers: int, only: tuple[str, ...] = (), commit:
     record = {**provenance.collect(spec), "experiment": None, "study": spec.name, "base": base_digest(spec), "workers": workers,
               "mps": "CUDA_MPS_PIPE_DIRECTORY" in os.environ, "families": list(only), "wall_s": round(time.time() - started, 1),
               "left_out": left, "study_digest": files.sha256_bytes(spec.model_dump_json().encode())[:16]}
-    files.write_json(out / "provenance.json", {**record, **({"commit": commit} if commit else {})})
+    files.write_json(out / "provenance.json", record)
     return runs
 
 
@@ -293,7 +293,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--family", action="append", default=[], help="only this family of variants (may be repeated)")
     parser.add_argument("--task", action="append", default=[], help="only this task of the benchmark (may be repeated)")
     parser.add_argument("--lang", action="append", default=[], help="only this language (may be repeated)")
-    parser.add_argument("--commit", default=None, help="commit of the code, where git cannot say it")
     options = parser.parse_args(arguments)
     os.environ["OMP_NUM_THREADS"] = "1"  # workers inherit it
     try:
@@ -301,7 +300,7 @@ def main(arguments: list[str] | None = None) -> int:
         scratch = Path(options.scratch).resolve() if options.scratch else ROOT / "build" / f"{name}-study"
         plan = Plan(options.study, options.device, scratch, time.time() + options.seconds, tuple(options.task), tuple(options.lang))
         out = Path(options.out).resolve() if options.out else ROOT / "results" / f"{name}-study"
-        runs = run(plan, out, options.workers, tuple(options.family), options.commit)
+        runs = run(plan, out, options.workers, tuple(options.family))
     except ColqError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

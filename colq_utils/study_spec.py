@@ -12,7 +12,7 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from .config import ROOT, CalibrationSet
+from .config import ROOT, CalibrationSet, Model, Runtime
 from .errors import ColqError
 
 STUDIES = ROOT / "studies"
@@ -103,13 +103,6 @@ def _variant(family: str, method: str, form: str, **choices) -> Variant:
     return Variant(id="-".join(parts), family=family, format=form, method=method, **choices)
 
 
-class Model(Section):
-    """The base: a checkpoint folder of this repository."""
-
-    path: str
-    size: str
-
-
 class StudySpec(Section):
     """A whole study. See `load`."""
 
@@ -121,6 +114,7 @@ class StudySpec(Section):
     margin: float
     sets: tuple[CalibrationSet, ...]
     arms: tuple[Arm, ...]
+    runtime: Runtime = Runtime()  # dtype and attention of every variant; the device is named when the study is run
 
     @model_validator(mode="after")
     def consistent(self):
