@@ -245,12 +245,13 @@ def tasks_of(experiment: Experiment) -> list:
     if experiment.evaluation.suite == "minividore":
         from . import minividore
         return minividore.tasks(names or None)
-    known = {task.metadata.name for task in mteb.get_tasks(exclude_superseded=False)}
-    for name in names:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=3)
-            raise ColqError(f"mteb has no task {name!r}" + (f"; did you mean {', '.join(close)}?" if close else ""))
-    return list(mteb.get_tasks(tasks=list(names)))
+    try:
+        return [mteb.get_task(name) for name in names]
+    except KeyError:
+        known = {task.metadata.name for task in mteb.get_tasks(exclude_superseded=False)}
+        wrong = next(name for name in names if name not in known)
+        close = difflib.get_close_matches(wrong, known, n=3)
+        raise ColqError(f"mteb has no task {wrong!r}" + (f"; did you mean {', '.join(close)}?" if close else "")) from None
 
 
 def describe(experiment: Experiment, tasks: list) -> pd.DataFrame:

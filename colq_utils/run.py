@@ -112,9 +112,12 @@ def fingerprint(experiment: Experiment, stage: str, parameters: dict) -> str:
 
 
 def is_fresh(experiment: Experiment, stage: str, parameters: dict) -> bool:
-    """Whether the last successful run of a stage still stands."""
+    """Whether the last successful run of a stage still stands; tasks that failed are tried again."""
     state = experiment.build("state", f"{stage}.json")
     if not state.exists() or not all(path.exists() for path in outputs(experiment, stage)):
+        return False
+    failures = experiment.output / "results" / experiment.name / "evaluate" / "failures.csv"
+    if stage == "evaluate" and failures.exists() and len(failures.read_text().splitlines()) > 1:
         return False
     kept = json.loads(state.read_text())
     return kept == {"inputs": fingerprint(experiment, stage, parameters), "outputs": files.sha256(*outputs(experiment, stage))}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from colq_utils import evaluate, scores
+from colq_utils import config, evaluate, scores
 from colq_utils.errors import ColqError
 
 
@@ -131,3 +131,10 @@ def test_a_corpus_is_encoded_once_and_scores_agree_with_mteb(random_model, page_
     assert evaluate.evaluate_task(retriever, Task(page_images))["encoded_pages"].eq(0).all()
     direct = encode.pages(random_model, page_images, 2)
     assert all(torch.equal(retriever.pages[key], vectors) for key, vectors in zip(retriever._keys, direct, strict=True))
+
+
+def test_an_unknown_task_is_refused_with_those_that_come_close():
+    experiment = config.load("tomoro-4b")
+    wrong = experiment.evaluation.model_copy(update={"tasks": ("VidoreArxivQARetrieval", "VidoreDocVQARetrival")})
+    with pytest.raises(ColqError, match="no task 'VidoreDocVQARetrival'; did you mean VidoreDocVQARetrieval"):
+        evaluate.tasks_of(experiment.model_copy(update={"evaluation": wrong}))
