@@ -103,8 +103,8 @@ def falling_tasks(study: Study) -> str:
     table = study.by_entry[study.by_entry.counted.astype(bool) & study.by_entry.variant.isin(four_bits(study))]
     below = table.assign(below=table.diff_high < -stats.ROUNDING).groupby(["task", "lang"]).below.all()
     named = [f"{task} ({lang})" for task, lang in below.index[below]]
-    return (f"Entries on which each of the {len(four_bits(study))} variants in {listing([study.labels[n] for n in four_bits(study)])} lies below the base "
-            f"by its own interval: {listing(named)}.")
+    kind = "4-bit variants" if all(study.experiment.by_id[n].bits == 4 for n in four_bits(study)) else "variants"
+    return f"Entries on which each of the {len(four_bits(study))} {kind} lies below the base by its own interval: {listing(named)}."
 
 
 def _none_clears(study: Study, table: pd.DataFrame) -> str:

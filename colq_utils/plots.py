@@ -18,6 +18,8 @@ from .files import atomic
 WIDTH, DPI = 8.0, 150
 GREY, EDGE = "0.45", 0.97
 MARKERS = "oDs^vPX*<>"
+#: More tasks than this are drawn closer, and without their languages where each would need a row of panels.
+MANY = 12
 
 
 def draw(study: Study) -> list[Path]:
@@ -54,7 +56,12 @@ def style(study: Study, name: str) -> dict:
     return {"color": "black" if at == 0 else sns.color_palette("colorblind")[(at - 1) % 10], "marker": MARKERS[at % len(MARKERS)]}
 
 
-def interval(axis, y: float, value: float, low: float, high: float, limit: float | None = None, text: str = "{:+.1f}", **look) -> None:
+def short(task: str) -> str:
+    """A task's name as figures write it."""
+    return task.removesuffix("Retrieval").replace("SyntheticDocQA", "Syn")
+
+
+def interval(axis, y: float, value: float, low: float, high: float, limit: float | None = None, text: str = "{:+.1f}", size: float = 5, **look) -> None:
     """A dot with its interval; beyond ± `limit` an arrow at the edge with the value as text."""
     if not np.isfinite(value):
         axis.text(0.02, y, "not measured", transform=axis.get_yaxis_transform(), va="center", fontsize=8, color=GREY)
@@ -63,7 +70,7 @@ def interval(axis, y: float, value: float, low: float, high: float, limit: float
         axis.plot(side * EDGE * limit, y, marker="<" if side < 0 else ">", color=look["color"], markersize=7, linestyle="none")
         axis.text(side * 0.9 * limit, y, text.format(value), ha="left" if side < 0 else "right", va="center", fontsize=8.5)
     else:
-        axis.errorbar(value, y, xerr=[[max(0, value - low)], [max(0, high - value)]], capsize=2.5, markersize=5, elinewidth=1.3, linestyle="none", **look)
+        axis.errorbar(value, y, xerr=[[max(0, value - low)], [max(0, high - value)]], capsize=size / 2, markersize=size, elinewidth=1.3, linestyle="none", **look)
 
 
 def rows(axis, labels: list[str]) -> None:
@@ -163,16 +170,17 @@ def difference_english(study: Study) -> Path | None:
 
 def _dots(study: Study, table, names: list[str], file: str, title: str, difference: bool = False) -> Path:
     tasks, step = list(dict.fromkeys(table.task)), 0.78 / max(1, len(names))
-    figure, axis = canvas(1.6 + len(tasks) * max(0.34, 0.115 * len(names)))
+    many = len(tasks) > MANY
+    figure, axis = canvas(1.6 + len(tasks) * max(0.34, (0.07 if many else 0.115) * len(names)))
     columns, scale = (["diff", "diff_low", "diff_high"], 100) if difference else (["score", "low", "high"], 1)
     for i, name in enumerate(names):
         for y, task in enumerate(tasks):
             r = table[(table.variant == name) & (table.task == task)].iloc[0]
             if np.isfinite(r.score):
-                interval(axis, y + (i - (len(names) - 1) / 2) * step, *(scale * r[c] for c in columns), **style(study, name))
+                interval(axis, y + (i - (len(names) - 1) / 2) * step, *(scale * r[c] for c in columns), size=3.5 if many else 5, **style(study, name))
         axis.plot([], [], linestyle="none", label=study.labels[name], **style(study, name))
     counts = table.drop_duplicates("task").n_queries
-    rows(axis, [f"{t.removesuffix('Retrieval')}\nn = {int(n):,}" for t, n in zip(tasks, counts)])
+    rows(axis, [f"{short(t)}\nn = {int(n):,}" for t, n in zip(tasks, counts)])
     for y in range(1, len(tasks)):
         axis.axhline(y - 0.5, color="0.85", linewidth=0.8)
     if difference:
@@ -183,7 +191,9 @@ def _dots(study: Study, table, names: list[str], file: str, title: str, differen
 
 
 def difference(study: Study) -> Path:
-    """Changes by task and language, a panel a variant."""
+    """Changes by task and language, a panel a variant; of many tasks their mean over languages, a column a variant."""
+    if study.entries.task[study.counted].nunique() > MANY:
+        return _difference_by_task(study)
     table, tasks = study.by_entry[study.by_entry.counted.astype(bool)], sorted(study.entries.task[study.counted].unique())
     names, languages = [n for n in study.names if n in study.experiment.quantized], sorted(study.entries.lang[study.counted].unique())
     lines = -(-len(names) // 3)
@@ -204,6 +214,26 @@ def difference(study: Study) -> Path:
     bar = figure.colorbar(axes[0, 0].collections[0], ax=axes, location="bottom", shrink=0.5, aspect=40, extend="both")
     bar.set_label("points (NDCG@5 × 100) against the base; * the 95 % interval of the cell leaves 0 out", fontsize=8.5)
     figure.suptitle("Change of NDCG@5 by task and language", x=0.01, ha="left")
+    return save(study, figure, "difference.png")
+
+
+def _difference_by_task(study: Study) -> Path:
+    names = [n for n in study.names if n in study.experiment.quantized]
+    table = analysis.by_task(study, study.counted)
+    table = table[table.variant.isin(names)].assign(clear=lambda t: analysis.stats.resolved(t.diff_low, t.diff_high))
+    values = 100 * table.pivot(index="task", columns="variant", values="diff")[names]
+    clear = table.pivot(index="task", columns="variant", values="clear")[names]
+    limit = max(1.0, np.ceil(np.nanmax(np.abs(values[findings.four_bits(study)].to_numpy()), initial=0)))
+    texts = values.map(lambda v: "" if np.isnan(v) else f"{v:.1f}").replace("-0.0", "0.0") + clear.map(lambda c: "*" if c else "")
+    figure, axis = canvas(2.2 + 0.27 * len(values))
+    sns.heatmap(values, ax=axis, vmin=-limit, vmax=limit, cmap="PuOr", annot=texts, fmt="", annot_kws={"fontsize": 8.5}, linewidths=0.5,
+                cbar_kws={"location": "bottom", "shrink": 0.5, "aspect": 40, "extend": "both"})
+    axis.set_xticklabels([study.labels[n].replace(" ", "\n") for n in names], rotation=0, fontsize=8.5)
+    axis.set_yticklabels([short(t) for t in values.index], rotation=0, fontsize=8.5)
+    axis.xaxis.tick_top()
+    axis.set(xlabel="", ylabel="")
+    axis.collections[0].colorbar.set_label("points (NDCG@5 × 100) against the base; * the 95 % interval of the cell leaves 0 out", fontsize=8.5)
+    figure.suptitle("Change of NDCG@5 by task, mean over languages", x=0.01, ha="left")
     return save(study, figure, "difference.png")
 
 

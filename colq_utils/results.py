@@ -148,7 +148,8 @@ def _check_revisions(results: Results) -> None:
     for revision, names in quantized.groupby("revision").variant:
         if names.nunique() > 1:
             raise ColqError(f"{FILES['variants']}: {' and '.join(sorted(set(names)))} have one revision, {revision}; scores are "
-                            "cached by revision, so one of them may be the other's: run `make quantize` and `make evaluate` again")
+                            "cached by revision, so one of them may be the other's: run `make quantize` and `make evaluate` again, or drop one "
+                            "of them from the experiment if their weights are the same")
 
 
 def _check_scores(results: Results) -> None:

@@ -7,7 +7,7 @@ import made_results
 import pandas as pd
 import pytest
 
-from colq_utils import analysis, findings, plots, report, results
+from colq_utils import analysis, config, findings, plots, report, results
 from colq_utils import markdown as md
 from colq_utils.errors import ColqError
 
@@ -245,6 +245,22 @@ def test_reports_link_the_figures_that_exist(toy, study):
         for link in re.findall(r"\]\(([^)]+png)\)", path.read_text()):
             assert (path.parent / link).resolve().is_file(), link
         assert "Not drawn" not in path.read_text()
+
+
+def test_many_tasks_still_fit_the_width_of_a_readme(tmp_path):
+    from PIL import Image
+    exp = made_results.experiment(tmp_path)
+    made_results.write(exp, queries=4, languages=("en", "fr"), tasks={f"VidoreSyntheticDocQATask{i}Retrieval": "graded" for i in range(14)})
+    study = analysis.study(results.load(exp), resamples=50)
+    for draw in (plots.difference, plots.comparison):
+        width, height = Image.open(draw(study)).size
+        assert width == 1200 and height < 1800, draw.__name__
+
+
+def test_committed_reports_follow_from_the_committed_results():
+    tiny = config.load("tiny")
+    for name, text in report.render(analysis.study(results.load(tiny))).items():
+        assert (tiny.results("reports") / name).read_text() == text, f"{name}: run `make summary` and commit"
 
 
 def test_readme_snippet(study, tmp_path):
