@@ -146,7 +146,7 @@ def source(task: str, relevant: dict[str, int], images: dict[str, str]) -> str:
 
     Two questions with the same answers share it too, which makes an interval wider, never narrower.
     """
-    answers = sorted((images[page], grade) for page, grade in relevant.items() if grade > 0)
+    answers = sorted((images.get(page, page), grade) for page, grade in relevant.items() if grade > 0)
     return files.sha256_bytes(repr((task, answers)).encode())[:16]
 
 
@@ -184,7 +184,8 @@ def run_variant(experiment: Experiment, variant: str, tasks: Iterable, data_fing
                 failed.append({"variant": variant, "task": task.metadata.name, "error": f"{type(error).__name__}: {_first_line(error)}"})
                 continue
             files.write_table(done / f"{task.metadata.name}.parquet", frame.assign(variant=variant, machine=provenance.machine()))
-        shutil.rmtree(done / "pages")
+        if all((done / f"{task.metadata.name}.parquet").exists() for task in todo):
+            shutil.rmtree(done / "pages")  # else kept: a task that failed is tried again
     made = [path for task in tasks if (path := done / f"{task.metadata.name}.parquet").exists()]
     if not made:
         raise ColqError(f"{variant}: every task failed, the last with {failed[-1]['error']}")

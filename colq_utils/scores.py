@@ -27,7 +27,8 @@ def per_query(scores: torch.Tensor, query_ids: list[str], page_ids: list[str], l
     """One row a query: NDCG@5, rank of the first relevant page, score margin and the top five pages.
 
     The margin is the score of the best relevant page minus that of the best other page, divided by
-    the number of query tokens: it moves before ranks do.
+    the number of query tokens: it moves before ranks do. A relevant page that the corpus lacks counts as not found,
+    as in trec_eval; where none is there, the rank is one past the last and the margin NaN.
     """
     place = {page: i for i, page in enumerate(page_ids)}
     rows = []
@@ -37,13 +38,14 @@ def per_query(scores: torch.Tensor, query_ids: list[str], page_ids: list[str], l
             continue
         gain = np.zeros(len(page_ids))
         for page, grade in grades.items():
-            gain[place[page]] = grade
+            if page in place:
+                gain[place[page]] = grade
         values = row.numpy()
         order = np.lexsort((np.arange(len(values)), -values))
         hits = gain > 0
         rows.append({
             "query_id": query, "ndcg_at_5": ndcg(gain[order], np.array(list(grades.values()), dtype=float)),
-            "first_rank": int(np.flatnonzero(hits[order])[0]) + 1,
-            "margin": float(values[hits].max() - values[~hits].max()) / length if (~hits).any() else float("nan"),
+            "first_rank": int(np.flatnonzero(np.append(hits[order], True))[0]) + 1,
+            "margin": float(values[hits].max() - values[~hits].max()) / length if hits.any() and (~hits).any() else float("nan"),
             "top5": [page_ids[i] for i in order[:K]]})
     return pd.DataFrame(rows)

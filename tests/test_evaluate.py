@@ -37,7 +37,8 @@ def test_ndcg_is_trec_evals():
     rng = np.random.default_rng(0)
     pages, queries = [f"p{i}" for i in range(30)], [f"q{i}" for i in range(200)]
     found = torch.tensor(rng.normal(size=(200, 30)))
-    relevant = {q: {p: int(g) for p, g in zip(rng.choice(pages, 6, replace=False), rng.integers(0, 4, 6))} | {pages[0]: 1} for q in queries}
+    asked = [*pages, "not in the corpus"]
+    relevant = {q: {p: int(g) for p, g in zip(rng.choice(asked, 6, replace=False), rng.integers(0, 4, 6))} | {asked[i % 31]: 1} for i, q in enumerate(queries)}
     run = {q: dict(zip(pages, row.tolist())) for q, row in zip(queries, found)}
     theirs = pytrec_eval.RelevanceEvaluator(relevant, {"ndcg_cut.5"}).evaluate(run)
     ours = scores.per_query(found, queries, pages, [1] * 200, relevant).set_index("query_id")["ndcg_at_5"]
@@ -90,6 +91,11 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path):
     peak = [int(subprocess.run([sys.executable, "-c", MEMORY, str(tmp_path / str(n)), str(n)], capture_output=True, text=True,
                                check=True).stdout) for n in (20, 300)]
     assert peak[1] - peak[0] < 40_000, f"{peak} kB"
+
+
+def test_an_answer_that_the_corpus_lacks_is_not_found():
+    frame = scores.per_query(torch.tensor([[1.0, 2.0]]), ["q"], ["a", "b"], [1], {"q": {"elsewhere": 1}})
+    assert frame["ndcg_at_5"].tolist() == [0.0] and frame["first_rank"].tolist() == [3] and frame["margin"].isna().all()
 
 
 def test_queries_without_an_answer_do_not_count():
