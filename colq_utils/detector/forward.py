@@ -90,9 +90,10 @@ def text_block(layer: nn.Module, x: Tensor, cos: Tensor, sin: Tensor, keys: Tens
         repeats = attention.num_key_value_groups
         mixed = F.scaled_dot_product_attention(q, k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1), is_causal=True)
         mixed = mixed.transpose(1, 2).reshape(batch, n, width)
-    else:  # one query a head: the heads that share a key head stand as its queries, so nothing is repeated
+    else:  # Heads that share a key head stand as its queries. Written out: fused kernels give a head of one query to one processor.
         grouped = q.view(batch, keys.shape[1], -1, attention.head_dim)
-        mixed = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask[None, None, None]).reshape(batch, 1, width)
+        score = (grouped @ keys.transpose(-1, -2)).float() * attention.scaling
+        mixed = (score.masked_fill(~mask, float("-inf")).softmax(-1).to(values.dtype) @ values).reshape(batch, 1, width)
     x = x + attention.o_proj(mixed)
     inner = normed(x, layer.post_attention_layernorm)
     if hasattr(layer.mlp, "gate_up_proj"):
