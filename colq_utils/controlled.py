@@ -270,7 +270,8 @@ def _unpool(plan: Plan, out: Path, spec: StudySpec) -> None:
     """What an earlier run has pooled in `out`, as parts again."""
     if not (out / "runs.csv").exists():
         return
-    runs = pd.read_csv(out / "runs.csv", keep_default_na=False, na_values={"seed": [""], "text_seed": [""]})
+    runs = pd.read_csv(out / "runs.csv")
+    runs["error"] = runs["error"].fillna("")
     if set(runs["base"][runs["error"] == ""]) - {base_digest(spec)}:
         raise ColqError(f"{out} holds results of another base: move them away, or give --out another folder")
     tables = {name: pd.read_parquet(out / name) for name in TABLES}
@@ -279,7 +280,7 @@ def _unpool(plan: Plan, out: Path, spec: StudySpec) -> None:
             if not plan.part(record["variant"], name).exists():
                 files.write_table(plan.part(record["variant"], name), table[table["variant"] == record["variant"]])
         if not plan.part(record["variant"], "json").exists():
-            files.write_json(plan.part(record["variant"], "json"), record)
+            files.write_json(plan.part(record["variant"], "json"), {k: v for k, v in record.items() if pd.notna(v)})
 
 
 def main(arguments: list[str] | None = None) -> int:
