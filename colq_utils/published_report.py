@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from . import files
+from . import files, published_plots
 from . import markdown as md
 from . import published as pub
 from .published import AS_PUBLISHED, DIFFERS, LENGTHS, ORIGINAL, REPRODUCED, ROUNDING, Published
@@ -21,9 +21,10 @@ TESTS = {"sign": "Sign test", "wilcoxon": "Wilcoxon", "randomization": "Randomiz
 
 
 def write(output: Path, p: Published | None = None) -> list[Path]:
-    """Write both reports to `output`/results/published/reports/; the same bytes for the same tables."""
-    folder = Path(output) / "results" / "published" / "reports"
-    return [files.write_text(folder / name, text) for name, text in render(p or pub.load()).items()]
+    """Write both reports to `output`/results/published/reports/, and their figures; the same bytes for the same tables."""
+    p, folder = p or pub.load(), Path(output) / "results" / "published" / "reports"
+    published_plots.draw(output, p)
+    return [files.write_text(folder / name, text) for name, text in render(p).items()]
 
 
 def render(p: Published) -> dict[str, str]:
@@ -37,7 +38,8 @@ def comparison(p: Published) -> str:
         "# Published comparison: 4B, original against W4A16, English tasks", ORIGIN,
         "## Model information", _model(p), "## Quantization configuration", _configuration(p),
         "## NDCG@5 by task", _tasks(p), "## Summary", _entries(p), "### Performance by calibration length", _counts(p),
-        "### Overall scores", _overall(p), "## What the differences carry", _across(p), "### Single tasks", _worth(p))
+        "### Overall scores", _overall(p), "## What the differences carry", _across(p), "### Single tasks", _worth(p),
+        "## Performance graphs", _figure("difference_4b_english.png"))
 
 
 def analysis(p: Published) -> str:
@@ -48,7 +50,12 @@ def analysis(p: Published) -> str:
         "## 4B", _averages(p, "4b"), "### Task entries of the 4B", _entry_counts(p, "4b"),
         "## Comparisons over different task sets", _task_sets(p), "## Calibration lengths that differ in more than length", _designs(p),
         "## Memory", _sizes(p), "## Speed of the 8B on text queries", _speed(p), "## FP8 serving of another model", _serving(p),
-        "## Recommendations, as published", _recommendations(p), "## Audit of the printed values", _audit(p))
+        "## Recommendations, as published", _recommendations(p), "## Audit of the printed values", _audit(p),
+        "## Performance graphs", _figure("averages.png"))
+
+
+def _figure(name: str) -> str:
+    return md.picture(f"../../../figures/published/{name}", published_plots.CAPTIONS[name])
 
 
 def _sources(table: pd.DataFrame) -> str:
@@ -202,7 +209,7 @@ def _task_sets(p: Published) -> str:
     rows = []
     for (source, model, scope), a in p.averages.drop_duplicates(["source", "model", "scope", "variant"]).groupby(["source", "model", "scope"], sort=False):
         count = p.counts[(p.counts.source == source) & (p.counts.model == model) & (p.counts.scope == scope)].entries
-        rows.append((f"`{source}`", model.upper(), scope, int(count.iloc[0]) if len(count) else "not published",
+        rows.append((f"`{source}`", model.upper(), scope.replace("english", "English"), int(count.iloc[0]) if len(count) else "not published",
                      *(md.number(v, 5) for v in a.set_index("variant").ndcg_at_5[[ORIGINAL, *LENGTHS]])))
     return md.table(["Report", "Model", "Average over", "Entries", *_called(NAMES)], rows, left=3) + (
         f"\n\nThe {len(p.tasks)} tasks of the reports have {int(entries.sum())} entries (task x language) by {p.tasks.source.iloc[0]}, the number given for "

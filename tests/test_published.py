@@ -70,7 +70,12 @@ def test_tasks_are_those_of_mteb(tables):
 
 def test_reports_name_what_they_rest_on(tables, tmp_path):
     first = [path.read_bytes() for path in published_report.write(tmp_path)]
+    drawn = {path.name: path.read_bytes() for path in (tmp_path / "figures" / "published").glob("*.png")}
     assert first == [path.read_bytes() for path in published_report.write(tmp_path)]
+    assert len(drawn) == 2 and all((tmp_path / "figures" / "published" / name).read_bytes() == content for name, content in drawn.items())
+    for content in first:
+        for link in re.findall(r"\]\(([^)]+png)\)", content.decode()):
+            assert (tmp_path / "results" / "published" / "reports" / link).resolve().is_file(), link
     comparison, analysis = (content.decode() for content in first)
     assert "| **Average** | **0.74743** | **0.74545** | **-0.26%** | **0.74432** | **-0.42%** | **0.74582** | **-0.21%** |" in comparison
     for _, r in tables.scores_by_task[tables.scores_by_task.variant != "original"].iterrows():  # as printed, to the last character
