@@ -7,7 +7,7 @@ ENVIRONMENT := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/.installed)
 COLQ := $(PYTHON) -m colq_utils
 
 .DEFAULT_GOAL := help
-.PHONY: help report inspect calibrate quantize benchmark evaluate summary render readme plan test lint lab clean
+.PHONY: help report inspect calibrate quantize benchmark evaluate summary render study readme plan test lint lab clean
 
 help: ## show these targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ render: $(ENVIRONMENT) ## executed notebooks to self-contained HTML with an inde
 
 plan: $(ENVIRONMENT) ## what an experiment would run, fetch, take and occupy; runs nothing
 	$(COLQ) plan $(EXPERIMENT)
+
+study: $(ENVIRONMENT) ## report and figures of the controlled study, from its committed results
+	$(PYTHON) -m colq_utils.report_study seqlen
 
 readme: $(ENVIRONMENT) ## the headline table of the results into README.md
 	$(COLQ) readme $(EXPERIMENT)

@@ -297,18 +297,17 @@ def drift_by(found: Study, groups: dict[str, list[str]], by: str) -> pd.DataFram
     Columns: group, by's value, n, diff with an interval over queries, query_cosine, score_drift, top5_kept.
     """
     asked = found.asked.assign(kind=[kind_of_query(t, k) for t, k in zip(found.asked["task"], found.asked["type"])])
-    wide = {measure: found.wide(measure) for measure in ("ndcg_at_5", *DRIFT)}
-    base, rows = found.names.index(found.spec.base), []
-    for label, variants in groups.items():
-        columns = [found.names.index(v) for v in variants]
-        change = wide["ndcg_at_5"][:, columns].mean(1) - wide["ndcg_at_5"][:, base]
-        for value, some in asked.groupby(by, sort=True):
-            at = some.index.to_numpy()
-            draw = stats.bootstrap(change[at], np.zeros(len(at), int), some["source"].to_numpy(str), seed=found.spec.seed)
-            low, high = stats.interval(draw.replicates[:, 0, 0])
-            rows.append({"group": label, by: value, "n": len(at), "diff": change[at].mean(), "low": low, "high": high,
-                         **{name: wide[m][np.ix_(at, columns)].mean() / scale for name, m, scale in
-                            (("query_cosine", "cosine", 1), ("score_drift", "drift", 1), ("top5_kept", "kept", 5))}})
+    columns = [[found.names.index(v) for v in variants] for variants in groups.values()]
+    means = {m: np.stack([wide[:, c].mean(1) for c in columns], axis=1) for m, wide in ((m, found.wide(m)) for m in ("ndcg_at_5", *DRIFT))}
+    change = means["ndcg_at_5"] - found.wide("ndcg_at_5")[:, [found.names.index(found.spec.base)]]  # (n_queries, n_groups)
+    rows = []
+    for value, some in asked.groupby(by, sort=True):
+        at = some.index.to_numpy()
+        draw = stats.bootstrap(change[at], np.zeros(len(at), int), some["source"].to_numpy(str), seed=found.spec.seed)
+        low, high = stats.interval(draw.replicates[:, 0])
+        for i, label in enumerate(groups):
+            rows.append({"group": label, by: value, "n": len(at), "diff": draw.value[0, i], "low": low[i], "high": high[i],
+                         "query_cosine": means["cosine"][at, i].mean(), "score_drift": means["drift"][at, i].mean(), "top5_kept": means["kept"][at, i].mean() / 5})
     return pd.DataFrame(rows)
 
 
