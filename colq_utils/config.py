@@ -194,8 +194,9 @@ class Evaluation(Section):
 
 
 class Experiment(Section):
-    """A whole study. See `load`."""
+    """A whole study. See `load`; a study with ``task: detection`` is a `colq_utils.detector.settings.DetectionExperiment`."""
 
+    task: Literal["retrieval"] = "retrieval"
     name: str
     title: str
     seed: int = 42
@@ -290,7 +291,10 @@ def load(name: str, output: str | Path = "") -> Experiment:
         raise ColqError(f"no experiment {name!r}; there are: {', '.join(available())} (files in experiments/)")
     try:
         fields = yaml.safe_load(path.read_text()) or {}
-        return Experiment(name=path.stem, output=Path(output).resolve() if output else ROOT, **fields)
+        kind = Experiment
+        if fields.get("task") == "detection":
+            from .detector.settings import DetectionExperiment as kind
+        return kind(name=path.stem, output=Path(output).resolve() if output else ROOT, **fields)
     except yaml.YAMLError as error:
         raise ColqError(f"{path.name} is not valid YAML: {error}") from None
     except ValidationError as error:

@@ -18,10 +18,10 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from .. import files
 from ..errors import ColqError
+from . import RECIPES
 
 E4M3 = torch.float8_e4m3fn
 LARGEST = 448.0  # of e4m3
-RECIPES = ("fp8-dynamic", "fp8-static")
 #: Layers that stay in bf16, in the names of compressed-tensors.
 IGNORED = ("lm_head", "re:.*visual.*")
 
@@ -81,13 +81,13 @@ def targets(model: nn.Module, towers: tuple[str, ...] = ("language_model",)) -> 
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name.startswith(wanted)]
 
 
-def input_ranges(model: nn.Module, names: list[str], run) -> dict[str, float]:
-    """Largest magnitude that enters each layer while `run()` runs; for the static recipe."""
+def input_ranges(model: nn.Module, names: list[str], run, *arguments) -> dict[str, float]:
+    """Largest magnitude that enters each layer while ``run(*arguments)`` runs; for the static recipe."""
     largest = dict.fromkeys(names, 0.0)
     hooks = [model.get_submodule(name).register_forward_pre_hook(
         lambda _, given, name=name: largest.__setitem__(name, max(largest[name], given[0].abs().max().item()))) for name in names]
     try:
-        run()
+        run(*arguments)
     finally:
         for hook in hooks:
             hook.remove()
