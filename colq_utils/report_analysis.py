@@ -120,13 +120,14 @@ def _conclusion(study: Study) -> str:
 
 def statistics(study: Study) -> str:
     """How averages, intervals, tests and verdicts are made, in words."""
-    drawn, where = "queries", "within each entry"
+    drawn, where, signs = "queries", "within each entry", "random signs of the paired differences"
     if study.clusters is not None:
         drawn, where = "sources, each with all its queries (translations, one title asked twice)", "within each entry, or within all entries that sources link"
+        signs += ", one sign a source"
     return (f"- An entry is a task in one language. An average is the mean over entries of the mean over queries.\n"
             f"- Intervals: paired bootstrap of {drawn}, {where}; {study.ndcg.replicates.shape[0]:,} resamples, percentiles 2.5 and 97.5, seed "
             f"{study.experiment.seed}.\n"
-            f"- p: two-sided randomization test (random signs of the paired differences, at most {stats.FLIPS:,}), adjusted by Holm over the quantized variants.\n"
+            f"- p: two-sided randomization test ({signs}; at most {stats.FLIPS:,}), adjusted by Holm over the quantized variants.\n"
             f"- Margin, in the experiment file before the run: {findings.points(study)} points. *non-inferior*: the whole interval lies above "
             f"-{findings.points(study)} (which is not *equal*: it may lie below 0), and only then is a variant called near-lossless; *inferior*: below that; *lower*: below 0, with the margin inside; "
             "*not resolved*: the interval contains 0 and the margin.\n"
