@@ -48,13 +48,17 @@ def run(experiment: Experiment, timeout_s: float = 1800) -> pd.DataFrame:
     _tune(experiment, timeout_s)
     limits = _kept(experiment, "ceilings", "colq_utils.ceilings:measure",
                    {"device": runtime.device, "threads": runtime.threads}, timeout_s)
-    jobs = [(round_, name) for round_ in range(1, experiment.benchmark.rounds + 1) for name in experiment.benchmark.variants]
     arguments = {"experiment": experiment.model_dump(mode="json"), "plan": [(name, work.model_dump()) for name, work in plan]}
-    parts = [{"variant": name, "round": round_,
-              **_kept(experiment, f"{name}-r{round_}", "colq_utils.measure:run", arguments | {"variant": name}, timeout_s)}
-             for round_, name in track(jobs, "benchmark", unit="process")]
-    _sweep(experiment, timeout_s)
-    return _write(experiment, parts, limits)
+    jobs = [(round_, name) for round_ in range(1, experiment.benchmark.rounds + 1) for name in experiment.benchmark.variants]
+    parts: list[dict] = []
+    for round_, name in track(jobs, "benchmark", unit="process"):
+        parts.append({"variant": name, "round": round_,
+                      **_kept(experiment, f"{name}-r{round_}", "colq_utils.measure:run", arguments | {"variant": name}, timeout_s)})
+        table = _write(experiment, parts, limits)  # each time: a run that is cut off leaves what it measured
+        if (round_, name) == (1, experiment.benchmark.variants[-1]):
+            _sweep(experiment, timeout_s)
+    _last(experiment, timeout_s)
+    return table
 
 
 def _tune(experiment: Experiment, timeout_s: float) -> None:
@@ -77,12 +81,27 @@ def _sweep(experiment: Experiment, timeout_s: float) -> None:
     if plan.sweeps:
         text = footprint.configuration(experiment)["text_config"]
         backends = list(dict.fromkeys(experiment.by_id[n].backend or experiment.runtime.backend for n in plan.variants if experiment.by_id[n].bits == 4))
-        for name, arguments in (("gemms", {"text": text, "backends": backends}), ("scoring", {})):
+        for name, arguments in (("gemms", {"text": text, "backends": backends}), ("scoring", {}), ("options", {})):
             found = _kept(experiment, name, f"colq_utils.sweeps:{name}", arguments, timeout_s)
             write_table(folder / f"{name}.csv", pd.DataFrame(found if isinstance(found, list) else [found]))
+
+
+def _last(experiment: Experiment, timeout_s: float) -> None:
+    """What takes longest and is needed least: AutoRound's own cost, and both paths against fp32."""
+    folder, plan = experiment.results("benchmark"), experiment.benchmark
+    if experiment.runtime.device != "cuda":
+        return
     if plan.autoround:
         arguments = {"size": experiment.model.size, "settings": plan.autoround.model_dump(), "scratch": str(experiment.build())}
         write_json(folder / "autoround_cost.json", _kept(experiment, "autoround", "colq_utils.cost:measure", arguments, timeout_s))
+    if plan.sweeps:
+        found = _kept(experiment, "yardstick", "colq_utils.measure:yardstick", {"experiment": experiment.model_dump(mode="json"), "variant": _fast_base(experiment)}, timeout_s)
+        write_table(folder / "yardstick.csv", pd.DataFrame(found if isinstance(found, list) else [found]))
+
+
+def _fast_base(experiment: Experiment) -> str:
+    """The bf16 variant that takes the fast path."""
+    return next((n for n, v in experiment.by_id.items() if v.scheme == "bf16" and v.encode != "plain"), experiment.base)
 
 
 def check(experiment: Experiment) -> None:
@@ -197,7 +216,7 @@ def _write(experiment: Experiment, parts: list[dict], limits: dict) -> pd.DataFr
     write_json(folder / "ceilings.json", limits)
     write_json(folder / "environment.json", provenance.collect(experiment) | {
         "threads": limits.get("threads"), "omp_wait_policy": limits.get("omp_wait_policy"), "device": experiment.runtime.device, "dtype": experiment.runtime.dtype,
-        "attention": experiment.runtime.attention, "rounds": experiment.benchmark.rounds, "left_out": left_out(experiment),
+        "attention": experiment.runtime.attention, "rounds": max(part["round"] for part in parts), "left_out": left_out(experiment),
         "weights": "random" if experiment.model.is_random else "stored"})
     return table
 

@@ -149,3 +149,24 @@ def _save(experiment: Experiment, figure: Figure, name: str) -> Figure:
         figure.savefig(target, format="png", metadata={"Software": None})
     plt.close(figure)  # shown once, as the cell's value
     return figure
+
+
+def gemms(experiment: Experiment) -> Figure | None:
+    """Time of a layer's products against tokens a call, by kernel, over the floors of bandwidth and arithmetic; None where not measured."""
+    path = experiment.results("benchmark") / "gemms.csv"
+    if not path.exists():
+        return None
+    table = read_table(path, "benchmark").dropna(subset=["layer_s"])
+    limits = bench.results(experiment, "ceilings.json")
+    figure, (axis,) = _axes(1, height=4.2)
+    for i, (kernel, some) in enumerate(table.groupby("kernel", sort=False)):
+        axis.plot(some.tokens, some.layer_s * 1e6, marker="o", markersize=4, color=OKABE_ITO[i], label=kernel)
+    base = table[table.kernel == "bf16"].sort_values("tokens")
+    floor = [max(w / limits["copy_bytes_per_s"], f / limits["bfloat16_flop_per_s"]) * 1e6 for w, f in zip(base.weight_bytes, base.flop, strict=True)]
+    axis.plot(base.tokens, floor, linestyle="--", color="#777777", label="floor of bf16 (measured ceilings)")
+    axis.set(xscale="log", yscale="log", xlabel="tokens a call (batch × tokens of a query, or of a page)", ylabel="µs a decoder layer, products alone",
+             title="Below the crossing 4 bits save reading; above it everyone multiplies")
+    axis.set_xticks(ticks := [8, 24, 64, 192, 512, 1024, 4096, 8192], [str(t) for t in ticks], minor=False)
+    axis.minorticks_off()
+    axis.legend(loc="upper left", frameon=False)
+    return _save(experiment, figure, "gemms")

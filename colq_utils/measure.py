@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from . import encode, loading
+from . import encode, loading, processing
 from .ceilings import demand, timed
 from .config import Experiment, Workload
 from .errors import ColqError
@@ -63,14 +63,14 @@ def _accelerated(settings: Experiment, loaded: loading.Loaded) -> tuple[loading.
         ColqError: the bf16 base disagrees with itself on the two paths.
     """
     from .fast import agreement
-    samples = [items(settings, Workload(kind="queries", batch=8, iterations=1), 8), items(settings, Workload(kind="pages", batch=1, iterations=1), 1)]
-    plain = [_embedded(loaded, kind, chosen) for kind, chosen in zip(("queries", "pages"), samples, strict=True)]
+    samples = _samples(settings)
+    plain = [_embedded(loaded, kind, chosen) for kind, chosen in samples.items()]
     start, spec = time.perf_counter(), settings.by_id[loaded.variant]
     model = loading.accelerate(loaded, spec.backend or settings.runtime.backend)
     convert_s = time.perf_counter() - start
     fast = loading.Loaded(loaded.variant, model, loaded.processor, census(model), loaded.load_s, "fast")
     found = [{"kind": kind, **agreement(before, _embedded(fast, kind, chosen))}
-             for kind, before, chosen in zip(("queries", "pages"), plain, samples, strict=True)]
+             for (kind, chosen), before in zip(samples.items(), plain, strict=True)]
     worst = min(entry["mean"] for entry in found)
     if spec.scheme == "bf16" and spec.vision is None and spec.embedding is None and not worst >= DIFFERENT:
         raise ColqError(f"the fast path of {loaded.variant} gives other embeddings than the plain one (mean token cosine {worst:.6f}, "
@@ -78,6 +78,33 @@ def _accelerated(settings: Experiment, loaded: loading.Loaded) -> tuple[loading.
     if settings.runtime.device == "cuda":
         torch.cuda.empty_cache()
     return fast, convert_s, found
+
+
+def yardstick(experiment: dict, variant: str) -> list[dict]:
+    """How far both paths of a bf16 base are from the plain path in fp32: what their disagreement has to be measured by.
+
+    Returns:
+        Rows of kind, mean, min and tokens (token cosine), as `agreement` of `run`.
+    """
+    from .fast import agreement
+    settings, rows = Experiment.model_validate(experiment), []
+    samples = _samples(settings)
+    loaded = loading.plain(settings, variant)
+    plain = [_embedded(loaded, kind, chosen) for kind, chosen in samples.items()]
+    fast = loading.Loaded(variant, loading.accelerate(loaded, settings.runtime.backend), loaded.processor, (), 0.0, "fast")
+    quick = [_embedded(fast, kind, chosen) for kind, chosen in samples.items()]
+    fast = loaded = None
+    model = loading.open_model(settings.model_path, torch.float32, settings.runtime.device, settings.runtime.attention, None, settings.model.revision)
+    exact = loading.Loaded("fp32", model, processing.from_pretrained(settings.model_path, settings.model.revision, settings.model.max_visual_tokens), (), 0.0)
+    for (kind, chosen), before, after in zip(samples.items(), plain, quick, strict=True):
+        truth = _embedded(exact, kind, chosen)
+        rows += [{"kind": f"{kind}, plain path against fp32", **agreement(truth, before)}, {"kind": f"{kind}, fast path against fp32", **agreement(truth, after)}]
+    return rows
+
+
+def _samples(settings: Experiment) -> dict[str, list]:
+    """The queries and the page on which paths are compared."""
+    return {"queries": items(settings, Workload(kind="queries", batch=8, iterations=1), 8), "pages": items(settings, Workload(kind="pages", batch=1, iterations=1), 1)}
 
 
 def _embedded(loaded: loading.Loaded, kind: str, chosen: list) -> list[torch.Tensor]:

@@ -131,3 +131,31 @@ def _score(queries, pages, n_queries: int, chunk: int, wide: bool = False) -> to
         best = product.view(len(queries), len(some), -1).amax(-1)
         found.append(best.view(n_queries, -1, len(some)).float().sum(1))
     return torch.cat(found, dim=1)
+
+
+def options() -> list[dict]:
+    """What each eight-bit option does to the embeddings of the embedded model: cosine with bf16, tokens of queries and pages.
+
+    Returns:
+        Rows of option, kind, mean, min, tokens and saved_bytes of the embedded model.
+    """
+    from . import config, encode, fast, loading, samples
+    base = config.load("tiny")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    experiment = base.model_copy(update={"runtime": base.runtime.model_copy(update={"device": device, "encode": "plain"})})
+    texts, images = samples.queries(experiment, 64), samples.pages(experiment, 8)
+    plain, rows = None, []
+    for name, change in {"none": {}, "embedding table in int8": {"embedding": "int8"}, "vision tower in FP8": {"vision": "fp8"},
+                         "both": {"embedding": "int8", "vision": "fp8"}, "language model in FP8": {"scheme": "fp8"}}.items():
+        spec = experiment.variants[0].model_copy(update=change)
+        changed = experiment.model_copy(update={"variants": (spec,)})
+        changed.__dict__.pop("by_id", None)  # a cached property of the copy's source
+        loaded = loading.load(changed, spec.name(base.model.size))
+        size = sum(t.nbytes for t in (*loaded.model.parameters(), *loaded.model.buffers()))
+        found = encode.queries(loaded, texts), encode.pages(loaded, images)
+        if plain is None:
+            plain, whole = found, size
+            continue
+        rows += [{"option": name, "kind": kind, **fast.agreement(a, b), "saved_bytes": whole - size}
+                 for kind, a, b in zip(("queries", "pages"), plain, found, strict=True)]
+    return rows

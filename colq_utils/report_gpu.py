@@ -1,0 +1,446 @@
+"""benchmark_4b.md and benchmark_8b.md: speed and memory on a GPU, beside the published figures of an A100.
+
+Every row of the published benchmark has its place here; what it lacked (the kernel of each row, the floor under it, real
+query lengths, pages, scoring, load time) follows. Recommendations are picked from the tables by code, workload by
+workload. Reads the inspect and benchmark stages alone.
+"""
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from . import bench, files, published, stats
+from . import markdown as md
+from .config import Experiment
+from .measure import SAME
+
+QUERIES, PUBLISHED, PAGES = "queries", "queries_published", "pages"
+KINDS = {PUBLISHED: "text queries as published", QUERIES: "text queries of real lengths", PAGES: "pages of 1,280 visual tokens"}
+#: The published reports' MB are torch's bytes over 2^20.
+MIB = 1 << 20
+ITEMS, STEPS = 80, 10
+
+
+@dataclass(frozen=True)
+class Speed:
+    """The benchmark results of one experiment on a GPU; a table is None where its file is missing."""
+
+    experiment: Experiment
+
+    def read(self, name: str):
+        path = self.experiment.output / "results" / self.experiment.name / name
+        if not path.exists():
+            return None
+        return files.read_json(path, "benchmark") if path.suffix == ".json" else pd.read_csv(path)
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        return bench.results(self.experiment, "rows.csv")
+
+    @cached_property
+    def memory(self) -> pd.DataFrame:
+        return bench.results(self.experiment, "memory.csv")
+
+    @cached_property
+    def environment(self) -> dict:
+        return bench.results(self.experiment, "environment.json")
+
+    @property
+    def names(self) -> list[str]:
+        return [n for n in self.experiment.benchmark.variants if n in set(self.rows.variant)]
+
+    def row(self, name: str | None, kind: str, batch: int) -> pd.Series | None:
+        """The row of a variant and workload, if it was measured."""
+        found = self.rows[(self.rows.variant == name) & (self.rows.kind == kind) & (self.rows.batch == batch)]
+        return found.iloc[0] if len(found) and np.isfinite(found.latency_s_median.iloc[0]) else None
+
+    def bytes(self, name: str | None, metric: str, kind: str | None = None) -> float | None:
+        """Mean over rounds of a memory metric: of a workload (the largest batch), or after loading."""
+        found = self.memory[(self.memory.variant == name) & (self.memory.metric == metric)]
+        found = found[found.kind == kind] if kind else found[found.kind.isna()]
+        return None if found.empty else float(found.groupby("round").bytes.max().mean())
+
+    def find(self, **wanted) -> str | None:
+        """The first measured variant with these properties; unnamed runtime options must be off."""
+        defaults = {"encode": None, "embedding": None, "vision": None, "tag": None}
+        for name in self.names:
+            spec = self.experiment.by_id[name]
+            if all(getattr(spec, key) == value for key, value in {**defaults, **wanted}.items()):
+                return name
+        return None
+
+
+def available(experiment: Experiment) -> bool:
+    """Whether an experiment is one of speed on a GPU."""
+    return experiment.runtime.device == "cuda" and not experiment.evaluation.tasks
+
+
+def write(experiment: Experiment) -> Path:
+    """Write the report into results/<experiment>/reports/.
+
+    Raises:
+        ColqError: the benchmark stage has not run.
+    """
+    return files.write_text(experiment.results("reports") / f"benchmark_{experiment.model.size}.md", text(Speed(experiment)))
+
+
+def text(speed: Speed) -> str:
+    """The whole report."""
+    exp = speed.experiment
+    return md.document(
+        f"# Benchmark: {exp.title}", "## Overview", _overview(speed), "## Important notes", _notes(speed), "## Test environment", _environment(speed),
+        "## Summary", "### Ratios that decide", _ratios(speed), "### Memory (text queries as published)", _memory_summary(speed),
+        "### Throughput (text queries as published)", _throughput_summary(speed),
+        "## Detailed results", "### Text queries as published", _as_published(speed), *_workloads(speed),
+        "### Load and first call", _loading(speed), "## Memory", "### Predicted and measured", _predicted(speed), "### Below the published reduction", _options(speed),
+        "## Why 4 bits are slower or faster", _gemms(speed), _tuning(speed), "## MaxSim", _scoring(speed), "## What quantizing costs", _cost(speed),
+        "## The two paths agree", _agreement(speed), "## 4B and 8B", _sizes(speed), "## Recommendations", _recommendations(speed),
+        "## Reproduction", f"```bash\nmake benchmark EXPERIMENT={exp.name}\nmake summary EXPERIMENT={exp.name}\n```", "## Figures", _figures(speed))
+
+
+def _overview(speed: Speed) -> str:
+    exp = speed.experiment
+    kernels = speed.rows.drop_duplicates("variant").set_index("variant").kernel
+    rows = [(f"`{name}`", _words(exp.by_id[name]), speed.rows[speed.rows.variant == name].encode.iloc[0], kernels[name]) for name in speed.names]
+    return (f"The {exp.model.size.upper()} {'in random weights of the published dimensions' if exp.model.is_random else f'checkpoint `{exp.model.path}`'}, "
+            "as published (transformers' own forward pass in bf16) and in the forms below. `fast` is this repository's encode path: stacked products, "
+            "fused steps, CUDA graphs for query batches.\n\n" + md.table(["Variant", "Weights", "Encode path", "Kernel of the language model"], rows, left=4))
+
+
+def _words(spec) -> str:
+    parts = [spec.scheme.upper()]
+    parts += ["embedding table in int8"] if spec.embedding else []
+    parts += ["vision tower in FP8"] if spec.vision else []
+    return ", ".join(parts)
+
+
+def _notes(speed: Speed) -> str:
+    notes = list(speed.environment.get("left_out", []))
+    notes += ["The published 8B figures were taken on an A100 with a fallback kernel; this machine is another one. Rows of one column compare with each "
+              "other, published and measured columns do not.",
+              "Only the language model is quantized, unless a row says otherwise. The unused lm_head is not loaded by any variant here; the published "
+              "memory figures include it.",
+              "Timed is the forward pass, by CUDA events, inputs already on the GPU. Load and first call stand apart. Medians, unless a column says mean.",
+              "A floor is the longer of weight bytes over the measured copy rate and operations over the measured rate of the scheme's format."]
+    failed = speed.rows[speed.rows.error.fillna("") != ""]
+    notes += [f"`{r.variant}`, {KINDS.get(r.kind, r.kind)}, batch {int(r.batch)}: {r.error}" for _, r in failed.iterrows()]
+    return "\n".join(f"- {note}" for note in notes)
+
+
+def _environment(speed: Speed) -> str:
+    env, limits = speed.environment, speed.read("benchmark/ceilings.json") or {}
+    rows = [("GPU", env.get("gpu"), "NVIDIA A100-SXM4-40GB"), ("CUDA", env.get("cuda"), "12.8"), ("Attention", env.get("attention"), "SDPA"),
+            ("torch", env["packages"].get("torch"), md.MISSING), ("transformers", env["packages"].get("transformers"), md.MISSING),
+            ("humming-kernels", env["packages"].get("humming-kernels"), "-"), ("Weights", env.get("weights"), "published"), ("Commit", env.get("commit"), "-"),
+            ("Rounds, a fresh process each", env.get("rounds"), 1)]
+    rates = [("Copy on the GPU (TB/s, read and written)", limits.get("copy_bytes_per_s"), 1e12)]
+    rates += [(f"Matrix product, {name} (TFLOP/s)", limits.get(f"{name}_flop_per_s"), 1e12) for name in ("bfloat16", "fp8", "float32")]
+    return (md.table(["Parameter", "Here", "Published"], rows, left=3) + "\n\n"
+            + md.table(["Measured ceiling", "Rate"], [(name, None if value is None else md.number(value / unit, 2)) for name, value, unit in rates]))
+
+
+#: What a user decides on: label, (variant, workload, batch), compared with (variant, workload, batch); items a second, larger is better.
+def _comparisons(speed: Speed) -> list[tuple]:
+    eager, base, w4, fp8 = speed.find(scheme="bf16", encode="plain"), speed.find(scheme="bf16"), speed.find(scheme="w4a16"), speed.find(scheme="fp8")
+    fp8v, small = speed.find(scheme="fp8", vision="fp8"), speed.find(scheme="w4a16", embedding="int8", vision="fp8")
+    pairs = [("W4A16, against the base as published", w4, eager, PUBLISHED, 8)]
+    pairs += [("W4A16, against bf16 on the same path", w4, base, QUERIES, b) for b in (1, 8, 32, 128)]
+    pairs += [("W4A16, against bf16 on the same path", w4, base, PUBLISHED, 8), ("W4A16, all eight-bit options, against bf16", small, base, QUERIES, 8)]
+    pairs += [("FP8, against bf16 on the same path", fp8, base, QUERIES, b) for b in (1, 8, 32, 128)]
+    pairs += [("bf16 on the fast path, against the base as published", base, eager, kind, b) for kind, b in ((PUBLISHED, 8), (PAGES, 1), (PAGES, 8))]
+    pairs += [("W4A16, against bf16 on the same path", w4, base, PAGES, 8), ("FP8, against bf16 on the same path", fp8, base, PAGES, 8),
+              ("FP8 with the vision tower, against bf16", fp8v, base, PAGES, 8)]
+    return pairs
+
+
+def ratios(speed: Speed) -> pd.DataFrame:
+    """Speed ratios of medians with 95 % intervals of the ratio of means: label, kind, batch, ratio, low, high."""
+    found = []
+    for label, ours, theirs, kind, batch in _comparisons(speed):
+        a, b = speed.row(ours, kind, batch), speed.row(theirs, kind, batch)
+        if a is None or b is None:
+            continue
+        _, low, high = stats.ratio_interval(b.latency_s_mean, b.latency_s_std, b.n_samples, a.latency_s_mean, a.latency_s_std, a.n_samples)
+        found.append({"label": label, "kind": kind, "batch": batch, "ratio": b.latency_s_median / a.latency_s_median, "low": low, "high": high})
+    return pd.DataFrame(found, columns=["label", "kind", "batch", "ratio", "low", "high"])
+
+
+def _ratios(speed: Speed) -> str:
+    rows = [(r.label, KINDS[r.kind], int(r.batch), md.value_ci(r.ratio, r.low, r.high, 2)) for _, r in ratios(speed).iterrows()]
+    base = speed.row(speed.find(scheme="bf16"), PUBLISHED, 8)
+    floor = "" if base is None else (f"\n\nThe fast bf16 path takes {md.number(base.latency_s_median / base.floor_s, 2)} times its floor on the published workload "
+                                     f"({md.milliseconds(base.latency_s_median)} ms against {md.milliseconds(base.floor_s)} ms).")
+    return md.table(["Comparison", "Workload", "Batch", "Times the speed"], rows, left=2) + \
+        "\n\nRatio of median latencies; in brackets the 95 % interval of the ratio of means." + floor
+
+
+def _metric(figures: published.Published, metric: str, role: str, table: str = "Text Queries Benchmark") -> float | None:
+    found = figures.benchmark_8b[(figures.benchmark_8b.metric == metric) & (figures.benchmark_8b.table == table)]
+    return float(found[role].iloc[0]) if len(found) and pd.notna(found[role].iloc[0]) else None
+
+
+def _published(speed: Speed) -> published.Published | None:
+    """The published benchmark is of the 8B; a report of another size has nothing to stand beside it."""
+    return published.load() if speed.experiment.model.size == "8b" else None
+
+
+def _shown(speed: Speed) -> list[str]:
+    wanted = [speed.find(scheme="bf16", encode="plain"), speed.find(scheme="bf16"), speed.find(scheme="fp8"), speed.find(scheme="w4a16"),
+              speed.find(scheme="w4a16", embedding="int8", vision="fp8"), speed.find(scheme="w4a16", tag="tritonv2")]
+    return [name for name in wanted if name]
+
+
+def _memory_summary(speed: Speed) -> str:
+    figures, base = _published(speed), speed.find(scheme="bf16", encode="plain")
+    rows = []
+    for label, metric, kind, name in (("Peak memory", "peak_allocated_bytes", PUBLISHED, "CUDA peak allocated"),
+                                      ("Allocated after loading", "allocated_bytes", None, "CUDA allocated"),
+                                      ("Peak reserved", "peak_reserved_bytes", PUBLISHED, "CUDA peak reserved")):
+        start = speed.bytes(base, metric, kind)
+        for variant in _shown(speed):
+            value = speed.bytes(variant, metric, kind)
+            change = None if value is None or not start else 100 * (value / start - 1)
+            rows.append((label, f"`{variant}`", _mib(value), md.megabytes(value, 0), "-" if variant == base else md.number(change, 1, True, " %")))
+        if figures is not None:
+            before, after = _metric(figures, name, "original"), _metric(figures, name, "quantized")
+            rows += [(label, "published BASE (A100)", md.number(before, 0), md.MISSING, "-"),
+                     (label, "published W4A16 (A100)", md.number(after, 0), md.MISSING, md.number(100 * (after / before - 1), 1, True, " %"))]
+    return md.table(["Metric", "Variant", "MiB", "MB", "Change"], rows, left=2) + "\n\nThe published MB are 2^20 bytes, here written MiB."
+
+
+def _mib(value: float | None) -> str:
+    return md.MISSING if value is None else md.number(value / MIB, 0)
+
+
+def _throughput_summary(speed: Speed) -> str:
+    figures, rows = _published(speed), []
+    for variant in _shown(speed):
+        r = speed.row(variant, PUBLISHED, 8)
+        rows.append((f"`{variant}`", None if r is None else r.kernel, None if r is None else md.number(8 / r.latency_s_mean, 1),
+                     None if r is None else md.milliseconds(r.latency_s_mean)))
+    if figures is not None:
+        rows += [(f"published {label} (A100)", "fallback" if role == "quantized" else "torch", md.number(_metric(figures, "throughput", role), 1),
+                  md.number(_metric(figures, "mean latency", role), 2)) for label, role in (("BASE", "original"), ("W4A16", "quantized"))]
+    return md.table(["Variant", "Kernel", "Items/s", "Mean latency (ms/batch)"], rows, left=2)
+
+
+def _as_published(speed: Speed) -> str:
+    figures, columns = _published(speed), _shown(speed)
+    found = {name: speed.row(name, PUBLISHED, 8) for name in columns}
+
+    def line(label: str, value, metric: str | None = None, digits: int = 0) -> tuple:
+        cells = [None if found[name] is None else value(name, found[name]) for name in columns]
+        old = [] if figures is None else [md.number(_metric(figures, metric, role), digits) if metric else md.MISSING for role in ("original", "quantized")]
+        return (label, *cells, *old)
+
+    rows = [line("Timed items", lambda _, r: int(8 * r.n_samples), "total items"),
+            line(f"Time of {ITEMS} items (s)", lambda _, r: md.number(STEPS * r.latency_s_mean, 4), "total time", 3),
+            line("Throughput (items/s)", lambda _, r: md.number(8 / r.latency_s_mean, 1), "throughput", 1),
+            line("Mean latency (ms/batch)", lambda _, r: md.milliseconds(r.latency_s_mean), "mean latency", 2),
+            line("Std of latency (ms/batch)", lambda _, r: md.milliseconds(r.latency_s_std), "standard deviation of latency", 2),
+            line("Median latency (ms/batch)", lambda _, r: md.milliseconds(r.latency_s_median)),
+            line("CUDA allocated (MiB)", lambda n, _: _mib(speed.bytes(n, "allocated_bytes")), "CUDA allocated"),
+            line("CUDA peak allocated (MiB)", lambda n, _: _mib(speed.bytes(n, "peak_allocated_bytes", PUBLISHED)), "CUDA peak allocated"),
+            line("CUDA peak reserved (MiB)", lambda n, _: _mib(speed.bytes(n, "peak_reserved_bytes", PUBLISHED)), "CUDA peak reserved"),
+            line("Tokens a call", lambda _, r: md.number(r.tokens_per_call, 0)), line("Times its floor", lambda _, r: md.number(r.latency_s_median / r.floor_s, 2))]
+    header = ["Metric", *(f"`{n}`" for n in columns), *([] if figures is None else ["published BASE", "published W4A16"])]
+    return "32 texts in batches of 8, 3 steps of warm-up, 10 timed in each round.\n\n" + md.table(header, rows)
+
+
+def _workloads(speed: Speed) -> list[str]:
+    parts = []
+    for kind in (QUERIES, PAGES):
+        rows = []
+        for batch in sorted(speed.rows[speed.rows.kind == kind].batch.unique()):
+            for name in speed.names:
+                r = speed.row(name, kind, batch)
+                rows.append((int(batch), f"`{name}`", *([None] * 9 if r is None else [
+                    int(r.n_samples), md.number(r.tokens_per_call, 0), md.number(batch / r.latency_s_median, 1), md.milliseconds(r.latency_s_median),
+                    md.milliseconds(r.latency_s_std), md.milliseconds(r.latency_s_p90), md.milliseconds(r.get("latency_s_p99")),
+                    _mib(_peak(speed, name, kind, batch)), md.number(r.latency_s_median / r.floor_s, 2)])))
+        header = ["Batch", "Variant", "Calls", "Tokens a call", "Items/s", "Median (ms)", "Std (ms)", "p90 (ms)", "p99 (ms)", "Peak (MiB)", "Times the floor"]
+        parts += [f"### {KINDS[kind].capitalize()}", md.table(header, rows, left=2)]
+    return [*parts, "p99 is given from 100 calls on."]
+
+
+def _peak(speed: Speed, name: str, kind: str, batch: int) -> float | None:
+    found = speed.memory[(speed.memory.variant == name) & (speed.memory.metric == "peak_allocated_bytes") & (speed.memory.kind == kind) & (speed.memory.batch == batch)]
+    return None if found.empty else float(found.bytes.mean())
+
+
+def _loading(speed: Speed) -> str:
+    rows = []
+    for name in speed.names:
+        some = speed.rows[(speed.rows.variant == name) & speed.rows.latency_s_median.notna()]
+        if len(some):
+            first = some.set_index(["kind", "batch"]).first_call_s
+            rows.append((f"`{name}`", md.number(some.load_s.iloc[0], 1), md.number(first.get((QUERIES, 1)), 2), md.number(first.get((PAGES, 1)), 2)))
+    return md.table(["Variant", "Load (s)", "First query call (s)", "First page call (s)"], rows) + (
+        "\n\nLoading includes the conversion to the fast path. First calls choose and compile kernels and record graphs; compiled code is kept on disk between "
+        "processes.")
+
+
+def _predicted(speed: Speed) -> str:
+    predicted, towers = speed.read("inspect/predicted.csv"), speed.read("inspect/towers.csv")
+    if predicted is None or towers is None:
+        return "Not measured (`make inspect`)."
+    sizes = {"bf16": predicted[predicted.scheme == "bf16"].predicted_bytes.iloc[0],
+             "w4a16": predicted[(predicted.scheme == "w4a16") & (predicted.group_size == 128) & (predicted.packing == "auto_round")].predicted_bytes.iloc[0]}
+    rows = []
+    for scheme, size in sizes.items():
+        name = speed.find(scheme=scheme)
+        measured = speed.bytes(name, "tensors_bytes")
+        allocated = speed.bytes(name, "allocated_bytes")
+        off = None if measured is None else 100 * (measured / size - 1)
+        over = None if allocated is None else 100 * (allocated / size - 1)
+        rows.append((f"`{name}`", md.megabytes(size, 0), md.megabytes(measured, 0), md.number(off, 2, True, " %"), md.megabytes(allocated, 0), md.number(over, 2, True, " %")))
+    parts = [(r.tower, f"{int(r.parameters):,}", md.megabytes(r["bytes"], 0), "not loaded" if r.tower == "lm_head" else md.megabytes(speed.bytes(speed.find(scheme="bf16"), f"tensors_{r.tower}_bytes"), 0),
+              "not loaded" if r.tower == "lm_head" else md.megabytes(speed.bytes(speed.find(scheme="w4a16"), f"tensors_{r.tower}_bytes"), 0)) for _, r in towers.iterrows()]
+    return (md.table(["Variant", "Predicted (MB)", "Tensors (MB)", "Off by", "Allocated (MB)", "Off by"], rows) + "\n\n"
+            + md.table(["Part", "Parameters", "Stored in bf16 (MB)", "bf16 in memory (MB)", "W4A16 in memory (MB)"], parts))
+
+
+def _options(speed: Speed) -> str:
+    base, effects = speed.find(scheme="bf16", encode="plain"), speed.read("benchmark/options.csv")
+    start, rows = speed.bytes(base, "allocated_bytes"), []
+    for name in (speed.find(scheme="w4a16"), speed.find(scheme="w4a16", embedding="int8", vision="fp8")):
+        value, peak = speed.bytes(name, "allocated_bytes"), speed.bytes(name, "peak_allocated_bytes", PUBLISHED)
+        parts = [speed.bytes(name, f"tensors_{part}_bytes") for part in ("embedding", "visual")]
+        rows.append((f"`{name}`", *(md.megabytes(p, 0) for p in parts), md.megabytes(value, 0), md.megabytes(peak, 0),
+                     None if value is None else md.number(100 * (value / start - 1), 1, True, " %")))
+    table = md.table(["Variant", "Embedding table (MB)", "Vision tower (MB)", "Allocated (MB)", "Peak, text (MB)", "Against bf16"], rows)
+    if effects is None:
+        return table
+    lines = [(r.option, r.kind, md.number(r["mean"], 6), md.number(r["min"], 4), int(r.tokens)) for _, r in effects.iterrows()]
+    return (table + "\n\nWhat the options do to embeddings cannot be told from random weights. On the **embedded model**, against its own bf16 (token cosine):\n\n"
+            + md.table(["Option", "Tokens of", "Mean", "Least", "Tokens"], lines, left=2))
+
+
+def _gemms(speed: Speed) -> str:
+    table = speed.read("benchmark/gemms.csv")
+    if table is None or "layer_s" not in table:
+        return "Not measured."
+    layers = 36
+    wide = table.dropna(subset=["layer_s"]).pivot_table(index="tokens", columns="kernel", values="layer_s", sort=False) * layers
+    rows = [(int(n), *(md.milliseconds(wide.loc[n, k]) for k in wide.columns)) for n in sorted(wide.index)]
+    base, words = wide["bf16"], []
+    for kernel in (k for k in wide.columns if k != "bf16"):
+        faster = [int(n) for n in sorted(wide.index) if wide.loc[n, kernel] < 0.98 * base[n]]
+        slower = [int(n) for n in sorted(wide.index) if wide.loc[n, kernel] > 1.02 * base[n]]
+        words.append(f"- `{kernel}`: faster than bf16 at {_ranges(faster)} tokens a call, slower at {_ranges(slower)}.")
+    errors = [f"- `{r.kernel}`: {r.error}" for _, r in table.iterrows() if "error" in table and isinstance(r.get("error"), str)]
+    return ("All products of the language model as one CUDA graph (ms), by tokens a call: no launches, no attention, no norms.\n\n"
+            + md.table(["Tokens a call", *(f"`{k}`" for k in wide.columns)], rows) + "\n\n" + "\n".join(words + errors)
+            + "\n\nWith few tokens the time goes into reading weights, and a quarter of the bytes is a gain. With many it goes into multiplying, which a "
+              "weight-only kernel does in bf16 like the base, after unpacking. FP8 halves the bytes and doubles the multiplications, but has to quantize what "
+              "comes in: its row with inputs ready shows what that costs.")
+
+
+def _ranges(values: list[int]) -> str:
+    return md.listing([f"{v:,}" for v in values]) if values else "none of the measured"
+
+
+def _tuning(speed: Speed) -> str:
+    table = speed.read("benchmark/tuning.csv")
+    if table is None or "tuned_s" not in table:
+        return ""
+    total = table.groupby("tokens")[["default_s", "tuned_s", "bf16_s"]].sum()
+    rows = [(int(n), md.number(1e6 * r.default_s, 1), md.number(1e6 * r.tuned_s, 1), md.number(1e6 * r.bf16_s, 1), md.number(r.default_s / r.tuned_s, 2)) for n, r in total.iterrows()]
+    return ("Schedules of the 4-bit kernel fitted to this GPU before the benchmark (a layer's four products, µs):\n\n"
+            + md.table(["Tokens a call", "Default", "Tuned", "bf16", "Gain"], rows))
+
+
+def _scoring(speed: Speed) -> str:
+    table = speed.read("benchmark/scoring.csv")
+    if table is None or "seconds" not in table:
+        return "Not measured."
+    limits, first = speed.read("benchmark/ceilings.json"), table.iloc[0]
+    floor = max(first.flop / limits["bfloat16_flop_per_s"], first.read_bytes / limits["copy_bytes_per_s"])
+    rows = [(r.method, md.milliseconds(r.seconds, 1), md.number(r.queries / r.seconds, 0), f"{r.error_max:.1e}", md.number(r.seconds / floor, 2)) for _, r in table.iterrows()]
+    return (f"{int(first.queries)} queries of {int(first.query_tokens)} tokens against {int(first.pages):,} pages of {int(first.page_tokens):,} tokens of {int(first['dim'])} "
+            f"numbers in bf16 ({md.number(first.read_bytes / 1e9, 1)} GB), random unit vectors.\n\n"
+            + md.table(["How", "ms", "Queries/s", "Largest error of a score", "Times the floor"], rows)
+            + "\n\nThe error is against fp32 products, on scores that are sums over a query's tokens.")
+
+
+def _cost(speed: Speed) -> str:
+    cost = speed.read("benchmark/autoround_cost.json")
+    if cost is None:
+        return "Measured with the 4B alone (`make benchmark EXPERIMENT=h200-4b`)."
+    if "error" in cost:
+        return f"Failed: {cost['error']}"
+    each = cost["block_s"][1:] or cost["block_s"]
+    block, whole = float(np.mean(each)), 36
+    return (f"AutoRound W4A16 on {cost['blocks']} blocks of the {cost['size'].upper()} dimensions, random weights, {cost['samples']} samples of {cost['seqlen']:,} tokens, "
+            f"{cost['iters']} iterations of {cost['batch_rows']} rows: **{md.number(block, 1)} s a block** after the first "
+            f"({', '.join(md.number(v, 1) for v in cost['block_s'])} s), peak {md.megabytes(cost['peak_allocated_bytes'], 0)} MB allocated, "
+            f"{md.megabytes(cost['peak_reserved_bytes'], 0)} MB reserved. *Extrapolated* to {whole} blocks: {md.number(whole * block / 60, 1)} minutes.")
+
+
+def _agreement(speed: Speed) -> str:
+    table = speed.read("benchmark/agreement.csv")
+    if table is None or table.empty:
+        return "Not measured."
+    found = table.groupby(["variant", "kind"], sort=False).agg(mean=("mean", "min"), least=("min", "min"), tokens=("tokens", "first")).reset_index()
+    rows = [(f"`{r.variant}`", r.kind, md.number(r["mean"], 6), md.number(r.least, 6), int(r.tokens)) for _, r in found.iterrows()]
+    base = found[found.variant == speed.find(scheme="bf16")]
+    word = "" if base.empty else f"\n\nFor bf16 the mean is {'at or above' if base['mean'].min() >= SAME else '**below**'} the {SAME} that is asked of a real checkpoint."
+    exact = speed.read("benchmark/yardstick.csv")
+    if exact is not None and "mean" in exact:
+        word += (" Random weights damp no rounding error over the layers; against fp32 both paths of the bf16 base are this far off:\n\n"
+                 + md.table(["Tokens of, path", "Mean", "Least"], [(r.kind, md.number(r["mean"], 6), md.number(r["min"], 6)) for _, r in exact.iterrows()]))
+    return ("Each process compares its fast path with the plain one on the same weights before it measures anything (token cosine; of FP8 and 4-bit "
+            "variants with the plain path in the same weights):\n\n" + md.table(["Variant", "Tokens of", "Mean", "Least", "Tokens"], rows, left=2) + word)
+
+
+def _sizes(speed: Speed) -> str:
+    from . import config
+    figures, rows = published.load().sizes, []
+    for size in ("4b", "8b"):
+        name = speed.experiment.name.replace(speed.experiment.model.size, size)
+        if name in config.available():
+            other = Speed(config.load(name, "" if speed.experiment.output == config.ROOT else speed.experiment.output))
+            if other.read("benchmark/memory.csv") is not None:
+                base, w4 = (other.bytes(other.find(**f), "allocated_bytes") for f in ({"scheme": "bf16", "encode": "plain"}, {"scheme": "w4a16"}))
+                small = other.bytes(other.find(scheme="w4a16", embedding="int8", vision="fp8"), "allocated_bytes")
+                rows.append((size.upper(), "measured", *(md.number(v / 1e9, 2) if v else None for v in (base, w4)), md.number(100 * (w4 / base - 1), 1, True, " %"),
+                             None if small is None else f"{md.number(small / 1e9, 2)} ({md.number(100 * (small / base - 1), 1, True, ' %')})"))
+        old = figures[(figures.source == "benchmark_8b_report.md") & (figures.model == size)]
+        rows += [(size.upper(), "published", md.number(r.original_gb, 1), md.number(r.quantized_gb, 1), md.number(-r.reduction_pct, 0, True, " %"), md.MISSING) for _, r in old.iterrows()]
+    return md.table(["Model", "Figures", "BASE memory (GB)", "W4A16 memory (GB)", "Change", "with eight-bit options (GB)"], rows, left=2)
+
+
+def best(speed: Speed) -> pd.DataFrame:
+    """The fastest variant by workload and batch, and whether its lead over bf16 on the same path is resolved."""
+    base, found = speed.find(scheme="bf16"), []
+    for (kind, batch), some in speed.rows[speed.rows.latency_s_median.notna()].groupby(["kind", "batch"], sort=False):
+        chosen, reference = some.loc[some.latency_s_median.idxmin()], speed.row(base, kind, batch)
+        if reference is None:
+            continue
+        ratio, low, high = stats.ratio_interval(reference.latency_s_mean, reference.latency_s_std, reference.n_samples,
+                                                chosen.latency_s_mean, chosen.latency_s_std, chosen.n_samples)
+        found.append({"kind": kind, "batch": int(batch), "variant": chosen.variant, "ratio": ratio, "low": low, "high": high,
+                      "resolved": chosen.variant != base and low > 1})
+    return pd.DataFrame(found)
+
+
+def _recommendations(speed: Speed) -> str:
+    rows, base = [], speed.find(scheme="bf16")
+    for _, r in best(speed).iterrows():
+        name = r.variant if r.resolved else base
+        rows.append((KINDS[r.kind], r.batch, f"`{name}`", md.value_ci(r.ratio, r.low, r.high, 2) if r.resolved else "no variant is resolved to be faster"))
+    small = min(((speed.bytes(n, "peak_allocated_bytes", PUBLISHED), n) for n in speed.names if speed.bytes(n, "peak_allocated_bytes", PUBLISHED)), default=None)
+    lines = [md.table(["Workload", "Batch", "Fastest", "Speed against bf16 on the same path"], rows, left=1)]
+    if small:
+        lines.append(f"Least memory for text queries: `{small[1]}`, {md.megabytes(small[0], 0)} MB at its peak.")
+    lines.append("Speed and memory alone: what a scheme does to retrieval is measured by the evaluation stage on a real checkpoint.")
+    return "\n\n".join(lines)
+
+
+def _figures(speed: Speed) -> str:
+    captions = {"gemms.png": "Time of all products of the language model by tokens a call.", "throughput_queries.png": "Text queries a second.",
+                "throughput_pages.png": "Pages a second.", "memory.png": "Memory by variant.", "bytes_per_tower.png": "Bytes by part, stored and predicted."}
+    folder = speed.experiment.output / "figures" / speed.experiment.name
+    return "\n\n".join(md.picture(f"../../../figures/{speed.experiment.name}/{name}", caption) for name, caption in captions.items() if (folder / name).exists())
