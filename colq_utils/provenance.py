@@ -24,8 +24,8 @@ def collect(experiment: Experiment) -> dict:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
-        "commit": _git("rev-parse", "--short=12", "HEAD") or os.environ.get("COLQ_COMMIT"),  # a copy without .git is told
-        "uncommitted_code": bool(_git("status", "--porcelain", "--", "colq_utils", "notebooks", "experiments")),
+        "commit": os.environ.get("COLQ_COMMIT") or _git("rev-parse", "--short=12", "HEAD"),  # a copy of the tree is told
+        "uncommitted_code": "COLQ_COMMIT" not in os.environ and bool(_git("status", "--porcelain", "--", "colq_utils", "notebooks", "experiments")),
     }
 
 
