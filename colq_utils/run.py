@@ -17,7 +17,7 @@ import nbformat
 import papermill
 from papermill.exceptions import PapermillExecutionError
 
-from . import files
+from . import files, tasks
 from .config import ROOT, STAGES, Experiment
 from .errors import ColqError
 
@@ -52,6 +52,8 @@ class Outcome:
 
 def inputs(experiment: Experiment, stage: str) -> list[Path]:
     """Files and folders whose content decides a stage's results."""
+    if experiment.task == "detection":
+        return experiment.inputs(stage)
     folder = Path(experiment.model_path)
     model = sorted(p for p in folder.glob("*") if p.suffix in (".json", ".safetensors")) \
         if experiment.model.is_local and not experiment.model.is_random else []  # random weights follow from size and seed
@@ -71,6 +73,8 @@ def inputs(experiment: Experiment, stage: str) -> list[Path]:
 def outputs(experiment: Experiment, stage: str) -> list[Path]:
     """Where a stage writes; it is not fresh once any of these is gone or altered."""
     results = experiment.output / "results" / experiment.name
+    if experiment.task == "detection":
+        return [results / stage, results / "notebooks" / NOTEBOOKS[stage], *experiment.outputs(stage)]
     places = {"calibrate": [experiment.build("calibration")],
               "quantize": [experiment.build("checkpoints", v, "manifest.json") for v in experiment.quantized],
               "report": [results / "reports", experiment.output / "results" / "published" / "reports"]}
@@ -102,11 +106,13 @@ def _imports(source: str) -> set[str]:
 def fingerprint(experiment: Experiment, stage: str, parameters: dict) -> str:
     """Digest of everything that decides what a stage writes."""
     notebook = nbformat.read(ROOT / "notebooks" / NOTEBOOKS[stage], as_version=4)
-    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    cells = tasks.cells(notebook, experiment.task)
+    code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
     modules = [ROOT / "colq_utils" / f"{name}.py" for name in sorted(modules_of(code))]
-    sections = experiment.model_dump(mode="json", include=set(SECTIONS[stage]))
+    modules += sorted((ROOT / "colq_utils" / "detector").glob("*.py")) if experiment.task == "detection" else []
+    sections = experiment.model_dump(mode="json", include=set(experiment.sections(stage) if experiment.task == "detection" else SECTIONS[stage]))
     present = [path for path in inputs(experiment, stage) if path.exists()]
-    parts = ["\n".join(cell.source for cell in notebook.cells), json.dumps(sections, sort_keys=True),
+    parts = ["\n".join(cell.source for cell in cells), json.dumps(sections, sort_keys=True),
              json.dumps(parameters, sort_keys=True), files.sha256(*modules), *(files.sha256(p) for p in present)]
     return files.sha256_bytes("\0".join(parts).encode())
 
@@ -159,7 +165,7 @@ def run_stage(experiment: Experiment, stage: str, source: str, parameters: dict)
     except PapermillExecutionError as error:
         raise StageFailed(*_explain(error, partial)) from None
     notebook = nbformat.read(partial, as_version=4)
-    files.write_text(experiment.results("notebooks") / NOTEBOOKS[stage], nbformat.writes(_clean(notebook)) + "\n")
+    files.write_text(experiment.results("notebooks") / NOTEBOOKS[stage], nbformat.writes(_clean(notebook, experiment.task)) + "\n")
 
 
 def _explain(error: PapermillExecutionError, partial: Path) -> tuple[str, bool]:
@@ -172,8 +178,9 @@ def _explain(error: PapermillExecutionError, partial: Path) -> tuple[str, bool]:
             f"The partial notebook, with the traceback, is {partial}"), False
 
 
-def _clean(notebook):
-    """Drop run times and local paths, so that an executed copy differs only where its content does."""
+def _clean(notebook, task: str):
+    """Drop run times, local paths and cells of the other task, so that an executed copy differs only where its content does."""
+    notebook.cells = tasks.cells(notebook, task)
     notebook.metadata.pop("papermill", None)
     for cell in notebook.cells:
         for key in ("papermill", "execution", "ExecuteTime"):

@@ -21,7 +21,6 @@ from .settings import DetectionExperiment
 
 #: Fewest samples from which a 99th percentile is given.
 ENOUGH_FOR_P99 = 100
-ROUNDS = 2
 
 
 def run(experiment: DetectionExperiment) -> pd.DataFrame:
@@ -35,7 +34,7 @@ def run(experiment: DetectionExperiment) -> pd.DataFrame:
     if experiment.runtime.device == "cuda" and not torch.cuda.is_available():
         raise ColqError("the experiment asks for device cuda and no CUDA device is visible; set runtime.device to cpu")
     measure = _in_process if experiment.serving.engine == "transformers" else _served
-    jobs = [(number, variant) for number in range(ROUNDS) for variant in experiment.variants]
+    jobs = [(number, variant) for number in range(experiment.serving.rounds) for variant in experiment.variants]
     parts = [{"variant": experiment.variant_id(variant), "round": number, **measure(experiment, variant)} for number, variant in track(jobs, "benchmark")]
     return _write(experiment, parts)
 
@@ -76,7 +75,7 @@ def _measure(experiment: DetectionExperiment, runner, cold: dict) -> dict:
     start = time.perf_counter()
     first = runner.answer([held[0].data])[0]
     cold |= {"first_answer_s": time.perf_counter() - start, "first_failed": first.reason}
-    per_round, samples, walls = -(-serve.requests // ROUNDS), [], {}
+    per_round, samples, walls = -(-serve.requests // serve.rounds), [], {}
     for concurrency in serve.concurrency:
         runner.batch = concurrency
         # Pictures of one size stand together, so that a batch is full; every size is met once before the clock starts.
@@ -134,7 +133,7 @@ def _write(experiment: DetectionExperiment, parts: list[dict]) -> pd.DataFrame:
     files.write_table(folder / "memory.csv", pd.DataFrame([{"variant": p["variant"], "round": p["round"], **p["memory"]} for p in parts if "memory" in p]))
     files.write_json(folder / "failures.json", {v: dict(Counter(rows_["reason"].dropna())) for v, rows_ in samples.groupby("variant")})
     files.write_json(folder / "environment.json", provenance.collect(experiment) | {
-        "engine": experiment.serving.engine, "device": experiment.runtime.device, "rounds": ROUNDS,
+        "engine": experiment.serving.engine, "device": experiment.runtime.device, "rounds": experiment.serving.rounds,
         "census": {p["variant"]: p["census"] for p in parts if "census" in p}})
     return table
 

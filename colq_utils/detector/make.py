@@ -16,8 +16,6 @@ from . import boxes, engine, fp8, pictures, scenes
 from .settings import DetectionExperiment
 
 _PARTS = {"blocks": ("model.layers.", "model.language_model.layers."), "vision": ("visual.", "model.visual."), "head": ("lm_head",)}
-#: Pictures whose answers an export must give alike in transformers.
-SAME_ON = 20
 
 
 def tensors(folder: Path) -> pd.DataFrame:
@@ -95,7 +93,7 @@ def accept(experiment: DetectionExperiment) -> pd.DataFrame:
     ``transformers`` is None where compressed-tensors is not installed. Written to ``quantize/variants.csv``.
     """
     base, rows = fp8.load(Path(experiment.model_path)), []
-    given = [p.data for p in pictures.load(count=SAME_ON)]
+    given = [p.data for p in pictures.load(count=experiment.pictures.compared)]
     for variant in experiment.variants:
         model = fp8.load(experiment.folder(variant))
         sizes, before = fp8.bytes_by_part(model), fp8.bytes_by_part(base)
@@ -118,7 +116,7 @@ def through_transformers(folder: Path, given: list[bytes]) -> tuple[list[str] | 
     version = provenance.version_of("compressed-tensors")
     if version is None and "quantization_config" in json.loads((folder / "config.json").read_text()):
         return None, None
-    with contextlib.redirect_stderr(None):
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
         model = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16).eval()
     shell = engine.InProcess(folder, model=model, fused=False)
     texts = []

@@ -12,6 +12,8 @@ class Local(Section):
     """Where the in-process engine runs."""
 
     device: Literal["cpu", "cuda"] = "cpu"
+    dtype: Literal["bfloat16"] = "bfloat16"
+    attention: Literal["sdpa"] = "sdpa"
     threads: int | None = None
 
 
@@ -30,16 +32,20 @@ class Serving(Section):
     memory: float = 0.5
     max_model_len: int = 2048
     requests: int = 56
+    rounds: int = 2
     warmup: int = 8
     concurrency: tuple[int, ...] = (1, 8)
     extra: tuple[str, ...] = ()
 
 
 class Pictures(Section):
-    """Held-out pictures to evaluate on, scenes to calibrate the static recipe on, and pictures drawn in the report."""
+    """How many: held-out pictures to evaluate on, scenes to calibrate the static recipe on, pictures whose answers are compared
+    with those of transformers' own loader, pictures drawn in the report.
+    """
 
     count: int = 200
     calibration: int = 32
+    compared: int = 20
     shown: int = 6
 
 
