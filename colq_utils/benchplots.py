@@ -58,9 +58,9 @@ def throughput(experiment: Experiment, kind: str) -> Figure:
         axis.bar(at, middle, width * 0.92, color=OKABE_ITO[i % len(OKABE_ITO)], label=f"{variant}\n{kernels.get(variant)}",
                  yerr=[middle - low, high - middle], capsize=3, error_kw={"elinewidth": 1, "ecolor": "#333333"})
         for x, value in zip(at, middle, strict=True):
-            axis.annotate(f"{value:.3g}", (x, 0), (0, 3), textcoords="offset points", ha="center", fontsize=8, bbox=_PAPER)
-    sizes = samples.groupby("batch").variant.size() // max(len(variants), 1)
-    axis.set_xticks(range(len(batches)), [f"batch {b}\nn = {sizes[b]} calls" for b in batches])
+            axis.annotate(_short(value), (x, 0), (0, 3), textcoords="offset points", ha="center", fontsize=8, bbox=_PAPER, rotation=_turn(variants))
+    sizes = samples.groupby(["batch", "variant"]).size().groupby("batch").agg(["min", "max"])
+    axis.set_xticks(range(len(batches)), [f"batch {b}\nn = {'–'.join(dict.fromkeys(map(str, sizes.loc[b])))} calls" for b in batches])
     axis.set(ylabel=f"{kind} / s", title=f"Throughput of {kind}: median call, line = middle 80 % of calls")
     axis.margins(y=0.12)
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, title="variant, kernel")
@@ -104,13 +104,23 @@ def _process_bars(axis, table: pd.DataFrame, names: list[str], device: str) -> N
         axis.bar(at, mean, width * 0.92, yerr=spread, capsize=3, color=("#BBBBBB", "#009E73", "#D55E00")[i], label=label,
                  error_kw={"elinewidth": 1, "ecolor": "#333333"})
         for x, value in zip(at, mean, strict=True):
-            axis.annotate(f"{value:.3g}" if unit == 1e9 else f"{value:.0f}", (x, 0), (0, 3), textcoords="offset points",
-                          ha="center", fontsize=8, bbox=_PAPER)
+            axis.annotate(_short(value) if unit == 1e9 else f"{value:.0f}", (x, 0), (0, 3), textcoords="offset points",
+                          ha="center", fontsize=8, bbox=_PAPER, rotation=_turn(names))
     axis.set_xticks(range(len(names)), [_label(name) for name in names])
     axis.margins(y=0.1)
     where = "Process (resident set)" if device == "cpu" else "GPU allocator"
     axis.set(ylabel=f"bytes, {name}", title=f"{where}: mean and range, n = {rounds} processes")
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False, fontsize=8)
+
+
+def _short(value: float) -> str:
+    """Three digits, without an exponent."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _turn(names: list) -> int:
+    """Degrees by which the numbers on bars are turned, so that those of many variants stay apart."""
+    return 90 if len(names) > 4 else 0
 
 
 def _stack(axis, table: pd.DataFrame, unit: float) -> None:

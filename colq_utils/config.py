@@ -194,9 +194,9 @@ class Evaluation(Section):
 
 
 class Experiment(Section):
-    """A whole study. See `load`; a study with ``task: detection`` is a `colq_utils.detector.settings.DetectionExperiment`."""
+    """A whole study. See `load`; ``task: speed`` evaluates nothing; a study with ``task: detection`` is a `colq_utils.detector.settings.DetectionExperiment`."""
 
-    task: Literal["retrieval"] = "retrieval"
+    task: Literal["retrieval", "speed"] = "retrieval"
     name: str
     title: str
     seed: int = 42

@@ -72,11 +72,6 @@ class Speed:
         return None
 
 
-def available(experiment: Experiment) -> bool:
-    """Whether an experiment is one of speed on a GPU."""
-    return experiment.runtime.device == "cuda" and not experiment.evaluation.tasks
-
-
 def write(experiment: Experiment) -> Path:
     """Write the report into results/<experiment>/reports/.
 

@@ -106,7 +106,7 @@ def _imports(source: str) -> set[str]:
 def fingerprint(experiment: Experiment, stage: str, parameters: dict) -> str:
     """Digest of everything that decides what a stage writes."""
     notebook = nbformat.read(ROOT / "notebooks" / NOTEBOOKS[stage], as_version=4)
-    cells = tasks.cells(notebook, experiment.task)
+    cells = tasks.cells(notebook, tasks.here(experiment.task, stage))
     code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
     modules = [ROOT / "colq_utils" / f"{name}.py" for name in sorted(modules_of(code))]
     modules += sorted((ROOT / "colq_utils" / "detector").glob("*.py")) if experiment.task == "detection" else []
@@ -165,7 +165,7 @@ def run_stage(experiment: Experiment, stage: str, source: str, parameters: dict)
     except PapermillExecutionError as error:
         raise StageFailed(*_explain(error, partial)) from None
     notebook = nbformat.read(partial, as_version=4)
-    files.write_text(experiment.results("notebooks") / NOTEBOOKS[stage], nbformat.writes(_clean(notebook, experiment.task)) + "\n")
+    files.write_text(experiment.results("notebooks") / NOTEBOOKS[stage], nbformat.writes(_clean(notebook, tasks.here(experiment.task, stage))) + "\n")
 
 
 def _explain(error: PapermillExecutionError, partial: Path) -> tuple[str, bool]:
@@ -206,6 +206,9 @@ def run(experiment: Experiment, source: str, stages: tuple[str, ...] = STAGES, p
         check_parameters(stage, parameters)
     outcomes = []
     for stage in stages:
+        if stage in tasks.IDLE.get(experiment.task, ()):
+            say(f"{NOTEBOOKS[stage][:-6]:14} nothing to do in a study of {experiment.task}")
+            continue
         start = time.perf_counter()
         state = experiment.build("state", f"{stage}.json")
         if not force and is_fresh(experiment, stage, parameters):

@@ -1,10 +1,18 @@
-"""One set of notebooks for two kinds of study: which cells belong to an experiment's task.
+"""One set of notebooks for several kinds of study: which cells belong to an experiment's task.
 
 Cells up to and including the first after the parameters (imports, the experiment) are everyone's. Of the others, those
-whose first line says ``detection`` belong to detection studies, the rest to retrieval. In a notebook, cells of the
-other task do nothing; the driver leaves them out of executed copies.
+whose first line says ``detection`` or ``speed`` belong to studies of that task, the rest to retrieval. A study of speed
+has cells of its own in the report alone; elsewhere it takes retrieval's. In a notebook, cells of another task do
+nothing; the driver leaves them out of executed copies.
 """
-MARKS = {"# detection": "detection", "<!-- detection -->": "detection"}
+MARKS = {"# detection": "detection", "<!-- detection -->": "detection", "# speed": "speed", "<!-- speed -->": "speed"}
+#: Stages that a study of speed has no use for.
+IDLE = {"speed": ("calibrate", "evaluate")}
+
+
+def here(task: str, stage: str) -> str:
+    """Whose cells an experiment of `task` uses in the notebook of `stage`."""
+    return "retrieval" if task == "speed" and stage != "report" else task
 
 
 def of(source: str) -> str:
@@ -19,12 +27,13 @@ def cells(notebook, task: str) -> list:
     return [c for i, c in enumerate(notebook.cells) if i <= setup or of(c.source) == task]
 
 
-def only(experiment) -> str:
-    """From here on, skip this notebook's cells of the other task; returns the experiment's title."""
+def only(experiment, stage: str = "") -> str:
+    """From here on, skip this notebook's cells of other tasks; returns the experiment's title."""
     from IPython import get_ipython
+    wanted = here(experiment.task, stage)
 
     def skip(lines: list[str]) -> list[str]:
-        return lines if of("".join(lines)) == experiment.task else []
+        return lines if of("".join(lines)) == wanted else []
 
     shell = get_ipython()
     if shell is not None:

@@ -7,7 +7,7 @@ import sys
 import nbformat
 import pytest
 
-from colq_utils import config, run
+from colq_utils import config, run, tasks
 
 NOTEBOOKS = sorted((config.ROOT / "notebooks").rglob("*.ipynb"))
 
@@ -17,7 +17,9 @@ def test_contract(path):
     cells = nbformat.read(path, as_version=4).cells
     code = [c for c in cells if c.cell_type == "code"]
     tagged = [c for c in code if "parameters" in c.metadata.get("tags", [])]
-    assert len(code) <= 15 and tagged == code[:1], "the first code cell, and no other, holds the parameters"
+    assert tagged == code[:1], "the first code cell, and no other, holds the parameters"
+    for task in ("retrieval", "detection", "speed"):
+        assert sum(c.cell_type == "code" for c in tasks.cells(nbformat.read(path, as_version=4), task)) <= 15
     assert cells[0].cell_type == "markdown" and cells[0].source.startswith("# ")
     for cell in code:
         assert not cell.outputs and cell.execution_count is None, "outputs are kept in results/, not here"
