@@ -44,8 +44,8 @@ def act(options: argparse.Namespace) -> int:
         from . import plan
         print(plan.text(plan.make(experiment)), end="")
     elif options.command == "readme":
-        from . import analysis, report, results
-        print(report.update_readme(config.ROOT / "README.md", report.headline(analysis.study(results.load(experiment)))))
+        from . import report
+        print(report.refresh_readme(config.ROOT / "README.md", experiment))
     else:
         from . import run
         stages = tuple(options.stage or config.STAGES)

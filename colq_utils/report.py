@@ -1,13 +1,16 @@
 """Writes the reports and the README's snippet from a `Study`; same results, same bytes, no dates."""
 from pathlib import Path
 
-from . import analysis, files, findings, report_analysis, report_benchmark, report_english
+from . import analysis, files, findings, report_analysis, report_benchmark, report_english, results
 from . import markdown as md
 from .analysis import Study
+from .config import Experiment
 from .errors import ColqError
 
 REPORTS = {"quantization_analysis.md": report_analysis.write, "comparison_english.md": report_english.write, "benchmark.md": report_benchmark.write}
 MARKER = "<!-- headline -->"
+#: Around the README's snippet of a study of speed.
+SPEED_MARKER = "<!-- speed -->"
 
 
 def write(study: Study) -> list[Path]:
@@ -34,13 +37,21 @@ def headline(study: Study) -> str:
                                      + findings.recommend(study).text)
 
 
-def update_readme(path: str | Path, snippet: str) -> Path:
-    """Put `snippet` between the two `<!-- headline -->` markers of a file.
+def refresh_readme(path: Path, experiment: Experiment) -> Path:
+    """Put the snippet of an experiment's results into the README: of its scores, or of its speed."""
+    if experiment.task == "speed":
+        from . import report_gpu  # which needs torch; the other reports do not
+        return update_readme(path, report_gpu.headline(report_gpu.Speed(experiment)), SPEED_MARKER)
+    return update_readme(path, headline(analysis.study(results.load(experiment))))
+
+
+def update_readme(path: str | Path, snippet: str, marker: str = MARKER) -> Path:
+    """Put `snippet` between the two markers of a file.
 
     Raises:
         ColqError: the file has not exactly two markers.
     """
-    parts = Path(path).read_text().split(MARKER)
+    parts = Path(path).read_text().split(marker)
     if len(parts) != 3:
-        raise ColqError(f"{path} holds the marker {MARKER} {len(parts) - 1} times; put it twice, around the place of the headline table")
-    return files.write_text(Path(path), f"{parts[0]}{MARKER}\n{snippet.strip()}\n{MARKER}{parts[2]}")
+        raise ColqError(f"{path} holds the marker {marker} {len(parts) - 1} times; put it twice, around the place of the table")
+    return files.write_text(Path(path), f"{parts[0]}{marker}\n{snippet.strip()}\n{marker}{parts[2]}")

@@ -171,6 +171,20 @@ def _ratios(speed: Speed) -> str:
         "\n\nRatio of median latencies; in brackets the 95 % interval of the ratio of means." + floor
 
 
+def headline(speed: Speed) -> str:
+    """The README's snippet: latency of each scheme at four workloads, and what the GPU holds."""
+    columns = ((QUERIES, 1), (QUERIES, 8), (QUERIES, 32), (PAGES, 8))
+    rows = []
+    for name in _shown(speed):
+        found = [speed.row(name, *column) for column in columns]
+        if any(r is not None for r in found):
+            rows.append((f"`{name}`", found[0].kernel if found[0] is not None else None, *(None if r is None else md.milliseconds(r.latency_s_median, 1) for r in found),
+                         md.number((speed.bytes(name, "peak_allocated_bytes", PUBLISHED) or np.nan) / 1e9, 2)))
+    header = ["Variant", "Kernel", *(f"{'query batch' if kind == QUERIES else 'pages, batch'} {batch} (ms)" for kind, batch in columns), "Peak, queries (GB)"]
+    what = "random weights in the published dimensions" if speed.experiment.model.is_random else f"`{speed.experiment.model.path}`"
+    return md.table(header, rows, left=2) + f"\n\nMedian forward pass on one {speed.environment.get('gpu')}, {what}; `plain` is transformers' own forward pass."
+
+
 def _metric(figures: published.Published, metric: str, role: str, table: str = "Text Queries Benchmark") -> float | None:
     found = figures.benchmark_8b[(figures.benchmark_8b.metric == metric) & (figures.benchmark_8b.table == table)]
     return float(found[role].iloc[0]) if len(found) and pd.notna(found[role].iloc[0]) else None

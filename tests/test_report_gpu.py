@@ -4,7 +4,7 @@ import shutil
 import pandas as pd
 import pytest
 
-from colq_utils import config, report_gpu
+from colq_utils import config, report, report_gpu
 
 
 @pytest.fixture
@@ -20,6 +20,15 @@ def test_ratios_are_those_of_the_rows(speed):
     first = found[(found.label == "W4A16, against the base as published") & (found.batch == 8)].iloc[0]
     assert first.ratio == pytest.approx(rows["4b-bf16-plain", "queries_published", 8] / rows["4b-w4a16-pack", "queries_published", 8])
     assert (found.low < found.high).all()
+
+
+def test_the_readme_says_what_the_results_say(speed):
+    assert (config.ROOT / "README.md").read_text().split(report.SPEED_MARKER)[1].strip() == report_gpu.headline(speed).strip()
+
+
+def test_the_committed_report_follows_from_the_committed_results(speed):
+    name = "benchmark_4b.md"
+    assert report_gpu.text(speed).split("## 4B and 8B")[0] == (config.ROOT / "results" / "h200-4b" / "reports" / name).read_text().split("## 4B and 8B")[0]
 
 
 def test_recommendations_follow_the_table(speed):
