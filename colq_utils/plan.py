@@ -143,7 +143,7 @@ def hours(experiment: Experiment, tasks: pd.DataFrame, measured: Path) -> pd.Dat
         page, query = (_fastest(rows, experiment.model.size, spec, kind) for kind in ("pages", "queries"))
         table.append({"variant": name, "quantize_h": _tuning(experiment, spec, cost), "pages_h": _time(tasks.pages.sum(skipna=False), page),
                       "queries_h": _time(tasks.queries.sum(skipna=False), query),
-                      "rests_on": MISSING if page is None else f"{page.variant}, {page.items_per_s:.3g} pages/s at batch {int(page.batch)}"})
+                      "rests_on": MISSING if page is None else f"{page.variant}, {page.items_per_s:.3g} pages/s of {page.tokens_per_call / page.batch:,.0f} tokens at batch {int(page.batch)}"})
     return pd.DataFrame(table)
 
 
@@ -195,8 +195,8 @@ def text(plan: Plan) -> str:
     exp, tasks, hours_, disk_, down = plan.experiment, plan.tasks, plan.hours, plan.disk, plan.downloads
     number, gigabytes = markdown.number, lambda b: UNKNOWN if pd.isna(b) else markdown.number(b / 1e9, 2)
     total = lambda column: hours_[column].sum(skipna=False)  # noqa: E731
-    rows = [(r.variant, *(number(v, 2) for v in (r.quantize_h, r.pages_h, r.queries_h)), r.rests_on) for r in hours_.itertuples()]
-    rows.append(("**all**", *(number(total(c), 2) for c in ("quantize_h", "pages_h", "queries_h")), ""))
+    rows = [(r.variant, *(number(v, 3) for v in (r.quantize_h, r.pages_h, r.queries_h)), r.rests_on) for r in hours_.itertuples()]
+    rows.append(("**all**", *(number(total(c), 3) for c in ("quantize_h", "pages_h", "queries_h")), ""))
     return markdown.document(
         f"# Plan of {exp.name}: {exp.title}", "Nothing of this has run. GB are 10^9 bytes.",
         "## Stages", markdown.table(["Stage", "Runs"], plan.stages.itertuples(index=False), left=2),

@@ -24,7 +24,8 @@ def measured(tmp_path):
     rows = [("8b-bf16", "bf16", "pages", 4, 2.0), ("8b-bf16", "bf16", "pages", 8, 4.0), ("8b-bf16-plain", "bf16", "pages", 8, 99.0),
             ("8b-bf16", "bf16", "queries", 32, 100.0), ("8b-w4a16-pack", "w4a16", "pages", 8, 3.0), ("8b-w4a16-pack-marlin", "w4a16", "pages", 8, 99.0),
             ("8b-w4a16-pack", "w4a16", "pages", 16, None)]
-    pd.DataFrame(rows, columns=["variant", "scheme", "kind", "batch", "items_per_s"]).to_csv(tmp_path / "benchmark" / "rows.csv", index=False)
+    pd.DataFrame(rows, columns=["variant", "scheme", "kind", "batch", "items_per_s"]).assign(
+        tokens_per_call=lambda t: 1272 * t.batch).to_csv(tmp_path / "benchmark" / "rows.csv", index=False)
     cost = {"block_s": [50.0, 36.0, 30.0], "iters": 500, "batch_rows": 8, "seqlen": 1024}
     (tmp_path / "benchmark" / "autoround_cost.json").write_text(json.dumps(cost))
     return tmp_path
@@ -51,7 +52,7 @@ def test_hours_by_hand(offline, measured):
     assert made.queries_h["8b-bf16"] == pytest.approx(19537 / 100 / 3600) and made.queries_h["8b-w4a16-rtn":].isna().all()
     assert made.quantize_h["8b-w4a16-autoround-s1024"] == pytest.approx(36.0 * 2 * 36 / 3600), "twice the iterations, the same tokens, 36 blocks"
     assert made.quantize_h["8b-w4a16-autoround-p512"] == pytest.approx(36.0 * 2 * 150 * 512 / 8192 * 36 / 3600) and made.quantize_h["8b-w4a16-rtn"] == 0
-    assert made.rests_on["8b-bf16"] == "8b-bf16, 4 pages/s at batch 8"
+    assert made.rests_on["8b-bf16"] == "8b-bf16, 4 pages/s of 1,272 tokens at batch 8"
 
 
 def test_sizes_of_data_sets_come_from_the_hub(monkeypatch):
