@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
@@ -169,8 +170,12 @@ def load(folder: Path, device: str = "cpu", dtype: torch.dtype = torch.bfloat16)
         raise ColqError(f"{folder} holds no checkpoint (config.json and *.safetensors)")
     fields = json.loads((folder / "config.json").read_text())
     scheme = fields.pop("quantization_config", None)
+    try:
+        config = Qwen2VLConfig(**fields)
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        raise ColqError(f"the config.json of {folder.name} is no Qwen2-VL's: {str(error).strip().splitlines()[-1].strip()[:200]}") from None
     with torch.device(device):
-        model = Qwen2VLForConditionalGeneration._from_config(Qwen2VLConfig(**fields), dtype=dtype)
+        model = Qwen2VLForConditionalGeneration._from_config(config, dtype=dtype)
     tensors = {}
     for path in sorted(folder.glob("*.safetensors")):
         tensors |= {module_name(name): tensor for name, tensor in load_file(path, device).items()}
