@@ -7,10 +7,10 @@ ENVIRONMENT := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/.installed)
 COLQ := $(PYTHON) -m colq_utils
 
 .DEFAULT_GOAL := help
-.PHONY: help report inspect calibrate quantize benchmark evaluate summary render study readme plan test lint lab clean
+.PHONY: help report inspect calibrate quantize benchmark evaluate summary render study readme plan test vllm-check lint lab clean
 
 help: ## show these targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 	@echo; echo "  EXPERIMENT=name picks a file of experiments/ (default $(EXPERIMENT)):" $(basename $(notdir $(wildcard experiments/*.yaml)))
 
 report: $(ENVIRONMENT) ## run all six notebooks, skipping what is fresh; reports, figures, executed notebooks
@@ -48,6 +48,10 @@ readme: $(ENVIRONMENT) ## the headline table of the results into README.md
 
 test: $(ENVIRONMENT) ## the test suite
 	$(PYTHON) -m pytest
+
+vllm-check: $(ENVIRONMENT) ## exported FP8 checkpoints through a real vLLM server: VLLM=/its/environment/bin
+	@test -n "$(VLLM)" || { echo "error: name the bin folder of an environment with vLLM: make vllm-check VLLM=/path/to/bin" >&2; exit 2; }
+	PATH="$(VLLM):$$PATH" $(COLQ).detector.vllm_check nutrition-fp8
 
 lint: $(ENVIRONMENT) ## style and common mistakes
 	$(PYTHON) -m ruff check colq_utils tests

@@ -1,0 +1,77 @@
+"""Interoperability: do the exported checkpoints answer through a real vLLM server as they do here?
+
+vLLM lives in an environment of its own (its packages clash with this one's): ``make vllm-check VLLM=/path/to/its/bin``.
+Base and FP8 are served in turn; every answer is compared with that of transformers' own loader on the same picture.
+A test of function on a CPU build; no time is taken.
+"""
+import argparse
+import json
+import subprocess
+import sys
+
+import pandas as pd
+
+from .. import config, files
+from ..errors import ColqError
+from . import boxes, engine, make, pictures
+from .server import Remote, serving
+from .settings import Serving
+
+PICTURES = 20
+
+
+def versions() -> str | None:
+    """What the ``vllm`` on the PATH says it is."""
+    done = subprocess.run(["vllm", "--version"], capture_output=True, text=True)
+    return done.stdout.strip().splitlines()[-1] if done.returncode == 0 and done.stdout.strip() else None
+
+
+def check(name: str, extra: tuple[str, ...] = (), port: int = 8199) -> pd.DataFrame:
+    """Serve every variant of an experiment and compare; write ``vllm/answers.csv`` and ``vllm/check.json``.
+
+    Raises:
+        ColqError: no vllm on the PATH, a checkpoint is missing, the server did not come up.
+    """
+    experiment = config.load(name)
+    settings = Serving(engine="vllm", port=port, healthy_s=400, timeout_s=120, extra=extra)
+    held, rows, lines = pictures.load(count=PICTURES), [], []
+    given = [p.data for p in held]
+    for variant in experiment.variants:
+        folder, called = experiment.folder(variant), experiment.variant_id(variant)
+        files.required(folder / "model.safetensors", f"quantize EXPERIMENT={name}")
+        here, _ = make.through_transformers(folder, given)
+        native = [a.text for a in engine.InProcess(folder).answer(given)]
+        with serving(folder, called, settings, experiment.build("servers", f"check-{variant}.log")) as server:
+            answers = Remote(server, settings.timeout_s, 2).answer(given)
+        for picture, answer, text, own in zip(held, answers, here, native):
+            both = answer.box is not None and boxes.parse(text) is not None
+            rows.append({"variant": called, "picture": picture.id, "vllm": answer.text, "transformers": text, "in_process": own, "reason": answer.reason,
+                         "iou": boxes.iou(answer.box, picture.box),
+                         "shift_px": boxes.shift_px(answer.box, boxes.parse(text), picture.width, picture.height) if both else None})
+        mine = pd.DataFrame([r for r in rows if r["variant"] == called])
+        lines.append({"variant": called, "pictures": len(mine), "equal_to_transformers": int((mine["vllm"] == mine["transformers"]).sum()),
+                      "equal_to_in_process": int((mine["vllm"] == mine["in_process"]).sum()), "transformers_equal_to_in_process": int((mine["transformers"] == mine["in_process"]).sum()),
+                      "failed": int(mine["reason"].notna().sum()), "iou_mean": float(mine["iou"].mean()), "shift_px_max": float(mine["shift_px"].astype(float).max())})
+        print(json.dumps(lines[-1]), flush=True)
+    files.write_table(experiment.results("vllm") / "answers.csv", pd.DataFrame(rows))
+    files.write_json(experiment.results("vllm") / "check.json", {"vllm": versions(), "arguments": list(extra), "variants": lines})
+    return pd.DataFrame(lines)
+
+
+def main() -> int:
+    """The command line of ``make vllm-check``."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("experiment")
+    parser.add_argument("--port", type=int, default=8199)
+    parser.add_argument("extra", nargs="*", help="further arguments of vllm serve, after --")
+    given = parser.parse_args()
+    try:
+        check(given.experiment, tuple(given.extra), given.port)
+    except ColqError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
