@@ -81,12 +81,20 @@ def run(plan: Plan, out: Path, workers: int, only: tuple[str, ...] = ()) -> pd.D
         for process in others:
             process.terminate()
     runs = pool(plan, out, spec)
-    left = [v.id for v in wanted if v.id not in set(runs["variant"])]
-    record = {**provenance.collect(spec), "experiment": None, "study": spec.name, "base": base_digest(spec), "workers": workers,
-              "mps": "CUDA_MPS_PIPE_DIRECTORY" in os.environ, "families": list(only), "wall_s": round(time.time() - started, 1),
-              "left_out": left, "study_digest": files.sha256_bytes(spec.model_dump_json().encode())[:16]}
-    files.write_json(out / "provenance.json", record)
+    call = {"commit": provenance.collect(spec)["commit"], "workers": workers, "mps": "CUDA_MPS_PIPE_DIRECTORY" in os.environ, "families": list(only),
+            "variants": len(todo), "wall_s": round(time.time() - started, 1)}
+    record_call(out, spec, runs, call)
     return runs
+
+
+def record_call(out: Path, spec: StudySpec, runs: pd.DataFrame, call: dict) -> None:
+    """Add a call to ``provenance.json``: a study may take several, all on one kind of device."""
+    path = out / "provenance.json"
+    earlier = json.loads(path.read_text())["calls"] if path.exists() else []
+    done = set(runs["variant"][runs["error"] == ""])
+    files.write_json(path, {"study": spec.name, "study_digest": files.sha256_bytes(spec.model_dump_json().encode())[:16], "base": base_digest(spec),
+                            **{k: v for k, v in provenance.collect(spec).items() if k not in ("experiment", "commit", "max_visual_tokens")},
+                            "calls": [*earlier, call], "left_out": [v.id for v in spec.variants if v.id not in done]})
 
 
 def hopeless(runs: pd.DataFrame) -> bool:

@@ -11,11 +11,13 @@ import pandas as pd
 from . import files, stats, study_plots
 from . import markdown as md
 from . import study_analysis as analysis
+from .config import ROOT
 from .errors import ColqError
 from .study_analysis import Study
 
 TO_FIGURES = "../../../figures"
 LENGTHS = study_plots.LENGTHS
+MEASURES = {"query_cosine": "query token cosine", "page_cosine": "page token cosine", "score_drift": "MaxSim drift a query token"}
 
 
 def build(found: Study) -> Path:
@@ -65,7 +67,18 @@ def length_answer(found: Study) -> str:
         said = ("no pair of lengths is told apart" if clear.empty else
                 "told apart: " + md.listing([f"{LENGTHS[r['first']]} {'above' if r['diff'] > 0 else 'below'} {LENGTHS[r['second']]}" for _, r in clear.iterrows()]))
         parts.append(f"at {iters} iterations {said} (largest difference: {LENGTHS[widest['first']]} against {LENGTHS[widest['second']]}, {points(widest)} points, {len(table)} seeds)")
-    return "**Does the length matter at one budget?** " + opened("; ".join(parts)) if parts else ""
+    return "**Does the length matter at one budget?** By NDCG@5, " + opened("; ".join(parts))[0].lower() + opened("; ".join(parts))[1:] + " " + drift_answer(found) if parts else ""
+
+
+def drift_answer(found: Study) -> str:
+    """Which lengths keep query vectors closest to the base's, as far as the seeds tell them apart."""
+    parts = []
+    for iters, table in designs(found, "length"):
+        rows = analysis.drift_pairs(found, table)
+        clear = rows[rows["resolved"] & (rows["measure"] == "query_cosine")]
+        said = [f"{LENGTHS[r['first' if r['diff'] > 0 else 'second']]} stays closer than {LENGTHS[r['second' if r['diff'] > 0 else 'first']]}" for _, r in clear.iterrows()]
+        parts.append(f"at {iters} iterations " + (md.listing(said) if said else "no two lengths are told apart"))
+    return "By the drift of query vectors, a finer measure, " + "; ".join(parts) + "."
 
 
 def seed_answer(found: Study) -> str:
@@ -108,12 +121,28 @@ def budget_sentence(found: Study, iters: int) -> str:
 
 def content_answer(found: Study) -> str:
     parts = [f"{points(r)} points of NDCG@5 at {iters} iterations" for iters, r in content_rows(found)]
+    if not parts:
+        return ""
+    drift = [f"{what} {'stay closer to' if low > 0 else 'move further from' if high < 0 else 'are not told apart in their distance to'} bf16 (token cosine {md.value_ci(diff, low, high, 5, True)})"
+             for what, diff, low, high in content_drift(found)]
     return ("**Should calibration show pages and queries?** Rows of a page and queries against text rows of the same length, budget and step size: "
-            + md.listing(parts) + "." if parts else "")
+            + md.listing(parts) + ". By drift, " + md.listing(drift) + ".")
+
+
+def content_drift(found: Study) -> list[tuple[str, float, float, float]]:
+    """Pages and queries minus text by token cosine, with t intervals over seeds, at the fewest iterations that were run."""
+    drift, iters = analysis.drift(found).set_index("variant"), content_rows(found)[0][0]
+    own, other = (found.arm(family, iters=iters, set=name).set_index("seed")["variant"] for family, name in (("content", "pq512"), ("length", "s512")))
+    seeds, rows = own.index.intersection(other.index), []
+    for measure, what in (("page_cosine", "page vectors"), ("query_cosine", "query vectors")):
+        each = drift[measure][own[seeds]].to_numpy() - drift[measure][other[seeds]].to_numpy()
+        reach = analysis.seed_reach(each)
+        rows.append((what, each.mean(), each.mean() - reach, each.mean() + reach))
+    return rows
 
 
 def choice_answer(found: Study) -> str:
-    return "**What should a user choose?** " + choice_section(found).split("\n\n")[0]
+    return "**What should a user choose?** " + choice_section(found)
 
 
 def design(found: Study) -> str:
@@ -149,17 +178,25 @@ def designs(found: Study, family: str):
 def length_section(found: Study) -> str:
     parts = []
     for iters, table in designs(found, "length"):
-        means = [(LENGTHS[c], *_mean_cells(analysis.mean_score(found, table[c].tolist()))) for c in table.columns]
+        means = [(LENGTHS[c], *_mean_cells(analysis.mean_score(found, table[c].tolist())), seconds(found, table[c].tolist())) for c in table.columns]
         rows = [(f"{LENGTHS[r['first']]} - {LENGTHS[r['second']]}", points(r), f"[{md.number(100 * r['seed_low'], 2, True)}, {md.number(100 * r['seed_high'], 2, True)}]",
                  md.p_value(r["p"]), two(r["mdd"]), r["resolved"]) for _, r in analysis.pairs(found, table).iterrows()]
         a = analysis.anova(found, table)
         best = md.listing([f"{LENGTHS[c]} in {n}" for c, n in a["best"].items()])
-        parts += [f"### {iters} iterations, {len(table)} seeds", md.table(["Length", "NDCG@5, mean of seeds", "Change against bf16 (points)"], means),
+        parts += [f"### {iters} iterations, {len(table)} seeds", md.table(["Length", "NDCG@5, mean of seeds", "Change against bf16 (points)", "Median time (s)"], means),
                   md.table(["Pair", "Difference (points, over queries and seeds)", "Over seeds alone", "p (t test over seeds)", "Detectable (points)", "Told apart"], rows),
                   f"Intervals of the pairs hold for all three together (Bonferroni). Two-way analysis of variance with seeds as blocks, for these queries: "
                   f"F({a['df'][0]}, {a['df'][1]}) = {md.number(a['f'])}, p = {md.p_value(a['p'])}; the length accounts for {md.number(100 * a['share'], 0)} % of the variance between runs "
-                  f"(ω²). A study of one seed would have named a different winner from seed to seed: best was {best} of {a['seeds']} seeds."]
+                  f"(ω²). A study of one seed would have named a different winner from seed to seed: best was {best} of {a['seeds']} seeds.",
+                  "By drift from bf16, for these queries (intervals over seeds, all rows of the table together):",
+                  md.table(["Measure", "Pair", "Difference", "Told apart"], [(MEASURES[r["measure"]], f"{LENGTHS[r['first']]} - {LENGTHS[r['second']]}",
+                           md.value_ci(r["diff"], r["low"], r["high"], 5, True), r["resolved"]) for _, r in analysis.drift_pairs(found, table).iterrows()], left=2)]
     return "\n\n".join([*parts, picture(found, "seeds.png", "Every run as a dot, by calibration length; diamonds are means with 95 % intervals over queries and seeds")])
+
+
+def seconds(found: Study, variants: list[str]) -> str:
+    """Median seconds that AutoRound took for `variants`, many of them at once on the device."""
+    return md.number(found.runs.set_index("variant")["make_s"][variants].median(), 1)
 
 
 def _mean_cells(row: dict) -> tuple[str, str]:
@@ -182,11 +219,39 @@ def seed_section(found: Study) -> str:
     if parts:
         lines.append(f"Where the seed acts: with text and batches drawn anew the standard deviation is {two(parts['both_sd'])} points [{two(parts['both_low'])}, {two(parts['both_high'])}] "
                      f"({parts['both_n']} seeds); with one text and only the batches drawn anew it is {two(parts['order_sd'])} [{two(parts['order_low'])}, {two(parts['order_high'])}] "
-                     f"({parts['order_n']} runs; set {parts['set']}, {parts['iters']} iterations).")
+                     f"({parts['order_n']} runs; set {parts['set']}, {parts['iters']} iterations); the two are "
+                     f"{'told apart' if parts['p'] < 0.05 else 'not told apart'} (F test p = {md.p_value(parts['p'])}).")
     if twice is not None:
         lines.append("A run made twice with one seed gave " + ("the same weights bit for bit: what differs between seeds is the seed." if twice else
                      "other weights: part of the spread between seeds is arithmetic that does not repeat on this device."))
-    return "\n\n".join(lines)
+    return "\n\n".join([*lines, *arithmetic(found), *published(found)])
+
+
+def arithmetic(found: Study) -> list[str]:
+    """What another arithmetic does to the very same weights."""
+    lines, table, kept = [], analysis.scores(found).set_index("variant"), analysis.drift(found).set_index("variant")["top5_kept"]
+    if "fp32" in table.index:
+        lines.append(f"Arithmetic alone moves scores as well: the unrounded weights in fp32 instead of bf16 change the suite score by {md.points_ci(*table.loc['fp32', ['diff', 'diff_low', 'diff_high']])} "
+                     f"points and {md.number(100 * (1 - kept['fp32']), 1)} % of the top fives. Every change against bf16 in this report carries the arithmetic of that one base.")
+    path = found.folder / "agreement.csv"
+    if path.exists():
+        rows = [(r["variant"], r["other"], f"{r['queries']:,}", md.number(100 * r["equal_ndcg"], 1), md.number(100 * r["equal_rank"], 1), md.number(r["margin_change"], 5),
+                 f"{md.score(r['score'])} / {md.score(r['other_score'])}") for _, r in pd.read_csv(path).iterrows()]
+        lines += ["The same weights scored by the evaluate stage (through mteb, on a CPU, packed where they are quantized):",
+                  md.table(["Here", "There", "Queries", "Equal NDCG@5 (%)", "Equal first rank (%)", "Mean change of the margin", "Suite score here / there"], rows, left=2)]
+    return lines
+
+
+def published(found: Study) -> list[str]:
+    """How far apart the published means of three lengths lie, one seed each."""
+    path = ROOT / "data" / "published" / "averages.csv"
+    if not path.exists():
+        return []
+    table = pd.read_csv(path)
+    quantized = table[table["variant"].str.startswith("seqlen-")].drop_duplicates(["model", "scope", "variant"])
+    rows = [(model.upper(), scope.replace("_", " "), two(some["ndcg_at_5"].max() - some["ndcg_at_5"].min())) for (model, scope), some in quantized.groupby(["model", "scope"])]
+    return ["For scale, how far the published means of the three lengths lie apart; they are single runs, and what a seed moves in those models is not measured:",
+            md.table(["Published model", "Tasks", "Largest minus smallest (points)"], rows, left=2)]
 
 
 def confounded_section(found: Study) -> str:
@@ -197,7 +262,7 @@ def confounded_section(found: Study) -> str:
         cells = [(f"{LENGTHS[r['first']]} - {LENGTHS[r['second']]}", points(r["confounded"]), points(r["controlled"]), points(r["added"])) for _, r in rows.iterrows()]
         means = [(p, LENGTHS[p], *_mean_cells(analysis.mean_score(found, published[iters][p].tolist()))) for p in published[iters].columns]
         lines += ["The published 4B study took 300, 600 and 560 samples in batches of 300, 200 and 80 at 256, 512 and 1024 tokens: the longer sets hold up to 7.5 times the text, "
-                  "and at 256 every step sees every sample, so that nothing is drawn. Here a tenth of each.",
+                  f"and at 256 every step sees every sample, so that nothing is drawn; iterations were 1000. Here a tenth of each, at {iters} iterations.",
                   md.table(["Set", "Length", "NDCG@5, mean of seeds", "Change against bf16 (points)"], means, left=1),
                   md.table(["Pair", "As published (points)", "One budget (points)", "What the design adds"], cells), budget_sentence(found, iters)]
     return "\n\n".join(lines) or md.MISSING
@@ -321,7 +386,7 @@ def drift_section(found: Study) -> str:
              md.table(["Variant", "Query token cosine", "Page token cosine", "Least page token cosine", "MaxSim drift a query token", "Top five kept (%)", "NaN, Inf"], rows)]
     for by, title in (("lang", "Language"), ("kind", "Kind of query")):
         table = analysis.drift_by(found, few, by)
-        lines += [f"By {title.lower()} of the query (all tasks, mean over queries):", md.table(
+        lines += [f"By {'language of the query' if by == 'lang' else 'kind of query'} (all tasks, mean over queries):", md.table(
             [title, "Queries", *(f"{label}: change (points)" for label in few)],
             [(value, int(some["n"].iloc[0]), *(md.points_ci(*some.set_index("group").loc[label, ["diff", "low", "high"]]) for label in few)) for value, some in table.groupby(by)]),
             md.table([title, *(f"{label}: cosine / MaxSim drift / top five kept (%)" for label in few)],
@@ -345,22 +410,34 @@ def power_section(found: Study) -> str:
 
 
 def choice_section(found: Study) -> str:
-    """The smallest checkpoint whose whole interval clears the margin; in words."""
+    """The smallest checkpoint whose whole interval clears the margin, with the vision tower and without it, in words."""
     table = analysis.scores(found)
-    rows = [{"label": r["variant"], "bytes": r["bytes"], **{k: r[k] for k in ("diff", "diff_low", "diff_high")}}
+    rows = [{"label": spoken(r), "vision": r["visual"] != "bf16", **r[["bytes", "diff", "diff_low", "diff_high"]]}
             for _, r in table[table["family"].isin(["rtn", "float", "vision"])].iterrows()]
-    rows += [{"label": f"AutoRound {label}", "bytes": r["bytes"], **{k: r[k] for k in ("diff", "diff_low", "diff_high")}} for label, r in tuned_formats(found)]
-    clear = pd.DataFrame(rows)
-    clear = clear[clear["diff_low"] > -found.spec.margin].sort_values(["bytes", "diff"], ascending=[True, False])
-    lengths = [r["resolved"].any() for r in (analysis.pairs(found, t) for _, t in designs(found, "length"))]
-    length = "No length is told apart at one budget, so take the one that is cheapest to run" if lengths and not any(lengths) else "Lengths differ where the table above says so"
-    if clear.empty:
-        return f"No quantized variant's whole interval lies above -{two(found.spec.margin, 1)} points: where that loss is too much, keep bf16. {length}; spend the effort on several seeds."
-    best = clear.iloc[0]
-    others = clear[clear["bytes"] <= 1.01 * best["bytes"]].iloc[1:]
-    also = f" (of about that size also: {md.listing(others['label'].head(4).tolist())})" if len(others) else ""
-    return (f"The smallest checkpoint whose whole interval lies above -{two(found.spec.margin, 1)} points is {best['label']}, {md.megabytes(best['bytes'])} MB, "
-            f"{md.points_ci(best['diff'], best['diff_low'], best['diff_high'])} points{also}. {length}. One seed ranks nothing: compare means over seeds, with an interval.")
+    rows += [{"label": f"AutoRound {label}", "vision": False, **{k: r[k] for k in ("bytes", "diff", "diff_low", "diff_high")}} for label, r in tuned_formats(found)]
+    every = pd.DataFrame(rows)
+    clear = every[every["diff_low"] > -found.spec.margin].sort_values(["bytes", "diff"], ascending=[True, False])
+    margin, parts = two(found.spec.margin, 1), []
+    for some, what in ((clear, ""), (clear[~clear["vision"]], " with the vision tower left alone")):
+        if some.empty:
+            parts.append(f"No quantized variant{what} is shown to stay within {margin} points: where that loss is too much, keep bf16.")
+        else:
+            best = some.iloc[0]
+            parts.append(f"The smallest checkpoint{what} whose whole interval lies above -{margin} points is {best['label']}, {md.megabytes(best['bytes'])} MB, "
+                         f"{md.points_ci(best['diff'], best['diff_low'], best['diff_high'])} points.")
+    parts = list(dict.fromkeys(parts))
+    apart = [r["resolved"].any() for r in (analysis.pairs(found, t) for _, t in designs(found, "length"))]
+    parts.append("No length is told apart by NDCG@5 at one budget, so choose it by what it costs to run." if apart and not any(apart) else
+                 "Lengths differ where the tables above say so." if apart else "")
+    parts.append(f"These are the best of {len(every)} recipes, picked after the fact; with a single seed their order would be chance: compare means over seeds, with an interval.")
+    return " ".join(filter(None, parts))
+
+
+def spoken(row: pd.Series) -> str:
+    """A variant that is rounded to nearest, in words."""
+    where = "" if row["visual"] == "bf16" else f", vision tower {row['visual'].upper()}"
+    detail = "" if not str(row["format"]).startswith("w") else f" g{row['group_size']} {'symmetric' if row['sym'] else 'asymmetric'}"
+    return f"language model {str(row['format']).upper()}{detail}{where} (rounded to nearest)" if row["visual"] != "bf16" else f"{str(row['format']).upper()}{detail}, rounded to nearest"
 
 
 def limits(found: Study) -> str:
@@ -370,6 +447,7 @@ def limits(found: Study) -> str:
         "The pages-and-queries rows let queries see a page before them, which retrieval does not: AutoRound takes the positions of a batch from its first row, so pages and queries cannot be separate rows of one batch.",
         "AutoRound leaves the padding token out of its loss. That token also ends every query ten times; text calibration never tunes on it, the pages-and-queries set does (another padding token is named to AutoRound there).",
         "Rounded weights are multiplied in bf16: what a kernel adds is not in these figures.",
+        *found.provenance.get("notes", []),
         f"Left out of the run: {md.listing(found.provenance['left_out'])}." if found.provenance["left_out"] else "Every variant of the study file was run.",
         *(f"Failed: {r.variant}: {r.error}." for r in found.runs[found.runs["error"] != ""].itertuples())))
 
@@ -380,9 +458,11 @@ def provenance(found: Study) -> str:
     good = found.runs[found.runs["error"] == ""]
     times = [(f"AutoRound, {int(i)} iterations", len(some), md.number(some["make_s"].median(), 1), md.number(some["make_s"].max(), 1))
              for i, some in good[good["iters"] > 0].groupby("iters")]
+    calls = [(i, c["commit"], c["workers"], c["mps"], c["variants"], md.number(c["wall_s"], 0)) for i, c in enumerate(record["calls"], 1)]
     return "\n\n".join([md.table(["Property", "Value"], flat.items(), left=2),
-                        f"Seconds to make a variant, {record['workers']} processes on one device at once:", md.table(["", "Variants", "Median (s)", "Longest (s)"], times),
-                        f"Again: `python -m colq_utils.controlled {found.spec.name} --device cuda --workers {record['workers']}`; this report from the results: `make study`."])
+                        md.table(["Call", "Commit", "Processes", "MPS", "Variants asked for", "Seconds"], calls),
+                        "Seconds to make a variant, with so many processes on the device at once:", md.table(["", "Variants", "Median (s)", "Longest (s)"], times),
+                        f"Again: `python -m colq_utils.controlled {found.spec.name} --device cuda --workers {record['calls'][0]['workers']}`; this report from the results: `make study`."])
 
 
 def picture(found: Study, name: str, caption: str) -> str:

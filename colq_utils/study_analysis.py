@@ -33,6 +33,7 @@ class Study:
     pages: pd.DataFrame
     provenance: dict
     folder: Path
+    resamples: int = stats.RESAMPLES
 
     @cached_property
     def names(self) -> list[str]:
@@ -58,7 +59,7 @@ class Study:
         """NDCG@5 of every counted entry and variant, measured and with the queries resampled."""
         keep = self.asked["counted"].to_numpy(bool)
         strata = (self.asked["task"] + "\t" + self.asked["lang"]).to_numpy(str)[keep]
-        return stats.bootstrap(self.wide("ndcg_at_5")[keep], strata, self.asked["source"].to_numpy(str)[keep], seed=self.spec.seed)
+        return stats.bootstrap(self.wide("ndcg_at_5")[keep], strata, self.asked["source"].to_numpy(str)[keep], self.resamples, self.spec.seed)
 
     @cached_property
     def suite(self) -> tuple[pd.Series, pd.DataFrame]:
@@ -78,7 +79,7 @@ class Study:
         return rows
 
 
-def load(spec: StudySpec, folder: Path | None = None) -> Study:
+def load(spec: StudySpec, folder: Path | None = None, resamples: int = stats.RESAMPLES) -> Study:
     """Read what a run of the study has written.
 
     Raises:
@@ -90,7 +91,7 @@ def load(spec: StudySpec, folder: Path | None = None) -> Study:
     runs = files.read_table(folder / "runs.csv", made_by)
     runs = runs.assign(error=runs["error"].fillna(""), format=runs["format"].fillna(""))
     found = Study(spec, runs, files.read_table(folder / "queries.parquet", made_by), files.read_table(folder / "pages.parquet", made_by),
-                  json.loads(files.required(folder / "provenance.json", made_by).read_text()), folder)
+                  json.loads(files.required(folder / "provenance.json", made_by).read_text()), folder, resamples)
     _check(found)
     return found
 
@@ -230,6 +231,24 @@ def pairs(found: Study, table: pd.DataFrame) -> pd.DataFrame:
     return made.assign(mdd=stats.minimal_detectable(made["se"], level), resolved=stats.resolved(made["low"], made["high"]))
 
 
+def seed_reach(values: np.ndarray, level: float = stats.LEVEL) -> float:
+    """Half-width of the t interval of a mean over seeds; 0 for a single one."""
+    n = len(values)
+    return float(distributions.t.ppf((1 + level) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else 0.0
+
+
+def drift_pairs(found: Study, table: pd.DataFrame) -> pd.DataFrame:
+    """Every two sets of `table` (see `blocks`) by drift: longer minus shorter, t intervals over seeds that hold for all rows together."""
+    measured, names = drift(found).set_index("variant"), list(table.columns)
+    wanted = [(m, b, a) for m in ("query_cosine", "page_cosine", "score_drift") for i, a in enumerate(names) for b in names[i + 1:]]
+    level, rows = 1 - (1 - stats.LEVEL) / len(wanted), []
+    for measure, first, second in wanted:
+        each = measured[measure][table[first]].to_numpy() - measured[measure][table[second]].to_numpy()
+        reach = seed_reach(each, level)
+        rows.append({"measure": measure, "first": first, "second": second, "diff": each.mean(), "low": each.mean() - reach, "high": each.mean() + reach})
+    return pd.DataFrame(rows).assign(resolved=lambda t: stats.resolved(t["low"], t["high"]))
+
+
 def interaction(found: Study, published: pd.DataFrame, controlled: pd.DataFrame) -> pd.DataFrame:
     """For each pair of lengths: its difference in the published design, in the controlled one, and the difference of the two."""
     rows, (p, c) = [], (list(published.columns), list(controlled.columns))
@@ -257,7 +276,31 @@ def seed_parts(found: Study) -> dict:
         df, variance = len(values) - 1, np.var(values, ddof=1)
         low, high = (np.sqrt(df * variance / distributions.chi2.ppf(q, df)) for q in (0.975, 0.025))
         result |= {f"{name}_sd": np.sqrt(variance), f"{name}_low": low, f"{name}_high": high, f"{name}_n": len(values)}
-    return result
+    f = distributions.f(len(both) - 1, len(alone) - 1)
+    ratio = np.var(both, ddof=1) / np.var(alone, ddof=1)
+    return result | {"p": float(min(1.0, 2 * min(f.cdf(ratio), f.sf(ratio))))}
+
+
+def agreement(found: Study, reference: Path, pairs: dict[str, str]) -> pd.DataFrame:
+    """Scores of the same weights by `evaluate`, query by query: how far another device, kernel and batch move them.
+
+    Args:
+        reference: a queries.parquet of the evaluate stage.
+        pairs: variant of the study -> variant of that file.
+
+    Returns:
+        A row a pair: queries, share with equal NDCG@5, share with an equal first rank, mean change of the margin (without
+        sign), suite scores of both.
+    """
+    other, rows = files.read_table(reference, "evaluate"), []
+    counted = {name for name, task in minividore.TASKS.items() if task.counted}
+    for mine, theirs in pairs.items():
+        both = found.queries[found.queries["variant"] == mine].merge(other[other["variant"] == theirs], on=[*ENTRY, "query_id"], suffixes=("", "_other"))
+        suite = both[both["task"].isin(counted)].groupby(ENTRY)[["ndcg_at_5", "ndcg_at_5_other"]].mean().mean()
+        rows.append({"variant": mine, "other": theirs, "queries": len(both), "equal_ndcg": (both["ndcg_at_5"] - both["ndcg_at_5_other"]).abs().lt(1e-5).mean(),
+                     "equal_rank": (both["first_rank"] == both["first_rank_other"]).mean(), "margin_change": (both["margin"] - both["margin_other"]).abs().mean(),
+                     "score": suite["ndcg_at_5"], "other_score": suite["ndcg_at_5_other"]})
+    return pd.DataFrame(rows)
 
 
 def repeated(found: Study) -> bool | None:
@@ -303,7 +346,7 @@ def drift_by(found: Study, groups: dict[str, list[str]], by: str) -> pd.DataFram
     rows = []
     for value, some in asked.groupby(by, sort=True):
         at = some.index.to_numpy()
-        draw = stats.bootstrap(change[at], np.zeros(len(at), int), some["source"].to_numpy(str), seed=found.spec.seed)
+        draw = stats.bootstrap(change[at], np.zeros(len(at), int), some["source"].to_numpy(str), found.resamples, found.spec.seed)
         low, high = stats.interval(draw.replicates[:, 0])
         for i, label in enumerate(groups):
             rows.append({"group": label, by: value, "n": len(at), "diff": draw.value[0, i], "low": low[i], "high": high[i],

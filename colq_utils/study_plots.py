@@ -14,6 +14,7 @@ from .plots import DPI, GREY, canvas, rows
 from .study_analysis import Study
 
 COLORS = sns.color_palette("colorblind")
+VISION = "vision tower too"
 #: The sets that stand for each length, in the controlled design and in the published one.
 LENGTHS = {"s256": 256, "s512": 512, "s1024": 1024, "p256": 256, "p512": 512, "p1024": 1024}
 
@@ -40,33 +41,34 @@ def save(found: Study, figure, name: str) -> Path:
 
 def seeds(found: Study) -> Path | None:
     """Every run as a dot, by length: what the seed moves beside what the length moves."""
-    designs = [(family, iters, title) for family, iters, title in (
-        ("length", 200, "One budget and step size,\n200 iterations"), ("length", 1000, "One budget and step size,\n1000 iterations"),
-        ("confounded", 1000, "Sample counts and batches\nas published, 1000 iterations")) if not found.arm(family, iters=iters).empty]
+    designs = [(family, iters) for family in ("length", "confounded") for iters in sorted(found.arm(family)["iters"].unique())]
     if not designs:
         return None
-    figure, axes = canvas(4.0, len(designs), sharey=True, squeeze=False)
+    figure, axes = canvas(4.4, len(designs), sharey=True, squeeze=False)
     value, base = found.suite[0], found.suite[0][found.spec.base]
     floor = 100 * (value["w4-rtn"] - base) if "w4-rtn" in value else None
-    for axis, (family, iters, title) in zip(axes[0], designs):
+    for axis, (family, iters) in zip(axes[0], designs):
         table = analysis.blocks(found, family, iters)
         y = 100 * (value[table.to_numpy().ravel()].to_numpy().reshape(table.shape) - base)
         shift = np.linspace(-0.24, 0.24, len(table)) if len(table) > 1 else [0.0]
         for i, name in enumerate(table.columns):
+            mean, reach = analysis.mean_score(found, table[name].tolist()), analysis.seed_reach(y[:, i])
             axis.plot(i + np.array(shift), y[:, i], "o", color=COLORS[0], markersize=5, alpha=0.75, label="one seed" if i == 0 else None)
-            found_mean = analysis.mean_score(found, table[name].tolist())
-            axis.errorbar(i, 100 * found_mean["diff"], yerr=[[100 * (found_mean["diff"] - found_mean["diff_low"])], [100 * (found_mean["diff_high"] - found_mean["diff"])]],
-                          fmt="D", color="black", capsize=4, markersize=5.5, zorder=3, label="mean, 95 % interval" if i == 0 else None)
+            axis.errorbar(i, 100 * mean["diff"], yerr=[[100 * (mean["diff"] - mean["diff_low"])], [100 * (mean["diff_high"] - mean["diff"])]],
+                          fmt="none", ecolor=GREY, elinewidth=1, capsize=3, label="95 % interval over queries and seeds" if i == 0 else None)
+            axis.errorbar(i, 100 * mean["diff"], yerr=reach, fmt="D", color="black", elinewidth=2.5, capsize=4, markersize=5.5, zorder=3,
+                          label="mean, 95 % interval over seeds alone" if i == 0 else None)
         axis.axhline(0, color="black", linewidth=1)
         if floor is not None:
             axis.axhline(floor, color=GREY, linestyle="--", linewidth=1)
-            axis.text(2.45, floor, "rounding to nearest", ha="right", va="bottom", fontsize=8, color=GREY)
+            axis.text(table.shape[1] - 0.55, floor, "rounding to nearest", ha="right", va="bottom", fontsize=8, color=GREY)
         axis.set_xticks(range(table.shape[1]), [str(LENGTHS.get(c, c)) for c in table.columns])
-        axis.set(title=title, xlabel="calibration length (tokens)", xlim=(-0.5, table.shape[1] - 0.5))
+        title = "One budget and step size" if family == "length" else "As published (a tenth)"
+        axis.set(title=f"{title},\n{iters} iterations", xlabel="calibration length (tokens)", xlim=(-0.5, table.shape[1] - 0.5))
         axis.title.set_fontsize(9.5)
         axis.grid(axis="x", visible=False)
     axes[0][0].set_ylabel("change of NDCG@5 against bf16 (points)")
-    axes[0][0].legend(fontsize=8, loc="lower left")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8.5, frameon=False)
     figure.suptitle(f"W4A16 by calibration length, every run a dot (n = {found.n_queries:,} queries)", x=0.01, ha="left")
     return save(found, figure, "seeds.png")
 
@@ -77,8 +79,10 @@ def pareto(found: Study) -> Path | None:
     if len(table) < 3:
         return None
     figure, (left, right) = canvas(4.4, 2, gridspec_kw={"width_ratios": [1, 1]})
-    for axis, keep in ((left, table["diff"].notna()), (right, table["diff"] > -0.03)):
-        for i, (group, some) in enumerate(table[keep].groupby("group", sort=False)):
+    for axis, keep in ((left, table["diff"].notna()), (right, (table["diff"] > -0.03) & (table["group"] != VISION) & (table["group"] != "bf16"))):
+        kinds = list(dict.fromkeys(table["group"]))
+        for group, some in table[keep].groupby("group", sort=False):
+            i = kinds.index(group)
             axis.errorbar(some["bytes"] / 1e6, 100 * some["diff"], yerr=[100 * (some["diff"] - some["diff_low"]), 100 * (some["diff_high"] - some["diff"])],
                           fmt="oDs^vPX*"[i % 8], color="black" if group == "bf16" else COLORS[(i - 1) % 10], capsize=2.5, markersize=5.5, elinewidth=1.1,
                           linestyle="none", label=group)
@@ -87,7 +91,7 @@ def pareto(found: Study) -> Path | None:
         axis.set(xlabel="checkpoint (MB, 10⁶ bytes)")
         axis.xaxis.set_major_locator(MaxNLocator(5))
     left.set(title="All formats", ylabel="change of NDCG@5 (points)")
-    right.set(title="Losses under 3 points")
+    right.set(title="Losses under 3 points, vision tower in bf16")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8.5, frameon=False)
     figure.suptitle(f"Bytes and NDCG@5, 95 % intervals, n = {found.n_queries:,} queries; grey: within {100 * found.spec.margin:g} points", x=0.01, ha="left")
     return save(found, figure, "pareto.png")
@@ -96,7 +100,7 @@ def pareto(found: Study) -> Path | None:
 def points(found: Study) -> pd.DataFrame:
     """One row a checkpoint kind for the Pareto figure: seeds pooled; group, label, bytes, diff and its interval."""
     table, made = analysis.scores(found), []
-    names = {"base": "bf16", "rtn": "RTN", "float": "FP8, MXFP4", "vision": "vision tower too"}
+    names = {"base": "bf16", "rtn": "RTN", "float": "FP8, MXFP4", "vision": VISION}
     for _, row in table[table["family"].isin(names) & (table["variant"] != "fp32")].iterrows():
         made.append({"group": names[row["family"]], "label": row["variant"], **row[["bytes", "diff", "diff_low", "diff_high"]]})
     tuned = table[table["family"].isin(["length", "tuned"]) & ((table["family"] == "tuned") | (table["set"] == "s512")) & (table["iters"] == 200)]
@@ -146,9 +150,9 @@ def drift(found: Study) -> Path | None:
         rows(axis, list(wanted))
         axis.set(title=title)
         axis.title.set_fontsize(9)
-        axis.set_xscale("log")
+        axis.set_xscale("linear" if measure == "top5_kept" else "log")
         axis.tick_params(axis="x", labelsize=8)
-    figure.suptitle("Drift from bf16 (dots: seeds, diamonds: their mean; logarithmic axes)", x=0.01, ha="left")
+    figure.suptitle("Drift from bf16 (dots: seeds, diamonds: their mean; the first three axes are logarithmic)", x=0.01, ha="left")
     return save(found, figure, "drift.png")
 
 
@@ -162,7 +166,7 @@ def groups(found: Study) -> dict[str, list[str]]:
             variants = found.arm("length", iters=iters, set=name)["variant"].tolist()
             if variants:
                 made[f"W4 AutoRound {name} i{iters}"] = variants
-    for label, family, choices in (("W4 AutoRound pages+queries i1000", "content", {"iters": 1000}), ("W3 AutoRound s512 i200", "tuned", {"format": "w3"}),
+    for label, family, choices in (("W4 AutoRound pages+queries i200", "content", {"iters": 200}), ("W3 AutoRound s512 i200", "tuned", {"format": "w3"}),
                                    ("W2 AutoRound s512 i200", "tuned", {"format": "w2"})):
         variants = found.arm(family, **choices)["variant"].tolist()
         if variants:

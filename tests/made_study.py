@@ -31,5 +31,5 @@ def write(folder, spec: StudySpec, seed: int = 0) -> None:
     files.write_table(folder / "queries.parquet", pd.concat(queries, ignore_index=True))
     files.write_table(folder / "pages.parquet", pd.DataFrame(pages))
     files.write_table(folder / "runs.csv", pd.DataFrame(runs))
-    files.write_json(folder / "provenance.json", {"study": spec.name, "seed": spec.seed, "workers": 3, "left_out": [], "gpu": "made-up device",
+    files.write_json(folder / "provenance.json", {"study": spec.name, "seed": spec.seed, "calls": [{"commit": "0", "workers": 3, "mps": False, "families": [], "variants": 9, "wall_s": 1.0}], "left_out": [], "gpu": "made-up device",
                                                   "packages": {"torch": "2", "auto-round": "0.16.1"}})
