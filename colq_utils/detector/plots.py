@@ -133,14 +133,13 @@ def training(log) -> Figure:
     return figure
 
 
-def scenes(encoded: list[bytes], count: int = 6) -> Figure:
-    """The first of some encoded pictures, side by side."""
-    shown = encoded[:count]
+def gallery(shown: list) -> Figure:
+    """Pictures side by side, three in a row."""
     columns = min(3, len(shown))
     figure, axes = plt.subplots(-(-len(shown) // columns), columns, figsize=(3.6 * columns, 3.2 * -(-len(shown) // columns)), layout="constrained", squeeze=False)
-    for axis, data in zip(axes.flat, shown + [None] * (axes.size - len(shown))):
+    for axis in axes.flat:
         axis.axis("off")
-        if data is not None:
-            axis.imshow(pictures.decode(data))
+    for axis, picture in zip(axes.flat, shown, strict=False):
+        axis.imshow(picture)
     plt.close(figure)
     return figure
