@@ -14,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from colq_utils import config, evaluate, run, store
+from colq_utils import config, evaluate, run, store, tasks
 
 PAGES = {"LocalSingle": 6, "LocalShared": 7, "LocalCopies": 8}
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu"]
@@ -72,7 +72,7 @@ def notebook(stage: str, experiment) -> dict:
     """Run the code cells of a stage's notebook here, with its parameters set; their names."""
     path, made = experiment
     names = {"experiment": str(path), "output": str(made.output)}
-    for cell in nbformat.read(config.ROOT / "notebooks" / run.NOTEBOOKS[stage], as_version=4).cells:
+    for cell in tasks.cells(nbformat.read(config.ROOT / "notebooks" / run.NOTEBOOKS[stage], as_version=4), "retrieval"):
         if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", []):
             exec(compile(cell.source, f"{stage} {cell.id}", "exec"), names)
     return names
