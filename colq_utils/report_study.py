@@ -1,6 +1,7 @@
 """The report of a study, from its result files alone: every number is computed here and every sentence is chosen by an interval.
 
-``python -m colq_utils.report_study seqlen`` writes the report and the figures that it shows.
+``python -m colq_utils.report_study seqlen`` writes the report and the figures that it shows; with ``--against
+results/tiny/evaluate/queries.parquet`` it first compares the scores with those that `evaluate` gave the same weights.
 """
 import argparse
 import sys
@@ -473,8 +474,13 @@ def picture(found: Study, name: str, caption: str) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="colq_utils.report_study", description="Write the report and the figures of a study from its results.")
     parser.add_argument("study")
+    parser.add_argument("--against", help="queries.parquet of an experiment with the same weights: writes agreement.csv, which the report shows")
+    options = parser.parse_args(arguments)
     try:
-        print(build(analysis.load_named(parser.parse_args(arguments).study)))
+        found = analysis.load_named(options.study)
+        if options.against:
+            files.write_table(found.folder / "agreement.csv", analysis.agreement(found, Path(options.against)))
+        print(build(found))
     except ColqError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

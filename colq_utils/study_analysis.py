@@ -281,12 +281,15 @@ def seed_parts(found: Study) -> dict:
     return result | {"p": float(min(1.0, 2 * min(f.cdf(ratio), f.sf(ratio))))}
 
 
-def agreement(found: Study, reference: Path, pairs: dict[str, str]) -> pd.DataFrame:
+#: Variant of a study -> the same weights in an experiment, after its size.
+TWINS = {"bf16": "bf16", "w8-rtn": "w8a16-rtn", "w4-rtn": "w4a16-rtn", "w3-rtn": "w3a16-rtn", "w2-rtn": "w2a16-rtn"}
+
+
+def agreement(found: Study, reference: Path) -> pd.DataFrame:
     """Scores of the same weights by `evaluate`, query by query: how far another device, kernel and batch move them.
 
     Args:
         reference: a queries.parquet of the evaluate stage.
-        pairs: variant of the study -> variant of that file.
 
     Returns:
         A row a pair: queries, share with equal NDCG@5, share with an equal first rank, mean change of the margin (without
@@ -294,7 +297,9 @@ def agreement(found: Study, reference: Path, pairs: dict[str, str]) -> pd.DataFr
     """
     other, rows = files.read_table(reference, "evaluate"), []
     counted = {name for name, task in minividore.TASKS.items() if task.counted}
-    for mine, theirs in pairs.items():
+    for mine, theirs in ((m, f"{found.spec.model.size}-{t}") for m, t in TWINS.items()):
+        if mine not in found.names or theirs not in set(other["variant"]):
+            continue
         both = found.queries[found.queries["variant"] == mine].merge(other[other["variant"] == theirs], on=[*ENTRY, "query_id"], suffixes=("", "_other"))
         suite = both[both["task"].isin(counted)].groupby(ENTRY)[["ndcg_at_5", "ndcg_at_5_other"]].mean().mean()
         rows.append({"variant": mine, "other": theirs, "queries": len(both), "equal_ndcg": (both["ndcg_at_5"] - both["ndcg_at_5_other"]).abs().lt(1e-5).mean(),

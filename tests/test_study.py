@@ -229,6 +229,12 @@ def test_the_report_finds_what_was_put_in(results, elsewhere):
         assert f"figures/seqlen-study/{name}.png" in said
 
 
+def test_the_committed_report_is_that_of_the_committed_results():
+    found = study_analysis.load_named("seqlen")
+    assert report_study.text(found) == (found.folder / "reports" / "seqlen_study.md").read_text(), "run `make study`"
+    assert found.runs["not_finite"].sum() == 0 and study_analysis.repeated(found)
+
+
 def test_the_report_changes_with_its_files(results, elsewhere, tmp_path):
     spec = study_spec.load("seqlen")
     queries = pd.read_parquet(results / "queries.parquet")
