@@ -161,7 +161,7 @@ def run_stage(experiment: Experiment, stage: str, source: str, parameters: dict)
     try:
         papermill.execute_notebook(str(ROOT / "notebooks" / NOTEBOOKS[stage]), str(partial), given, kernel_name="python3",
                                    cwd=str(ROOT / "notebooks"), progress_bar=False, log_output=False,
-                                   extra_arguments=["--IPKernelApp.log_level=ERROR"])
+                                   extra_arguments=["--IPKernelApp.log_level=CRITICAL"])
     except PapermillExecutionError as error:
         raise StageFailed(*_explain(error, partial)) from None
     notebook = nbformat.read(partial, as_version=4)
