@@ -26,6 +26,12 @@ def main(arguments: list[str] | None = None) -> int:
     except ColqError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a notebook's own copy cannot be written either
+        from .files import FULL, is_full
+        if not is_full(error):
+            raise
+        print(f"error: {FULL}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\ninterrupted; finished work is kept, the same command goes on from there", file=sys.stderr)
         return 130

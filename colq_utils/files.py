@@ -13,6 +13,9 @@ import pandas as pd
 from .errors import ColqError
 
 
+FULL = "the disk is full; free some space and run the same command again, finished work is kept"
+
+
 @contextlib.contextmanager
 def atomic(path: Path, folder: bool = False):
     """Yield a temporary path; what is written there becomes `path` only if the block ends well.
@@ -31,12 +34,17 @@ def atomic(path: Path, folder: bool = False):
         if path.is_dir():
             shutil.rmtree(path)
         os.replace(target, path)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
+    except Exception as error:
+        if is_full(error):
             raise ColqError(f"the disk is full: could not write {path}; free some space and run the same command again") from None
         raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an exception means that the disk is full: an OSError, or what safetensors makes of one."""
+    return getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error)
 
 
 def write_json(path: Path, value) -> Path:

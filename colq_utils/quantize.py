@@ -73,6 +73,8 @@ def _with_fallbacks(experiment: Experiment, spec: Variant, target: Path) -> tupl
         except ColqError:
             raise
         except Exception as error:  # AutoRound raises anything; the reason is recorded, and raised if nothing works
+            if files.is_full(error):
+                raise
             reasons.append(f"{attempt.method} group {attempt.group_size} failed: {type(error).__name__}: {error}")
     raise ColqError("AutoRound failed with every fallback: " + "; ".join(reasons))
 

@@ -172,6 +172,8 @@ def _explain(error: PapermillExecutionError, partial: Path) -> tuple[str, bool]:
     """The message of a failed cell, and whether it is the user's to mend."""
     if error.ename == "ColqError":
         return error.evalue, True
+    if files.is_full(error):
+        return files.FULL, True
     lines = error.source.strip().splitlines()
     code = "\n".join(f"    {line}" for line in lines[:12])
     return (f"cell {error.exec_count} of {partial.name} failed with {error.ename}: {error.evalue}\n{code}\n"
