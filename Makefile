@@ -51,7 +51,7 @@ test: $(ENVIRONMENT) ## the test suite
 
 vllm-check: $(ENVIRONMENT) ## exported FP8 checkpoints through a real vLLM server: VLLM=/its/environment/bin
 	@test -n "$(VLLM)" || { echo "error: name the bin folder of an environment with vLLM: make vllm-check VLLM=/path/to/bin" >&2; exit 2; }
-	PATH="$(VLLM):$$PATH" $(COLQ).detector.vllm_check nutrition-fp8
+	PATH="$(VLLM):$$PATH" $(COLQ).detector.vllm_check nutrition-fp8 -- --enforce-eager
 
 lint: $(ENVIRONMENT) ## style and common mistakes
 	$(PYTHON) -m ruff check colq_utils tests
@@ -66,5 +66,5 @@ clean: ## remove .venv and build/ (results and figures stay)
 	@echo "setting up .venv (a few minutes the first time)"
 	$(BOOTSTRAP) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; name one with BOOTSTRAP=python3.12")'
 	$(BOOTSTRAP) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c requirements.lock -e '.[test,appendix]'
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c requirements.lock -e '.[test,appendix,fp8]'
 	@touch $@

@@ -147,7 +147,7 @@ def evaluate(experiment: DetectionExperiment) -> pd.DataFrame:
             with serving(experiment.folder(variant), experiment.variant_id(variant), serve, experiment.build("servers", f"{variant}-evaluate.log")) as server:
                 answers = Remote(server, serve.timeout_s, max(serve.concurrency)).answer(given)
         else:
-            answers = engine.in_process(experiment, variant).answer(given)
+            answers = engine.in_process(experiment, variant, max(serve.concurrency)).answer(given)
         tables[experiment.variant_id(variant)] = answers
     frame = answer_table(held, tables)
     files.write_table(experiment.results("evaluate") / "answers.parquet", frame)

@@ -110,14 +110,14 @@ def accept(experiment: DetectionExperiment) -> pd.DataFrame:
     return table
 
 
-def through_transformers(folder: Path, given: list[bytes]) -> tuple[list[str] | None, str | None]:
+def through_transformers(folder: Path, given: list[bytes], dtype: torch.dtype = torch.bfloat16) -> tuple[list[str] | None, str | None]:
     """Answers of ``Qwen2VLForConditionalGeneration.from_pretrained(folder).generate``; None without compressed-tensors."""
     from transformers import Qwen2VLForConditionalGeneration
     version = provenance.version_of("compressed-tensors")
     if version is None and "quantization_config" in json.loads((folder / "config.json").read_text()):
         return None, None
     with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
-        model = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16).eval()
+        model = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
     shell = engine.InProcess(folder, model=model, fused=False)
     texts = []
     for data in given:
@@ -126,7 +126,7 @@ def through_transformers(folder: Path, given: list[bytes]) -> tuple[list[str] | 
         cells = image.width // 28 * (image.height // 28)
         ids = torch.tensor([shell.prompt.ahead + [model.config.image_token_id] * cells + shell.prompt.behind])
         out = model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=patches.to(torch.bfloat16), mm_token_type_ids=(ids == model.config.image_token_id).int(),
+            input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=patches.to(dtype), mm_token_type_ids=(ids == model.config.image_token_id).int(),
             image_grid_thw=torch.tensor([[1, image.height // 14, image.width // 14]]), max_new_tokens=32, do_sample=False, eos_token_id=shell.prompt.stop)
         texts.append(shell.tokenizer.decode(out[0, ids.shape[1]:], skip_special_tokens=True))
     return texts, version

@@ -37,6 +37,7 @@ class Study:
     run: dict | None
     timed: pd.DataFrame | None
     on_gpu: pd.DataFrame | None
+    vllm: dict | None
 
     @property
     def base(self) -> str:
@@ -62,7 +63,8 @@ def load(experiment: DetectionExperiment) -> Study:
                  table("quantize", "variants.csv"), table("evaluate", "scores.csv"), table("evaluate", "answers.parquet"),
                  pd.read_csv(ROOT / "data" / "published" / "fp8_serving.csv"),
                  files.read_json(SEVEN / "run.json", "help") if there else None,
-                 pd.read_parquet(SEVEN / "samples.parquet") if there else None, pd.read_parquet(SEVEN / "embedded_answers.parquet") if there else None)
+                 pd.read_parquet(SEVEN / "samples.parquet") if there else None, pd.read_parquet(SEVEN / "embedded_answers.parquet") if there else None,
+                 files.read_json(experiment.results("vllm") / "check.json", "vllm-check") if (experiment.results("vllm") / "check.json").exists() else None)
 
 
 def seven_rows(timed: pd.DataFrame) -> pd.DataFrame:
@@ -255,6 +257,15 @@ def _quality(study: Study) -> str:
             + md.table(["Checkpoint", "Loads here", "Same answer from transformers", "Blocks (MB)", "of BF16 (%)", "Whole model, of BF16 (%)"], loads))
 
 
+def _interoperability(study: Study) -> str:
+    if study.vllm is None:
+        return f"Answers of a real vLLM server: {md.MISSING} (`make vllm-check` measures it)."
+    rows = [(v["variant"], v["pictures"], *([v["refused"], "-", "-", "-"] if "refused" in v else
+             [f"{v['equal_to_transformers']} of {v['pictures']}", f"{v['equal_to_in_process']} of {v['pictures']}", md.number(v["shift_px_max"], 2), v["failed"]])) for v in study.vllm["variants"]]
+    return (f"The exported checkpoints through a real server ({study.vllm['vllm']}, a CPU build), all engines computing in fp32 around the FP8 products. Inputs are rounded to "
+            "three bits of mantissa at every layer, so that engines which add in another order can still part at a near tie; the shift says by how much:\n\n" + md.table(["Checkpoint", "Pictures", "Same answer as transformers", "as in process", "Largest shift (px)", "Failed"], rows))
+
+
 def text(study: Study) -> str:
     """The report."""
     there = [name for name in ("predictions.png", "iou.png", "latency.png", "latency_7b.png", "memory_7b.png") if (study.experiment.figures / name).exists()]
@@ -273,7 +284,7 @@ def text(study: Study) -> str:
         "## Experimental setup", _setup(study),
         "## Results", _variant(study, "Baseline (bfloat16)", "original", study.base, "bf16"), _variant(study, "Quantized (FP8)", "quantized", study.fp8, "fp8"),
         "## Comparison", _comparison(study), figures("latency_7b.png"),
-        "## Do the boxes stay?", _quality(study), figures("predictions.png", "iou.png"),
+        "## Do the boxes stay?", _quality(study), _interoperability(study), figures("predictions.png", "iou.png"),
         "## Analysis", "### Memory impact", _memory(study), figures("memory_7b.png"), "### Latency impact", _latency(study), figures("latency.png"),
         "## Production recommendation", recommendation(study), "## Hardware note", _hardware(study),
         "## What these results cannot tell", "\n".join(f"- {line}" for line in (

@@ -45,7 +45,7 @@ class Server:
     def memory(self) -> dict[str, float]:
         """What vLLM says of its memory in its log, in bytes; empty where it says nothing."""
         text = self.log.read_text(errors="replace") if self.log else ""
-        patterns = {"weight_bytes": r"[Mm]odel loading took ([\d.]+) ?(GiB|GB)", "kv_bytes": r"[Kk][Vv] cache memory: ([\d.]+) ?(GiB|GB)"}
+        patterns = {"weight_bytes": r"[Mm]odel loading took ([\d.]+) ?(GiB|GB)", "kv_bytes": r"(?:[Kk][Vv] cache memory: |\()([\d.]+)(?:/[\d.]+\))? ?(GiB|GB)"}
         found = {name: re.findall(pattern, text) for name, pattern in patterns.items()}
         return {name: float(hits[-1][0]) * (2**30 if hits[-1][1] == "GiB" else 1e9) for name, hits in found.items() if hits}
 

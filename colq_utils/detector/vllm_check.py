@@ -1,19 +1,22 @@
 """Interoperability: do the exported checkpoints answer through a real vLLM server as they do here?
 
 vLLM lives in an environment of its own (its packages clash with this one's): ``make vllm-check VLLM=/path/to/its/bin``.
-Base and FP8 are served in turn; every answer is compared with that of transformers' own loader on the same picture.
-A test of function on a CPU build; no time is taken.
+Base and FP8 are served in turn; every answer is compared with that of transformers' own loader on the same picture. All
+compute in fp32 around the FP8 products: in BF16, two engines that round in another order fall apart at near ties, and a
+difference would say nothing. A checkpoint that the server refuses is a line with its reason. No time is taken.
 """
 import argparse
 import json
+import re
 import subprocess
 import sys
 
 import pandas as pd
+import torch
 
 from .. import config, files
 from ..errors import ColqError
-from . import boxes, engine, make, pictures
+from . import boxes, engine, fp8, make, pictures
 from .server import Remote, serving
 from .settings import Serving
 
@@ -33,16 +36,23 @@ def check(name: str, extra: tuple[str, ...] = (), port: int = 8199) -> pd.DataFr
         ColqError: no vllm on the PATH, a checkpoint is missing, the server did not come up.
     """
     experiment = config.load(name)
-    settings = Serving(engine="vllm", port=port, healthy_s=400, timeout_s=120, extra=extra)
+    settings = Serving(engine="vllm", port=port, healthy_s=400, timeout_s=120, extra=("--dtype", "float32", *extra))
     held, rows, lines = pictures.load(count=PICTURES), [], []
     given = [p.data for p in held]
     for variant in experiment.variants:
         folder, called = experiment.folder(variant), experiment.variant_id(variant)
         files.required(folder / "model.safetensors", f"quantize EXPERIMENT={name}")
-        here, _ = make.through_transformers(folder, given)
-        native = [a.text for a in engine.InProcess(folder).answer(given)]
-        with serving(folder, called, settings, experiment.build("servers", f"check-{variant}.log")) as server:
-            answers = Remote(server, settings.timeout_s, 2).answer(given)
+        here, _ = make.through_transformers(folder, given, torch.float32)
+        native = [a.text for a in engine.InProcess(folder, model=fp8.load(folder, dtype=torch.float32)).answer(given)]
+        log = experiment.build("servers", f"check-{variant}.log")
+        try:
+            with serving(folder, called, settings, log) as server:
+                answers = Remote(server, settings.timeout_s, 2).answer(given)
+        except ColqError as error:
+            causes = re.findall(r"\b\w+Error: (?!Engine core).+", log.read_text(errors="replace")) if log.exists() else []
+            lines.append({"variant": called, "pictures": len(given), "refused": (causes or [str(error).splitlines()[0]])[-1][:300]})
+            print(json.dumps(lines[-1]), flush=True)
+            continue
         for picture, answer, text, own in zip(held, answers, here, native):
             both = answer.box is not None and boxes.parse(text) is not None
             rows.append({"variant": called, "picture": picture.id, "vllm": answer.text, "transformers": text, "in_process": own, "reason": answer.reason,
