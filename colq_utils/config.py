@@ -182,7 +182,8 @@ class Evaluation(Section):
 
     `share_vision` keeps page features on disk and runs the vision tower once for all variants;
     `random_init` adds the floor, the same architecture with random weights; `margin` is the loss
-    of NDCG@5 that still counts as none, stated before the run.
+    of NDCG@5 that still counts as none, stated before the run. `processes` is how many variants are
+    evaluated at once, on a CPU, each with its share of the threads; each holds a model in memory.
     """
 
     tasks: tuple[str, ...]
@@ -191,6 +192,7 @@ class Evaluation(Section):
     batch: int = 8
     random_init: bool = False
     margin: float = 0.005
+    processes: int = 1
 
 
 class Experiment(Section):

@@ -8,6 +8,7 @@ against mteb's mean.
 """
 import difflib
 import hashlib
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +22,7 @@ from mteb.models import ModelMeta
 from mteb.models.model_meta import ScoringFunction
 from PIL import Image
 
-from . import encode, files, loading, provenance, quantize
+from . import encode, files, isolate, loading, provenance, quantize
 from .config import ROOT, Experiment
 from .errors import ColqError
 from .loading import Loaded
@@ -80,13 +81,18 @@ class Retriever:
         if self.features is None:
             yield from encode.stream_pages(self.loaded, keys, image, self.batch)
             return
-        new = [key for key in keys if key not in self.features]
-        step = 2 if self.loaded.device.type == "cpu" else self.batch  # two pages still fit a processor's cache
-        for some, matrices, grids in track(encode.stream_features(self.loaded, new, image, step), "vision tower", -(-len(new) // step), "batch"):
-            self.features.extend(some, matrices, grid=grids)
+        if any(key not in self.features for key in keys):
+            with self.features.alone():
+                self._add_features([key for key in keys if key not in self.features], image)
         for some in (keys[i:i + self.batch] for i in range(0, len(keys), self.batch)):
             stored, grids = [self.features[key] for key in some], [self.features.note(key, "grid") for key in some]
             yield some, encode.pages_from_features(self.loaded, stored, grids)
+
+    def _add_features(self, new: list[str], image: Callable[[str], Image.Image]) -> None:
+        """Run the vision tower on the pages `new` and keep what it gives."""
+        step = 2 if self.loaded.device.type == "cpu" else self.batch  # two pages still fit a processor's cache
+        for some, matrices, grids in track(encode.stream_features(self.loaded, new, image, step), "vision tower", -(-len(new) // step), "batch"):
+            self.features.extend(some, matrices, grid=grids)
 
     def _page(self, i: int) -> torch.Tensor:
         """Page i of the indexed corpus; a small corpus is read once for all languages of a task."""
@@ -167,10 +173,7 @@ def run_variant(experiment: Experiment, variant: str, tasks: Iterable, data_fing
     Returns:
         One row a query: variant, task, lang, query_id, source, ndcg_at_5, first_rank, margin, top5, n_pages, encoded_pages.
     """
-    revision = f"{RANDOM_INIT}-{experiment.seed}" if variant == RANDOM_INIT else quantize.revision(experiment, variant)
-    budget = experiment.model.max_visual_tokens
-    stamp = files.sha256_bytes(f"{revision} {data_fingerprint} {budget} {experiment.runtime.model_dump_json()}".encode())[:16]
-    done = experiment.build("evaluate", f"{variant}-{stamp}")
+    revision, done = _place(experiment, variant, data_fingerprint)
     todo = [task for task in tasks if not (done / f"{task.metadata.name}.parquet").exists()]
     if todo:
         loaded = random_init(experiment) if variant == RANDOM_INIT else loading.load(experiment, variant)
@@ -192,6 +195,38 @@ def run_variant(experiment: Experiment, variant: str, tasks: Iterable, data_fing
     frames = [pd.read_parquet(path) for path in made]
     _one_machine({path: frame["machine"].iloc[0] for path, frame in zip(made, frames)})
     return pd.concat(frames, ignore_index=True)
+
+
+def _place(experiment: Experiment, variant: str, data_fingerprint: str) -> tuple[str, Path]:
+    """A variant's revision, and the folder that keeps its finished tasks for exactly these weights, data and settings."""
+    revision = f"{RANDOM_INIT}-{experiment.seed}" if variant == RANDOM_INIT else quantize.revision(experiment, variant)
+    stamp = f"{revision} {data_fingerprint} {experiment.model.max_visual_tokens} {experiment.runtime.model_dump_json()}"
+    return revision, experiment.build("evaluate", f"{variant}-{files.sha256_bytes(stamp.encode())[:16]}")
+
+
+def _side_by_side(experiment: Experiment, names: list[str], tasks: list, data_fingerprint: str) -> None:
+    """Evaluate variants in several processes at once; `run_variant` then finds their tasks done.
+
+    One small model on two cores waits for itself more than two models on one core each do (and gives the same bits).
+    What fails here is left to `run_variant`, which tries again and says why.
+    """
+    at_once = min(experiment.evaluation.processes, len(names))
+    if experiment.runtime.device != "cpu" or at_once < 2:
+        return
+    shares = [names[i::at_once] for i in range(at_once)]
+    jobs = [{"experiment": experiment.model_dump(mode="json"), "variants": share} for share in shares]
+    expected = [_place(experiment, name, data_fingerprint)[1] / f"{task.metadata.name}.parquet" for name in names for task in tasks]
+    with bar("variants side by side", len(expected), "task") as progress:
+        isolate.side_by_side("colq_utils.evaluate:run_some", jobs, max(1, (experiment.runtime.threads or os.cpu_count()) // at_once),
+                             lambda: progress.update(sum(path.exists() for path in expected) - progress.n))
+
+
+def run_some(experiment: dict, variants: list[str]) -> None:
+    """`run_variant` on all tasks, in a process of its own; arguments are JSON."""
+    settings = Experiment.model_validate(experiment)
+    tasks, data = tasks_of(settings), data_fingerprint(settings)
+    for name in variants:
+        run_variant(settings, name, tasks, data, [])
 
 
 def _one_machine(found: dict[Path, str]) -> None:
@@ -291,7 +326,10 @@ def run_all(experiment: Experiment, tasks: list) -> pd.DataFrame:
         quantize.revision(experiment, name)  # a missing checkpoint is said before hours of work, not after
     data = data_fingerprint(experiment)
     failed: list[dict] = []
-    frames = [run_variant(experiment, name, tasks, data, failed) for name in track(variants(experiment), "variants")]
+    frames = [run_variant(experiment, experiment.base, tasks, data, failed)]  # first: the others use its page features
+    rest = variants(experiment)[1:]
+    _side_by_side(experiment, rest, tasks, data)
+    frames += [run_variant(experiment, name, tasks, data, failed) for name in track(rest, "variants")]
     if experiment.evaluation.random_init:
         frames.append(floor(experiment, tasks, data))
     if experiment.evaluation.suite == "minividore":

@@ -12,7 +12,6 @@ import pandas as pd
 
 from .errors import ColqError
 
-
 FULL = "the disk is full; free some space and run the same command again, finished work is kept"
 
 

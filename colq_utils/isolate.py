@@ -13,6 +13,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,34 +38,56 @@ def call(function: str, arguments: dict, threads: int | None = None, timeout_s: 
         The result, or the exception, signal or time limit that ended the child. An interrupt of the
         parent kills the child and goes on as KeyboardInterrupt.
     """
-    with tempfile.TemporaryDirectory(prefix="colq-") as scratch:
-        job, result, log = (Path(scratch) / name for name in ("job.json", "result.json", "log.txt"))
-        job.write_text(json.dumps({"function": function, "arguments": arguments, "parent": os.getpid()}))
-        with log.open("wb") as stream, _child(job, result, stream, threads) as child:
-            try:
-                status = child.wait(timeout_s)
-            except subprocess.TimeoutExpired:
-                return Outcome(error=f"no result within {timeout_s:g} s; the process was ended")
-        if result.exists():
-            return Outcome(**json.loads(result.read_text()))
-        return Outcome(error=_cause_of_death(status, log.read_text(errors="replace")))
+    with _started(function, arguments, threads) as (child, outcome):
+        try:
+            child.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return Outcome(error=f"no result within {timeout_s:g} s; the process was ended")
+        return outcome()
+
+
+def side_by_side(function: str, jobs: list[dict], threads: int, watch: Callable[[], None]) -> list[Outcome]:
+    """Call a function once for each of `jobs` (its keyword arguments), each in a process of its own, all at once.
+
+    Args:
+        watch: called every second while any of them runs. An interrupt kills them all.
+    """
+    with contextlib.ExitStack() as stack:
+        running = [stack.enter_context(_started(function, arguments, threads)) for arguments in jobs]
+        while any(child.poll() is None for child, _ in running):
+            watch()
+            time.sleep(1)
+        return [outcome() for _, outcome in running]
 
 
 @contextlib.contextmanager
-def _child(job: Path, result: Path, log, threads: int | None):
-    """Start the child; it does not outlive this block, however the block ends."""
+def _started(function: str, arguments: dict, threads: int | None):
+    """A running child, and what to call for its outcome once it has ended; it does not outlive this block, however the block ends."""
+    with tempfile.TemporaryDirectory(prefix="colq-") as scratch:
+        job, result, log = (Path(scratch) / name for name in ("job.json", "result.json", "log.txt"))
+        job.write_text(json.dumps({"function": function, "arguments": arguments, "parent": os.getpid()}))
+        with log.open("wb") as stream:
+            child = subprocess.Popen([sys.executable, "-m", "colq_utils.isolate", str(job), str(result)],
+                                     stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=_environment(threads))
+            try:
+                yield child, lambda: _outcome(child.returncode, result, log)
+            finally:
+                if child.poll() is None:
+                    child.kill()
+                child.wait()
+
+
+def _environment(threads: int | None) -> dict[str, str]:
+    """What a child inherits, the way to this package and the size of its thread pools."""
     root = str(Path(__file__).resolve().parents[1])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-    if threads is not None:
-        environment |= {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    command = [sys.executable, "-m", "colq_utils.isolate", str(job), str(result)]
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
-    try:
-        yield child
-    finally:
-        if child.poll() is None:
-            child.kill()
-        child.wait()
+    return environment if threads is None else environment | {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+
+
+def _outcome(status: int, result: Path, log: Path) -> Outcome:
+    if result.exists():
+        return Outcome(**json.loads(result.read_text()))
+    return Outcome(error=_cause_of_death(status, log.read_text(errors="replace")))
 
 
 def _cause_of_death(status: int, log: str) -> str:

@@ -5,6 +5,7 @@ turns its logged errors into real ones, mends what it writes (tensors in a secon
 overlook; a GPTQ config that makes them misread the vision tower) and records everything in a manifest.
 A variant's folder appears only when complete; a finished one is not made again.
 """
+import gc
 import json
 import logging
 import os
@@ -112,12 +113,24 @@ def _autoround(experiment: Experiment, spec: Variant, target: Path) -> None:
         engine = AutoRound(model, tokenizer=processor.tokenizer, processor=processor, scheme=f"W{spec.bits}A16", sym=spec.sym,
                            group_size=spec.group_size, device_map=experiment.runtime.device, seed=experiment.seed,
                            enable_torch_compile=False, **options)
-        _, folders = engine.quantize_and_save(str(target / "raw"), format=",".join(spec.exports))
+        with _collector_spared():
+            _, folders = engine.quantize_and_save(str(target / "raw"), format=",".join(spec.exports))
     for export, made in zip(spec.exports, folders if isinstance(folders, list) else [folders], strict=True):
         os.replace(made, target / export)
         _settle(target / export, export, processor)
     _remove_empty(target / "raw")
     shutil.rmtree(target.parent / "scratch", ignore_errors=True)
+
+
+@contextmanager
+def _collector_spared():
+    """AutoRound collects garbage after every step of a block; what is alive before need not be walked through each time."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _batches(experiment: Experiment, set_id: str, processor) -> tuple[list[dict], int, int]:

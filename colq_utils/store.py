@@ -5,7 +5,10 @@ Page features and page embeddings of a whole corpus do not fit in memory for the
 counts only once its line stands in the index, which is written after the data: a run killed
 half-way loses the record under way and nothing else. Raw bits are kept, so bfloat16 survives exactly.
 """
+import fcntl
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -28,18 +31,34 @@ class VectorStore:
         self._numpy = _AS_NUMPY[dtype]
         self._row = width * self._numpy.itemsize
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._data_file.touch()
+        self._index_file.touch()
+        self._read()
+
+    def _read(self) -> None:
+        """Take up what is on disk, and cut off what a killed run left behind it."""
         self._index: dict[str, dict] = {}
-        if self._index_file.exists():
-            for line in self._index_file.read_text().splitlines():
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError:
-                    break  # the last line of a killed run
-                self._index[record["key"]] = record
+        lines = self._index_file.read_text().splitlines(keepends=True)
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                break  # the last line of a killed run
+            self._index[record["key"]] = record
         self._rows = max((r["start"] + r["n"] for r in self._index.values()), default=0)
-        with self._data_file.open("ab") as data:
-            data.truncate(self._rows * self._row)
-        self._index_file.write_text("".join(json.dumps(r) + "\n" for r in self._index.values()))
+        whole = "".join(json.dumps(r) + "\n" for r in self._index.values())
+        if whole != "".join(lines) or self._data_file.stat().st_size > self._rows * self._row:  # several processes may read what is whole
+            with self._data_file.open("ab") as data:
+                data.truncate(self._rows * self._row)
+            self._index_file.write_text(whole)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the right to append; other processes wait for it, and find afterwards what this one has appended."""
+        with (self.folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._read()
+            yield
 
     @property
     def _data_file(self) -> Path:
