@@ -48,17 +48,21 @@ def stream_pages(loaded: Loaded, keys: Sequence, image: Callable, batch: int) ->
         yield some, _kept(loaded, loaded.model(**inputs).embeddings, inputs)
 
 
-def _ahead(prepare: Callable, keys: Sequence, batch: int) -> Iterator[tuple[Sequence, object]]:
-    """Slices of `keys` with what `prepare` makes of them, the next ones prepared in threads meanwhile.
+def _ahead(work: Callable, keys: Sequence, batch: int, workers: int | None = None) -> Iterator[tuple[Sequence, object]]:
+    """Slices of `keys` with what `work` makes of them, the next ones worked on in threads meanwhile.
 
     Decoding and patching a page takes a processor core longer than a GPU needs to encode it.
+
+    Args:
+        workers: threads that share torch's threads among them; None: half the cores', for work without torch.
     """
-    workers = min(8, max(1, (os.cpu_count() or 1) // 2))
-    with ThreadPoolExecutor(workers) as pool:
+    share = {} if workers is None else {"initializer": torch.set_num_threads, "initargs": (max(1, torch.get_num_threads() // workers),)}
+    workers = workers or min(8, max(1, (os.cpu_count() or 1) // 2))
+    with ThreadPoolExecutor(workers, **share) as pool:
         waiting: deque = deque()
         for start in range(0, len(keys), batch):
             some = keys[start:start + batch]
-            waiting.append((some, pool.submit(prepare, some)))
+            waiting.append((some, pool.submit(work, some)))
             if len(waiting) > workers:
                 done, future = waiting.popleft()
                 yield done, future.result()
@@ -82,18 +86,34 @@ def features(loaded: Loaded, images: Sequence) -> tuple[list[torch.Tensor], list
     return matrices, grids
 
 
-@torch.inference_mode()
 def stream_features(loaded: Loaded, keys: Sequence, image: Callable, batch: int) -> Iterator[tuple[Sequence, list, list]]:
-    """The vision tower's output for the pages that `image` gives for `keys`: keys, matrices and grids a batch at a time."""
+    """The vision tower's output for the pages that `image` gives for `keys`: keys, matrices and grids a batch at a time.
+
+    On a CPU batches run side by side, each on its share of the threads: a small tower keeps one core busy, not several.
+    """
     def prepare(some):
         return loaded.processor.image_processor(images=[image(key).convert("RGB") for key in some], return_tensors="pt")
 
-    for some, inputs in _ahead(prepare, keys, batch):
-        grids = inputs["image_grid_thw"].tolist()
-        inputs = inputs.to(loaded.device)
-        output = loaded.model.page_features(inputs["pixel_values"], inputs["image_grid_thw"])
-        parts = zip(output.pooler_output, *output.deepstack_features, strict=True)
-        yield some, [torch.cat(part, dim=-1).cpu() for part in parts], grids
+    if loaded.device.type != "cpu":
+        for some, inputs in _ahead(prepare, keys, batch):
+            yield some, *_tower(loaded, inputs)
+        return
+    threads = torch.get_num_threads()
+    try:
+        for some, found in _ahead(lambda some: _tower(loaded, prepare(some)), keys, batch, min(4, threads)):
+            yield some, *found
+    finally:
+        torch.set_num_threads(threads)  # threads made later take the last number set anywhere
+
+
+@torch.inference_mode()
+def _tower(loaded: Loaded, inputs) -> tuple[list[torch.Tensor], list[list[int]]]:
+    """Features and patch grids of prepared pages."""
+    grids = inputs["image_grid_thw"].tolist()
+    inputs = inputs.to(loaded.device)
+    output = loaded.model.page_features(inputs["pixel_values"], inputs["image_grid_thw"])
+    parts = zip(output.pooler_output, *output.deepstack_features, strict=True)
+    return [torch.cat(part, dim=-1).cpu() for part in parts], grids
 
 
 @torch.inference_mode()

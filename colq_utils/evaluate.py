@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -217,8 +218,11 @@ def _side_by_side(experiment: Experiment, names: list[str], tasks: list, data_fi
     jobs = [{"experiment": experiment.model_dump(mode="json"), "variants": share} for share in shares]
     expected = [_place(experiment, name, data_fingerprint)[1] / f"{task.metadata.name}.parquet" for name in names for task in tasks]
     with bar("variants side by side", len(expected), "task") as progress:
-        isolate.side_by_side("colq_utils.evaluate:run_some", jobs, max(1, (experiment.runtime.threads or os.cpu_count()) // at_once),
-                             lambda: progress.update(sum(path.exists() for path in expected) - progress.n))
+        outcomes = isolate.side_by_side("colq_utils.evaluate:run_some", jobs, max(1, (experiment.runtime.threads or os.cpu_count()) // at_once),
+                                        lambda: progress.update(sum(path.exists() for path in expected) - progress.n))
+    for share, outcome in zip(shares, outcomes, strict=True):
+        if outcome.error:
+            warnings.warn(f"a process evaluating {', '.join(share)} ended early ({outcome.error}); what it left is tried again here", stacklevel=2)
 
 
 def run_some(experiment: dict, variants: list[str]) -> None:

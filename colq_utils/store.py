@@ -31,8 +31,8 @@ class VectorStore:
         self._numpy = _AS_NUMPY[dtype]
         self._row = width * self._numpy.itemsize
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._data_file.touch()
-        self._index_file.touch()
+        for file in (self._data_file, self._index_file):
+            file.open("ab").close()  # made if missing, and not a byte or date changed otherwise
         self._read()
 
     def _read(self) -> None:

@@ -41,6 +41,26 @@ def test_a_dying_child_is_a_reason(tmp_path, monkeypatch, function, message):
     assert outcome.value is None and message in outcome.error
 
 
+def test_side_by_side_keeps_the_order_and_an_interrupt_ends_all(tmp_path, monkeypatch):
+    (tmp_path / "isolated.py").write_text(
+        "import os, time\nfrom pathlib import Path\n"
+        "def half(x): return 10 / x\n"
+        "def slept(file): Path(file).write_text(str(os.getpid())); time.sleep(60)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    first, second = isolate.side_by_side("isolated:half", [{"x": 0}, {"x": 5}], 1, lambda: None)
+    assert "ZeroDivisionError" in first.error and second.value == 2
+
+    pids = [tmp_path / "1", tmp_path / "2"]
+
+    def interrupt():
+        if all(file.exists() and file.read_text() for file in pids):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        isolate.side_by_side("isolated:slept", [{"file": str(file)} for file in pids], 1, interrupt)
+    assert not any(Path("/proc", file.read_text()).exists() for file in pids)
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_no_child_outlives_its_parent(tmp_path, how):
     """Ctrl-C and kill -9 of the parent, while its child works."""

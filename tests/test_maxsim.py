@@ -47,6 +47,21 @@ def test_store_keeps_the_bits(tmp_path, dtype):
         assert torch.equal(again[key], matrix) and again[key].dtype == dtype
 
 
+def test_a_store_has_many_readers_and_one_writer(tmp_path):
+    first = VectorStore(tmp_path, 2, torch.float32)
+    first.extend(["a"], [torch.ones(2, 2)])
+    index = tmp_path / "index.jsonl"
+    before = index.stat()
+    second = VectorStore(tmp_path, 2, torch.float32)
+    assert (index.stat().st_ino, index.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns), "opening what is whole writes nothing"
+    first.extend(["b"], [torch.zeros(1, 2)])
+    assert "b" not in second
+    with second.alone():
+        second.extend(["c"], [torch.full((3, 2), 2.0)])
+    again = VectorStore(tmp_path, 2, torch.float32)
+    assert [again[key].flatten().tolist() for key in "abc"] == [[1.0] * 4, [0.0] * 2, [2.0] * 6]
+
+
 def test_store_survives_a_kill(tmp_path):
     """Data without an index line, and a half-written index line, are both as if they never were."""
     store = VectorStore(tmp_path, 2, torch.float32)

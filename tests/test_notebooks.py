@@ -54,6 +54,7 @@ def test_recorded_values(outcome):
     assert calibrate["tokens"][0] == 8 * 64 and calibrate["shared_8grams"] == 0
     assert "tiny-w4a16-rtn" in quantize["accepted"] and not quantize["rejected"]
     assert evaluate["tasks"] == 2 and evaluate["queries"] > 400
+    assert "ended early" not in (experiment.results("notebooks") / "05_evaluate.ipynb").read_text(), "variants are evaluated side by side"
 
 
 def test_the_embedded_model_reads(outcome):
