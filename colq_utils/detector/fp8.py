@@ -178,7 +178,8 @@ def load(folder: Path, device: str = "cpu", dtype: torch.dtype = torch.bfloat16)
         model = Qwen2VLForConditionalGeneration._from_config(config, dtype=dtype)
     tensors = {}
     for path in sorted(folder.glob("*.safetensors")):
-        tensors |= {module_name(name): tensor for name, tensor in load_file(path, device).items()}
+        tensors |= {module_name(name): tensor.to(dtype) if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+                    for name, tensor in load_file(path, device).items()}  # scales (fp32) and FP8 weights stay as stored
     if scheme is not None:
         _prepare(model, scheme, folder)
     try:

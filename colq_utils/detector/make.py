@@ -110,14 +110,23 @@ def accept(experiment: DetectionExperiment) -> pd.DataFrame:
     return table
 
 
-def through_transformers(folder: Path, given: list[bytes], dtype: torch.dtype = torch.bfloat16) -> tuple[list[str] | None, str | None]:
-    """Answers of ``Qwen2VLForConditionalGeneration.from_pretrained(folder).generate``; None without compressed-tensors."""
+def through_transformers(folder: Path, given: list[bytes], dtype: torch.dtype = torch.bfloat16, noise: float = 0.0,
+                         seed: int = 0) -> tuple[list[str] | None, str | None]:
+    """Answers of ``Qwen2VLForConditionalGeneration.from_pretrained(folder).generate``; None without compressed-tensors.
+
+    Args:
+        noise: standard deviation of a relative disturbance of what enters the language model's Linear layers, drawn from
+            `seed`; as an engine that rounds elsewhere disturbs it.
+    """
     from transformers import Qwen2VLForConditionalGeneration
     version = provenance.version_of("compressed-tensors")
     if version is None and "quantization_config" in json.loads((folder / "config.json").read_text()):
         return None, None
     with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
         model = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
+    torch.manual_seed(seed)
+    for name in fp8.targets(model) if noise else ():
+        model.get_submodule(name).register_forward_pre_hook(lambda _, given: (given[0] * (1 + noise * torch.randn_like(given[0])), *given[1:]))
     shell = engine.InProcess(folder, model=model, fused=False)
     texts = []
     for data in given:

@@ -263,7 +263,19 @@ def _interoperability(study: Study) -> str:
     rows = [(v["variant"], v["pictures"], *([v["refused"], "-", "-", "-"] if "refused" in v else
              [f"{v['equal_to_transformers']} of {v['pictures']}", f"{v['equal_to_in_process']} of {v['pictures']}", md.number(v["shift_px_max"], 2), v["failed"]])) for v in study.vllm["variants"]]
     return (f"The exported checkpoints through a real server ({study.vllm['vllm']}, a CPU build), all engines computing in fp32 around the FP8 products. Inputs are rounded to "
-            "three bits of mantissa at every layer, so that engines which add in another order can still part at a near tie; the shift says by how much:\n\n" + md.table(["Checkpoint", "Pictures", "Same answer as transformers", "as in process", "Largest shift (px)", "Failed"], rows))
+            "three bits of mantissa at every layer, so that engines which round elsewhere in fp32 can still part; the shift says by how much:\n\n"
+            + md.table(["Checkpoint", "Pictures", "Same answer as transformers", "as in process", "Largest shift (px)", "Failed"], rows) + _unsteady(study.vllm["variants"]))
+
+
+def _unsteady(variants: list[dict]) -> str:
+    """Whether the answers that part are those that transformers itself does not hold."""
+    lines = []
+    for v in variants:
+        apart = v["pictures"] - v["equal_to_transformers"] if "refused" not in v else 0
+        if apart:
+            lines.append(f"`{v['variant']}`: {apart} answers part. With a disturbance of {v['grain']:g} on what enters the layers, {v['draws']} draws of it, "
+                         f"{v['unsteady']} of transformers' own {v['pictures']} answers change at least once, {v['apart_and_unsteady']} of those {apart} among them.")
+    return "".join(f"\n\n{line}" for line in lines)
 
 
 def text(study: Study) -> str:
