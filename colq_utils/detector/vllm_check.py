@@ -1,10 +1,11 @@
 """Interoperability: do the exported checkpoints answer through a real vLLM server as they do here?
 
 vLLM lives in an environment of its own (its packages clash with this one's): ``make vllm-check VLLM=/path/to/its/bin``.
-Base and FP8 are served in turn; every answer is compared with that of transformers' own loader on the same picture. All
-compute in fp32 around the FP8 products: in BF16, two engines that round in another order fall apart at near ties, and a
-difference would say nothing. How much is left to chance even so is measured beside it: transformers' answers several times
-more, with a disturbance of a millionth, about fp32's own grain, on what enters the layers. A checkpoint that the server refuses is a line with its reason. No time is taken.
+Base and FP8 are served in turn; every answer is compared with that of transformers' own loader on the same picture. The
+reference computes in fp64, which leaves no rounding of its own around the FP8 products; the server computes in fp32 (in BF16
+two engines that round in another order fall apart at near ties, and a difference would say nothing). How much hangs on fp32's
+own grain is measured beside it: transformers' answers in fp32, once as they are and several times with a disturbance of a
+millionth on what enters the layers. A checkpoint that the server refuses is a line with its reason. No time is taken.
 """
 import argparse
 import json
@@ -46,7 +47,8 @@ def check(name: str, extra: tuple[str, ...] = (), port: int = 8199) -> pd.DataFr
     for variant in experiment.variants:
         folder, called = experiment.folder(variant), experiment.variant_id(variant)
         files.required(folder / "model.safetensors", f"quantize EXPERIMENT={name}")
-        here, _ = make.through_transformers(folder, given, torch.float32)
+        here, _ = make.through_transformers(folder, given, torch.float64)
+        single, _ = make.through_transformers(folder, given, torch.float32)
         stirred = [make.through_transformers(folder, given, torch.float32, GRAIN, seed)[0] for seed in range(DRAWS)]
         native = [a.text for a in engine.InProcess(folder, model=fp8.load(folder, dtype=torch.float32)).answer(given)]
         log = experiment.build("servers", f"check-{variant}.log")
@@ -58,18 +60,18 @@ def check(name: str, extra: tuple[str, ...] = (), port: int = 8199) -> pd.DataFr
             lines.append({"variant": called, "pictures": len(given), "refused": (causes or [str(error).splitlines()[0]])[-1][:300]})
             print(json.dumps(lines[-1]), flush=True)
             continue
-        for picture, answer, text, own, *others in zip(held, answers, here, native, *stirred, strict=True):
+        for picture, answer, text, rounded, own, *others in zip(held, answers, here, single, native, *stirred, strict=True):
             both = answer.box is not None and boxes.parse(text) is not None
-            rows.append({"variant": called, "picture": picture.id, "vllm": answer.text, "transformers": text, "in_process": own, "stirred_changed": sum(other != text for other in others), "reason": answer.reason,
+            rows.append({"variant": called, "picture": picture.id, "vllm": answer.text, "transformers": text, "transformers_fp32": rounded, "in_process": own, "stirred_changed": sum(other != text for other in others), "reason": answer.reason,
                          "iou": boxes.iou(answer.box, picture.box),
                          "shift_px": boxes.shift_px(answer.box, boxes.parse(text), picture.width, picture.height) if both else None})
         mine = pd.DataFrame([r for r in rows if r["variant"] == called])
         unsteady = mine["stirred_changed"] > 0
         lines.append({"variant": called, "pictures": len(mine), "equal_to_transformers": int((mine["vllm"] == mine["transformers"]).sum()),
-                      "equal_to_in_process": int((mine["vllm"] == mine["in_process"]).sum()), "transformers_equal_to_in_process": int((mine["transformers"] == mine["in_process"]).sum()),
+                      "equal_to_in_process": int((mine["vllm"] == mine["in_process"]).sum()), "equal_to_transformers_fp32": int((mine["vllm"] == mine["transformers_fp32"]).sum()),
                       "failed": int(mine["reason"].notna().sum()), "iou_mean": float(mine["iou"].mean()), "shift_px_max": float(mine["shift_px"].astype(float).max()),
                       "grain": GRAIN, "draws": DRAWS, "unsteady": int(unsteady.sum()),
-                      "apart_and_unsteady": int((unsteady & (mine["vllm"] != mine["transformers"])).sum())})
+                      "apart_and_unsteady": int((unsteady & (mine["vllm"] != mine["transformers_fp32"])).sum())})
         print(json.dumps(lines[-1]), flush=True)
     files.write_table(experiment.results("vllm") / "answers.csv", pd.DataFrame(rows))
     files.write_json(experiment.results("vllm") / "check.json", {"vllm": versions(), "arguments": list(extra), "variants": lines})
