@@ -26,7 +26,7 @@ ENOUGH_FOR_P99 = 100
 #: What a driver, and the context of the notebook itself, may hold of an otherwise idle GPU, in bytes.
 IDLE = 1500 << 20
 #: Code that a measurement depends on; a change makes kept parts stale.
-_CODE = ("measure", "workloads", "ceilings", "isolate", "loading", "modeling", "processing", "kernels", "fast", "packing", "eightbit", "encode", "sweeps", "tuning", "randomized")
+_CODE = ("measure", "workloads", "ceilings", "isolate", "loading", "modeling", "processing", "kernels", "fast", "steps", "steps_triton", "packing", "eightbit", "encode", "sweeps", "tuning", "randomized", "profiling")
 
 
 def run(experiment: Experiment, timeout_s: float = 1800) -> pd.DataFrame:
@@ -213,6 +213,8 @@ def _write(experiment: Experiment, parts: list[dict], limits: dict) -> pd.DataFr
     write_table(folder / "agreement.csv", pd.DataFrame(
         [{"variant": part["variant"], "round": part["round"], **entry} for part in parts for entry in part.get("agreement", [])],
         columns=["variant", "round", "kind", "mean", "min", "tokens"]))
+    if experiment.runtime.device == "cuda":
+        write_table(folder / "profile.csv", _profile(parts))
     write_json(folder / "ceilings.json", limits)
     write_json(folder / "environment.json", provenance.collect(experiment) | {
         "threads": limits.get("threads"), "omp_wait_policy": limits.get("omp_wait_policy"), "device": experiment.runtime.device, "dtype": experiment.runtime.dtype,
@@ -227,6 +229,13 @@ def _samples(parts: list[dict]) -> pd.DataFrame:
     return pd.DataFrame([(part["variant"], part["round"], record["kind"], record["batch"], i, value)
                          for part in parts for record in part.get("workloads", [])
                          for i, value in enumerate(record.get("latency_s", []))], columns=columns)
+
+
+def _profile(parts: list[dict]) -> pd.DataFrame:
+    """Seconds of GPU work by variant, round, workload and part; `kernels` is their number."""
+    return pd.DataFrame([(part["variant"], part["round"], record["kind"], record["batch"], name, value)
+                         for part in parts for record in part.get("workloads", []) for name, value in record.get("profile", {}).items()],
+                        columns=["variant", "round", "kind", "batch", "part", "seconds"])
 
 
 def _memory(experiment: Experiment, parts: list[dict]) -> pd.DataFrame:

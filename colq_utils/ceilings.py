@@ -86,13 +86,13 @@ def demand(model: nn.Module, inputs: dict) -> Demand:
 
     Weights are counted as the model holds them (four bits count as four) and once; the embedding table is left out, for a
     lookup reads a row a token. Products are two operations a weight and token, and ``4 n² d`` a layer for attention (half
-    of it where it is causal).
+    of it where it is causal). Padding is no need.
     """
     config, parts = model.config, ("language_model", "projection") + (("visual",) if "image_grid_thw" in inputs else ())
     used = sum(t.nbytes for name, t in itertools.chain(model.named_parameters(), model.named_buffers()) if part_of(name) in parts)
     text, vision = config.text_config, config.vision_config
-    n_rows, n_tokens = inputs["input_ids"].shape
-    flop = 2 * n_rows * n_tokens * _text_weights(config) + 2 * n_rows * n_tokens**2 * text.num_attention_heads * text.head_dim * text.num_hidden_layers
+    lengths = inputs["attention_mask"].sum(1)  # (n_rows,)
+    flop = 2 * int(lengths.sum()) * _text_weights(config) + 2 * int((lengths**2).sum()) * text.num_attention_heads * text.head_dim * text.num_hidden_layers
     for grid in inputs.get("image_grid_thw", []):  # (time, height, width) in patches
         patches = int(grid.prod())
         flop += 2 * patches * _vision_weights(vision) + 4 * patches**2 * vision.hidden_size * vision.depth

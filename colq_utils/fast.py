@@ -1,14 +1,17 @@
-"""The fast encode path: the same embeddings as the plain forward pass, without its launch overhead.
+"""The fast encode path: the same embeddings as the plain forward pass, without its launch overhead and its padding.
 
 The stock forward issues some thirty small kernels a layer; on a large GPU a batch of queries then waits for the processor
-and not for the weights. Here q, k and v are one product, gate and up another; what lies between products is compiled into
-one kernel each; and a whole query batch is captured as a CUDA graph for each (batch, length) bucket, so that the GPU
-runs it in one go. Rows are shifted to the left edge first: under causal attention what stands to the right of a token
-cannot touch it, so no padding mask is needed. Pages are compute-bound and run the same code without a graph.
+and not for the weights. Here q, k and v are one product, gate and up another, and what lies between products is one
+kernel each (`colq_utils.steps_triton`). Queries of several lengths are packed into one sequence, so that nothing is
+computed for padding, and captured as a CUDA graph for each bucket of sizes, so that the GPU runs a batch in one go. Pages
+are compute-bound and run the same code without a graph; under causal attention what stands to the right of a token cannot
+touch it, so shifted to the left edge they need no mask.
 
-The model is converted in place and holds no second copy of its weights. On a CPU the same code runs uncompiled.
+The model is converted in place and holds no second copy of its weights. On a CPU the same code runs `colq_utils.steps`.
 """
+import importlib
 from collections.abc import Callable
+from types import ModuleType
 
 import torch
 from torch import nn
@@ -16,84 +19,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures, get_vision_position_ids
 
 from . import kernels
-from .eightbit import Fp8Linear, scaled
+from .eightbit import Fp8Linear
 from .modeling import ColQwen3ForRetrieval, ColQwen3Output
 from .packing import PackedLinear
+from .steps import Packed
 
 #: Query batches of up to this many tokens are captured as graphs; larger ones keep the GPU busy without.
 GRAPH_TOKENS = 8192
 #: Attention kernels in order of preference; cuDNN's is the fastest on Hopper where it takes the shape.
 ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-
-
-def _rms(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    values = x.float()
-    return weight * (values * torch.rsqrt(values.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
-
-
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    half = x.shape[-1] // 2
-    return x * cos + torch.cat((-x[..., half:], x[..., :half]), -1) * sin
-
-
-def add_norm(x, delta, weight, eps: float, fp8: bool):
-    """Residual sum and its RMS norm, quantized for an FP8 product if `fp8`."""
-    x = x + delta
-    normed = _rms(x, weight, eps)
-    return x, scaled(normed) if fp8 else normed
-
-
-def add_layer_norm(x, delta, weight, bias, eps: float, fp8: bool):
-    """Residual sum and its layer norm, quantized for an FP8 product if `fp8`."""
-    x = x + delta
-    normed = nn.functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
-    return x, scaled(normed) if fp8 else normed
-
-
-def query_key_value(qkv, q_weight, k_weight, cos, sin, eps: float, kv_heads: int):
-    """Split, normalise per head and rotate: ``(n, n_tokens, (h + 2 kv) d)`` to three of ``(n, heads, n_tokens, d)``."""
-    heads = qkv.unflatten(-1, (-1, q_weight.shape[0])).transpose(1, 2)  # (n, h + 2 kv, n_tokens, d)
-    q, k, v = heads.split([heads.shape[1] - 2 * kv_heads, kv_heads, kv_heads], dim=1)
-    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # (n, 1, n_tokens, d)
-    return _rotate(_rms(q, q_weight, eps), cos, sin), _rotate(_rms(k, k_weight, eps), cos, sin), v
-
-
-def swiglu(gate_up, fp8: bool):
-    """SiLU of the first half times the second, quantized for an FP8 product if `fp8`."""
-    gate, up = gate_up.chunk(2, -1)
-    product = nn.functional.silu(gate) * up
-    return scaled(product) if fp8 else product
-
-
-def gelu_tanh(x, fp8: bool):
-    """The vision tower's activation, quantized for an FP8 product if `fp8`."""
-    x = nn.functional.gelu(x, approximate="tanh")
-    return scaled(x) if fp8 else x
-
-
-def vision_heads(qkv, cos, sin, heads: int):
-    """Split and rotate in fp32, as the tower does: ``(n, n_patches, 3 h d)`` to three of ``(n, h, n_patches, d)``."""
-    q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-    return _rotate(q.float(), cos, sin).to(q.dtype), _rotate(k.float(), cos, sin).to(k.dtype), v
-
-
-def to_fp8(x, fp8: bool):
-    """The output of attention, quantized for an FP8 product if `fp8`."""
-    return scaled(x) if fp8 else x
-
-
-class Steps:
-    """The element-wise steps, compiled once and shared by all layers, or as they are on a CPU.
-
-    Compiled code rounds to bf16 wherever the plain forward does: over many layers another rounding adds up to another
-    embedding. Row counts become symbolic once a second one is met; widths stay constants, which indexes far faster.
-    """
-
-    def __init__(self, compiled: bool):
-        if compiled:
-            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)  # beyond it, it is eager
-        for step in (add_norm, add_layer_norm, query_key_value, swiglu, gelu_tanh, vision_heads, to_fp8):
-            setattr(self, step.__name__, torch.compile(step, options={"emulate_precision_casts": True}) if compiled else step)
 
 
 class Block(nn.Module):
@@ -107,16 +41,16 @@ class Block(nn.Module):
         self.gate_up = product([mlp.gate_proj, mlp.up_proj])
         self.down = product([mlp.down_proj])
         self.norm_in, self.norm_mid = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
-        self.norm_q, self.norm_k = attention.q_norm.weight, attention.k_norm.weight
-        self.kv_heads, self.eps, self.fp8 = config.num_key_value_heads, config.rms_norm_eps, isinstance(self.qkv, Fp8Linear)
+        self.norms = attention.q_norm.weight, attention.k_norm.weight
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.eps, self.fp8 = config.rms_norm_eps, isinstance(self.qkv, Fp8Linear)
 
-    def forward(self, x, delta, cos, sin, steps: Steps):
-        """`x` and `delta` are ``(n * n_tokens, hidden)``, `cos` and `sin` ``(n, n_tokens, head_dim)``."""
+    def forward(self, x, delta, cos, sin, steps: ModuleType, attend: Callable[..., torch.Tensor]):
+        """`x` and `delta` are ``(n_tokens, hidden)``, `cos` and `sin` ``(n_tokens, head_dim)``."""
         x, h = steps.add_norm(x, delta, self.norm_in, self.eps, self.fp8)
-        qkv = self.qkv(h).unflatten(0, cos.shape[:2])
-        q, k, v = steps.query_key_value(qkv, self.norm_q, self.norm_k, cos, sin, self.eps, self.kv_heads)
-        mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        attended = self.o(steps.to_fp8(mixed.transpose(1, 2).reshape(len(x), -1), self.fp8))
+        qkv = self.qkv(h)
+        steps.rotate_(qkv, cos, sin, self.heads, self.kv_heads, self.norms, self.eps)
+        attended = self.o(steps.to_fp8(attend(qkv, self.heads, self.kv_heads), self.fp8))
         x, h = steps.add_norm(x, attended, self.norm_mid, self.eps, self.fp8)
         return x, self.down(steps.swiglu(self.gate_up(h), self.fp8))
 
@@ -133,11 +67,11 @@ class FastColQwen3(nn.Module):
         super().__init__()
         self.config, self.vlm, self.embedding_proj_layer = model.config, model.vlm, model.embedding_proj_layer
         self._on_gpu = self.embedding_proj_layer.weight.is_cuda
-        self._steps = Steps(self._on_gpu)
+        self._steps = importlib.import_module(".steps_triton" if self._on_gpu else ".steps", __package__)
         layers = model.language_model.layers
         for i, layer in enumerate(layers):
             layers[i] = Block(layer, model.config.text_config, lambda parts: stack(parts, backend))
-        self._graphs: dict[tuple[int, int], tuple] = {}
+        self._graphs: dict[tuple[int, int, int], tuple] = {}
         self._pool = None
         self._grids: dict[tuple[int, ...], tuple] = {}
 
@@ -164,13 +98,13 @@ class FastColQwen3(nn.Module):
             return ColQwen3Output(embeddings=self._pages(input_ids, attention_mask, image_grid_thw, mm_token_type_ids, features))
 
     def _queries(self, input_ids, attention_mask) -> torch.Tensor:
-        n, length = input_ids.shape
-        rows, tokens = bucket(n, length)
-        if not self._on_gpu or rows * tokens > GRAPH_TOKENS:
-            return self._text(input_ids, attention_mask)
-        if (rows, tokens) not in self._graphs:
-            self._graphs[rows, tokens] = self._capture(rows, tokens)
-        graph, ids, mask, embeddings = self._graphs[rows, tokens]
+        (n, length), total = input_ids.shape, int(attention_mask.sum())
+        if not self._on_gpu or total > GRAPH_TOKENS:
+            return self._text(input_ids, attention_mask, total)
+        key = rows, tokens, _ = bucket(n, length, total)
+        if key not in self._graphs:
+            self._graphs[key] = self._capture(*key)
+        graph, ids, mask, embeddings = self._graphs[key]
         if (n, length) != (rows, tokens):
             mask.zero_()
         ids[:n, tokens - length:].copy_(input_ids)
@@ -178,55 +112,55 @@ class FastColQwen3(nn.Module):
         graph.replay()
         return embeddings[:n, tokens - length:].clone()
 
-    def _capture(self, rows: int, tokens: int) -> tuple:
+    def _capture(self, rows: int, tokens: int, total: int) -> tuple:
         """A graph of one bucket, with its input and output buffers."""
         device = self.embedding_proj_layer.weight.device
         ids, mask = torch.zeros(2, rows, tokens, dtype=torch.long, device=device)
-        mask.fill_(1)
+        mask.flatten()[:total] = 1
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # kernels are compiled and chosen before anything is recorded
             for _ in range(2):
-                self._text(ids, mask)
+                self._text(ids, mask, total)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         with torch.cuda.graph(graph, pool=self._pool):
-            embeddings = self._text(ids, mask)
+            embeddings = self._text(ids, mask, total)
         return graph, ids, mask, embeddings
 
-    def _text(self, input_ids, attention_mask) -> torch.Tensor:
-        order, back = shifts(attention_mask)
-        x = self.language_model.embed_tokens(input_ids.gather(1, order))  # (n, n_tokens, hidden)
-        positions = torch.arange(x.shape[1], device=x.device).expand(3, len(x), -1)
-        return self._finish(self._decode(x, positions, ()), attention_mask, back)
+    def _text(self, input_ids, attention_mask, total: int) -> torch.Tensor:
+        """Queries packed into one sequence of `total` tokens, at least as many as the mask has."""
+        packed = Packed(attention_mask, total)
+        x = self.language_model.embed_tokens(input_ids.flatten()[packed.source])  # (total, hidden)
+        hidden = self._decode(x, packed.positions.expand(3, 1, -1), (), lambda qkv, *heads: self._steps.attend_packed(qkv, packed, *heads))
+        return packed.unpack(self._projected(hidden))
 
     def _pages(self, input_ids, attention_mask, grids, types, features) -> torch.Tensor:
         order, back = shifts(attention_mask)
         ids, mask = input_ids.gather(1, order), attention_mask.gather(1, order)
         positions, _ = self.vlm.model.get_rope_index(ids, image_grid_thw=grids, attention_mask=mask, mm_token_type_ids=types.gather(1, order))
-        x = self.language_model.embed_tokens(ids)
-        place = (ids == self.config.image_token_id).unsqueeze(-1)
+        n, x = len(ids), self.language_model.embed_tokens(ids).flatten(0, 1)
+        place = (ids == self.config.image_token_id).view(-1, 1)
         x = x.masked_scatter(place, torch.cat(list(features.pooler_output)).to(x.dtype))
         deep = [torch.zeros_like(x).masked_scatter(place, torch.cat(list(layer)).to(x.dtype)) for layer in features.deepstack_features]
-        return self._finish(self._decode(x, positions, deep), attention_mask, back)
-
-    def _decode(self, x, positions, deep) -> torch.Tensor:
-        """The language model on embedded tokens; `deep` is added behind the first layers."""
-        cos, sin = self.language_model.rotary_emb(x, positions)
-        shape, x = x.shape[:2], x.flatten(0, 1)
-        delta = torch.zeros_like(x)
-        for i, layer in enumerate(self.language_model.layers):
-            x, delta = layer(x, delta, cos, sin, self._steps)
-            if i < len(deep):
-                delta = delta + deep[i].flatten(0, 1)
-        last = self.language_model.norm
-        return self._steps.add_norm(x, delta, last.weight, self.config.text_config.rms_norm_eps, False)[1].unflatten(0, shape)
-
-    def _finish(self, hidden, attention_mask, back) -> torch.Tensor:
-        vectors = nn.functional.normalize(self.embedding_proj_layer(hidden), dim=-1)  # (n, n_tokens, embed_dim)
+        hidden = self._decode(x, positions, deep, lambda qkv, *heads: self._steps.attend(qkv, n, *heads, causal=True))
+        vectors = self._projected(hidden).unflatten(0, ids.shape)
         vectors = vectors.gather(1, back.unsqueeze(-1).expand_as(vectors))
         return vectors * attention_mask.unsqueeze(-1).to(vectors.dtype)
+
+    def _decode(self, x, positions, deep, attend) -> torch.Tensor:
+        """The language model on embedded tokens ``(n_tokens, hidden)``; `deep` is added behind the first layers."""
+        cos, sin = (part.flatten(0, 1) for part in self.language_model.rotary_emb(x, positions))
+        delta = torch.zeros_like(x)
+        for i, layer in enumerate(self.language_model.layers):
+            x, delta = layer(x, delta, cos, sin, self._steps, attend)
+            if i < len(deep):
+                delta = delta + deep[i]
+        return self._steps.add_norm(x, delta, self.language_model.norm.weight, self.config.text_config.rms_norm_eps, False)[1]
+
+    def _projected(self, hidden) -> torch.Tensor:
+        return nn.functional.normalize(self.embedding_proj_layer(hidden), dim=-1)
 
     @torch.inference_mode()
     def page_features(self, pixel_values, image_grid_thw) -> BaseModelOutputWithDeepstackFeatures:
@@ -251,14 +185,14 @@ class FastColQwen3(nn.Module):
         position, cos, sin = self._grid(grid)
         weight = tower.patch_embed.proj.weight
         x = nn.functional.linear(patches.to(weight.dtype), weight.flatten(1), tower.patch_embed.proj.bias)  # (n, n_patches, hidden)
-        shape, deep = x.shape[:2], []
+        deep = []
         x, delta = x.flatten(0, 1), position.expand_as(x).flatten(0, 1)
         for i, block in enumerate(tower.blocks):
             fp8 = isinstance(block.attn.qkv, Fp8Linear)
             x, h = steps.add_layer_norm(x, delta, block.norm1.weight, block.norm1.bias, block.norm1.eps, fp8)
-            q, k, v = steps.vision_heads(block.attn.qkv(h).unflatten(0, shape), cos, sin, block.attn.num_heads)
-            mixed = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(len(x), -1)
-            attended = block.attn.proj(steps.to_fp8(mixed, fp8))
+            qkv, heads = block.attn.qkv(h), block.attn.num_heads
+            steps.rotate_(qkv, cos, sin, heads, heads)
+            attended = block.attn.proj(steps.to_fp8(steps.attend(qkv, len(patches), heads, heads, causal=False), fp8))
             x, h = steps.add_layer_norm(x, attended, block.norm2.weight, block.norm2.bias, block.norm2.eps, fp8)
             delta = block.mlp.linear_fc2(steps.gelu_tanh(block.mlp.linear_fc1(h), fp8))
             if i in tower.deepstack_visual_indexes:
@@ -274,7 +208,7 @@ class FastColQwen3(nn.Module):
             sizes = torch.tensor([grid], device=tower.pos_embed.weight.device)
             position = _interpolated(tower, sizes)
             cos, sin = tower.rotary_pos_emb(position, get_vision_position_ids(sizes, tower.spatial_merge_size))
-            self._grids[grid] = position, cos, sin
+            self._grids[grid] = position, cos.view(-1, cos.shape[-1]), sin.view(-1, sin.shape[-1])
         return self._grids[grid]
 
 
@@ -313,10 +247,12 @@ def shifts(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (place + padding) % length, (place - padding) % length
 
 
-def bucket(rows: int, tokens: int) -> tuple[int, int]:
-    """The next size that is captured: rows to a power of two, tokens to a multiple of 8 (from 128 on, of 32)."""
-    step = 8 if tokens <= 128 else 32
-    return 1 << (rows - 1).bit_length(), -(-tokens // step) * step
+def bucket(rows: int, tokens: int, total: int) -> tuple[int, int, int]:
+    """The next sizes that are captured: of the mask, rows and tokens to a power of two (beyond 128 tokens to a multiple of
+    64), and of the packed sequence in steps of 16 up to an eighth of its size, for these are the rows of every product."""
+    tokens = max(16, 1 << (tokens - 1).bit_length()) if tokens <= 128 else -(-tokens // 64) * 64
+    step = max(16, (1 << (total - 1).bit_length()) // 16)
+    return 1 << (rows - 1).bit_length(), tokens, -(-total // step) * step
 
 
 def agreement(plain: list[torch.Tensor], other: list[torch.Tensor]) -> dict[str, float]:

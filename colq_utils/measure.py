@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from . import encode, loading, processing
+from . import encode, loading, processing, profiling
 from .ceilings import demand, timed
 from .config import Experiment, Workload
 from .errors import ColqError
@@ -26,6 +26,8 @@ from .workloads import batches, items
 #: Mean cosine between the token embeddings of the fast and the plain path of the bf16 base: below the first nothing is
 #: measured, below the second the report says so. Random weights damp no rounding error, so theirs is the hardest case.
 DIFFERENT, SAME = 0.999, 0.9999
+#: What the plain path's own embeddings differ by when the same queries are not batched: no other path can be closer.
+GRAIN = "queries, plain path one by one"
 
 
 def run(experiment: dict, variant: str, plan: list) -> dict:
@@ -37,7 +39,7 @@ def run(experiment: dict, variant: str, plan: list) -> dict:
 
     Returns:
         ``load_s``, ``census``, ``memory`` (metric -> bytes) and ``workloads``: a record each, with
-        ``latency_s`` a timed call, or with ``error``, as when memory runs out at one batch size.
+        ``latency_s`` a timed call and, on CUDA, ``profile`` of one batch, or with ``error``, as when memory runs out.
     """
     settings = Experiment.model_validate(experiment)
     if settings.runtime.threads is not None:
@@ -65,6 +67,7 @@ def _accelerated(settings: Experiment, loaded: loading.Loaded) -> tuple[loading.
     from .fast import agreement
     samples = _samples(settings)
     plain = [_embedded(loaded, kind, chosen) for kind, chosen in samples.items()]
+    grain = {"kind": GRAIN, **agreement(plain[0], encode.queries(loaded, samples["queries"], batch=1))}
     start, spec = time.perf_counter(), settings.by_id[loaded.variant]
     model = loading.accelerate(loaded, spec.backend or settings.runtime.backend)
     convert_s = time.perf_counter() - start
@@ -77,7 +80,7 @@ def _accelerated(settings: Experiment, loaded: loading.Loaded) -> tuple[loading.
                         f"at least {SAME} expected); set encode to plain and report this")
     if settings.runtime.device == "cuda":
         torch.cuda.empty_cache()
-    return fast, convert_s, found
+    return fast, convert_s, [*found, grain]
 
 
 def yardstick(experiment: dict, variant: str) -> list[dict]:
@@ -133,17 +136,18 @@ def _measure(settings: Experiment, loaded: loading.Loaded, work: Workload) -> di
     inputs = next(feed)
     first_call_s = timed(lambda: loaded.model(**inputs), device)
     memory = peak(lambda: loaded.model(**inputs), device)
-    need = demand(loaded.model, inputs)
     cycle = -(-work.items // work.batch) if work.kind == "queries" else 0
     # Two calls of warm-up are done. CPU kernels are built anew for each length, so every batch of queries is met once.
     for inputs in itertools.islice(feed, max(work.warmup - 2, cycle - 1, 0)):
         timed(lambda inputs=inputs: loaded.model(**inputs), device)
-    latency_s, tokens = [], []
+    latency_s, needs, tokens = [], [], []
     for inputs in itertools.islice(feed, work.iterations):
         latency_s.append(timed(lambda inputs=inputs: loaded.model(**inputs), device))
-        tokens.append(inputs["input_ids"].numel())
-    return {"first_call_s": first_call_s, "memory": memory, "weight_bytes": need.weight_bytes, "flop": need.flop,
-            "tokens_per_call": sum(tokens) / len(tokens), "latency_s": latency_s, "finished_at": time.time()}
+        needs.append(demand(loaded.model, inputs))
+        tokens.append(int(inputs["attention_mask"].sum()))
+    return {"first_call_s": first_call_s, "memory": memory, "weight_bytes": needs[0].weight_bytes, "flop": sum(need.flop for need in needs) / len(needs),
+            "tokens_per_call": sum(tokens) / len(tokens), "latency_s": latency_s, "finished_at": time.time(),
+            **({"profile": profiling.parts(lambda: loaded.model(**inputs))} if device == "cuda" else {})}
 
 
 def tensor_bytes(model: torch.nn.Module) -> dict[str, int]:

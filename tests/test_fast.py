@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from colq_utils import config, eightbit, encode, fast, kernels, loading, packing
+from colq_utils import config, eightbit, encode, fast, kernels, loading, packing, steps
 from colq_utils.errors import ColqError
 
 TEXTS = ["alpha", "beta gamma delta", "epsilon " * 5]
@@ -39,7 +39,25 @@ def test_pages_of_several_sizes_keep_their_order(random_model, page_images):
 
 
 def test_buckets_hold_what_they_are_for():
-    assert fast.bucket(1, 5) == (1, 8) and fast.bucket(3, 24) == (4, 24) and fast.bucket(32, 130) == (32, 160)
+    assert fast.bucket(1, 5, 5) == (1, 16, 16) and fast.bucket(3, 24, 60) == (4, 32, 64)
+    assert fast.bucket(8, 28, 202) == (8, 32, 208) and fast.bucket(32, 130, 1100) == (32, 192, 1152)
+
+
+def test_packed_rows_come_back():
+    mask = torch.tensor([[0, 0, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]])
+    packed = steps.Packed(mask, 8)
+    assert packed.source[:6].tolist() == [2, 3, 8, 9, 10, 11] and packed.positions[:6].tolist() == [0, 1, 0, 1, 2, 3]
+    assert packed.offsets.tolist() == [0, 2, 2, 6]
+    assert packed.unpack(torch.arange(1.0, 9).unsqueeze(1)).squeeze(-1).tolist() == [[0, 0, 1, 2], [0, 0, 0, 0], [3, 4, 5, 6]]
+
+
+def test_attention_of_packed_rows_sees_its_own_row_alone():
+    torch.manual_seed(0)
+    mask = torch.tensor([[0, 0, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]])
+    qkv = torch.randn(8, 6 * 8)  # two query heads and two key/value heads of 8
+    found = steps.attend_packed(qkv, steps.Packed(mask, 8), 2, 2)
+    for row in (slice(0, 2), slice(2, 6)):
+        assert torch.allclose(found[row], steps.attend(qkv[row], 1, 2, 2, causal=True), atol=1e-6)
 
 
 def test_shifting_left_and_back():
@@ -156,6 +174,55 @@ def test_fp8_runs_through_both_paths(random_model, page_images):
     accelerated = loading.Loaded("fast", loading.accelerate(loaded, "unpack"), loaded.processor, (), 0.0, "fast")
     assert fast.agreement(expected, plain)["mean"] > 0.98
     assert fast.agreement(plain, encode.pages(accelerated, page_images))["mean"] > 0.999
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("fp8", [False, True])
+def test_gpu_kernels_do_what_the_plain_steps_do(fp8):
+    from colq_utils import steps_triton
+
+    def same(found, expected):
+        if isinstance(found, tuple):
+            found, expected = (values.float() * scale for values, scale in (found, expected))
+        found, expected = found.float(), expected.float()
+        assert (found - expected).norm() < (0.02 if fp8 else 0.004) * expected.norm()
+
+    torch.manual_seed(0)
+
+    def some(*shape):
+        return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
+
+    x, delta, weight, bias = some(300, 2560), some(300, 2560), some(2560), some(2560)
+    for found, expected in zip(steps_triton.add_norm(x, delta, weight, 1e-6, fp8), steps.add_norm(x, delta, weight, 1e-6, fp8), strict=True):
+        same(found, expected)
+    for found, expected in zip(steps_triton.add_layer_norm(x, delta, weight, bias, 1e-6, fp8), steps.add_layer_norm(x, delta, weight, bias, 1e-6, fp8), strict=True):
+        same(found, expected)
+    wide = some(300, 2 * 9728)
+    same(steps_triton.swiglu(wide, fp8), steps.swiglu(wide, fp8))
+    same(steps_triton.gelu_tanh(x, fp8), steps.gelu_tanh(x, fp8))
+    same(steps_triton.to_fp8(x, fp8), steps.to_fp8(x, fp8))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("heads, kv_heads, head_dim", [(32, 8, 128), (16, 16, 72)])
+def test_gpu_rotation_and_attention(heads, kv_heads, head_dim):
+    from colq_utils import steps_triton
+    torch.manual_seed(0)
+    mask = (torch.rand(8, 28, device="cuda") < 0.7).long()
+    packed = steps.Packed(mask, 208)
+    qkv = torch.randn(208, (heads + 2 * kv_heads) * head_dim, device="cuda", dtype=torch.bfloat16)
+    cos, sin = torch.rand(2, 208, head_dim, device="cuda").bfloat16()
+    norms = tuple(torch.rand(2, head_dim, device="cuda").bfloat16())
+    for weights in (norms, None):
+        found, expected = qkv.clone(), qkv.clone()
+        steps_triton.rotate_(found, cos, sin, heads, kv_heads, weights, 1e-6)
+        steps.rotate_(expected, cos, sin, heads, kv_heads, weights, 1e-6)
+        assert (found.float() - expected.float()).norm() < 0.004 * expected.float().norm()
+    real = int(mask.sum())
+    found, expected = (way.attend_packed(qkv, packed, heads, kv_heads)[:real].float() for way in (steps_triton, steps))
+    assert (found - expected).norm() < 0.006 * expected.norm()
 
 
 @pytest.mark.gpu
