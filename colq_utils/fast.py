@@ -3,9 +3,9 @@
 The stock forward issues some thirty small kernels a layer; on a large GPU a batch of queries then waits for the processor
 and not for the weights. Here q, k and v are one product, gate and up another, and what lies between products is one
 kernel each (`colq_utils.steps_triton`). Queries of several lengths are packed into one sequence, so that nothing is
-computed for padding, and captured as a CUDA graph for each bucket of sizes, so that the GPU runs a batch in one go. Pages
-are compute-bound and run the same code without a graph; under causal attention what stands to the right of a token cannot
-touch it, so shifted to the left edge they need no mask.
+computed for padding, and captured as a CUDA graph for each bucket of sizes, so that the GPU runs a batch in
+one go; small batches of pages are captured when their size comes again, large ones keep the GPU busy without. Under causal
+attention what stands to the right of a token cannot touch it, so pages shifted to the left edge need no mask.
 
 The model is converted in place and holds no second copy of its weights. On a CPU the same code runs `colq_utils.steps`.
 """
@@ -24,7 +24,7 @@ from .modeling import ColQwen3ForRetrieval, ColQwen3Output
 from .packing import PackedLinear
 from .steps import Packed
 
-#: Query batches of up to this many tokens are captured as graphs; larger ones keep the GPU busy without.
+#: Batches of up to this many tokens are captured as graphs; larger ones keep the GPU busy without.
 GRAPH_TOKENS = 8192
 #: Attention kernels in order of preference; cuDNN's is the fastest on Hopper where it takes the shape.
 ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -71,8 +71,9 @@ class FastColQwen3(nn.Module):
         layers = model.language_model.layers
         for i, layer in enumerate(layers):
             layers[i] = Block(layer, model.config.text_config, lambda parts: stack(parts, backend))
-        self._graphs: dict[tuple[int, int, int], tuple] = {}
-        self._pool = None
+        self._graphs: dict[tuple, tuple] = {}
+        self._met: set[tuple] = set()
+        self._stream, self._pool = (torch.cuda.Stream(), torch.cuda.graph_pool_handle()) if self._on_gpu else (None, None)
         self._grids: dict[tuple[int, ...], tuple] = {}
 
     @property
@@ -101,10 +102,11 @@ class FastColQwen3(nn.Module):
         (n, length), total = input_ids.shape, int(attention_mask.sum())
         if not self._on_gpu or total > GRAPH_TOKENS:
             return self._text(input_ids, attention_mask, total)
-        key = rows, tokens, _ = bucket(n, length, total)
+        key = rows, tokens, total = bucket(n, length, total)
         if key not in self._graphs:
-            self._graphs[key] = self._capture(*key)
-        graph, ids, mask, embeddings = self._graphs[key]
+            ids, mask = torch.zeros(2, rows, tokens, dtype=torch.long, device=input_ids.device)
+            self._graphs[key] = self._captured(lambda *buffers: [self._text(*buffers, total)], [ids, mask])
+        graph, (ids, mask), (embeddings,) = self._graphs[key]
         if (n, length) != (rows, tokens):
             mask.zero_()
         ids[:n, tokens - length:].copy_(input_ids)
@@ -112,46 +114,63 @@ class FastColQwen3(nn.Module):
         graph.replay()
         return embeddings[:n, tokens - length:].clone()
 
-    def _capture(self, rows: int, tokens: int, total: int) -> tuple:
-        """A graph of one bucket, with its input and output buffers."""
-        device = self.embedding_proj_layer.weight.device
-        ids, mask = torch.zeros(2, rows, tokens, dtype=torch.long, device=device)
-        mask.flatten()[:total] = 1
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # kernels are compiled and chosen before anything is recorded
+    def _replayed(self, key: tuple, work: Callable[..., list[torch.Tensor]], *inputs: torch.Tensor) -> list[torch.Tensor]:
+        """``work(*inputs)``, as a CUDA graph if `key`, which stands for the work and the shapes, was met before.
+
+        Page sizes vary, so a graph is recorded when one comes again; large batches keep the GPU busy without.
+        """
+        if key not in self._met or not self._on_gpu:
+            self._met.add(key)
+            return work(*inputs)
+        if key not in self._graphs:
+            self._graphs[key] = self._captured(work, [value.clone() for value in inputs])
+        graph, buffers, outputs = self._graphs[key]
+        for buffer, value in zip(buffers, inputs, strict=True):
+            buffer.copy_(value)
+        graph.replay()
+        return [output.clone() for output in outputs]
+
+    def _captured(self, work, buffers: list[torch.Tensor]) -> tuple:
+        """A graph with its input and output buffers. One stream serves all: each would get a workspace of its own."""
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):  # kernels are compiled and chosen before anything is recorded
             for _ in range(2):
-                self._text(ids, mask, total)
-        torch.cuda.current_stream().wait_stream(stream)
+                work(*buffers)
+        torch.cuda.current_stream().wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
-        with torch.cuda.graph(graph, pool=self._pool):
-            embeddings = self._text(ids, mask, total)
-        return graph, ids, mask, embeddings
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            outputs = work(*buffers)
+        return graph, buffers, outputs
 
     def _text(self, input_ids, attention_mask, total: int) -> torch.Tensor:
         """Queries packed into one sequence of `total` tokens, at least as many as the mask has."""
         packed = Packed(attention_mask, total)
         x = self.language_model.embed_tokens(input_ids.flatten()[packed.source])  # (total, hidden)
-        hidden = self._decode(x, packed.positions.expand(3, 1, -1), (), lambda qkv, *heads: self._steps.attend_packed(qkv, packed, *heads))
+        turns = self.language_model.rotary_emb(x, packed.positions.expand(3, 1, -1))
+        hidden = self._decode(x, *turns, attend=lambda qkv, *heads: self._steps.attend_packed(qkv, packed, *heads))
         return packed.unpack(self._projected(hidden))
 
     def _pages(self, input_ids, attention_mask, grids, types, features) -> torch.Tensor:
         order, back = shifts(attention_mask)
-        ids, mask = input_ids.gather(1, order), attention_mask.gather(1, order)
-        positions, _ = self.vlm.model.get_rope_index(ids, image_grid_thw=grids, attention_mask=mask, mm_token_type_ids=types.gather(1, order))
+        ids = input_ids.gather(1, order)
+        positions = page_positions(types.gather(1, order), grids, self.visual.spatial_merge_size)
         n, x = len(ids), self.language_model.embed_tokens(ids).flatten(0, 1)
         place = (ids == self.config.image_token_id).view(-1, 1)
         x = x.masked_scatter(place, torch.cat(list(features.pooler_output)).to(x.dtype))
         deep = [torch.zeros_like(x).masked_scatter(place, torch.cat(list(layer)).to(x.dtype)) for layer in features.deepstack_features]
-        hidden = self._decode(x, positions, deep, lambda qkv, *heads: self._steps.attend(qkv, n, *heads, causal=True))
-        vectors = self._projected(hidden).unflatten(0, ids.shape)
+
+        def work(x, cos, sin, *deep):
+            return [self._projected(self._decode(x, cos, sin, *deep, attend=lambda qkv, *heads: self._steps.attend(qkv, n, *heads, causal=True)))]
+
+        inputs, key = (x, *self.language_model.rotary_emb(x, positions), *deep), ("pages", *ids.shape, len(deep))
+        (vectors,) = self._replayed(key, work, *inputs) if len(x) <= GRAPH_TOKENS else work(*inputs)
+        vectors = vectors.unflatten(0, ids.shape)
         vectors = vectors.gather(1, back.unsqueeze(-1).expand_as(vectors))
         return vectors * attention_mask.unsqueeze(-1).to(vectors.dtype)
 
-    def _decode(self, x, positions, deep, attend) -> torch.Tensor:
+    def _decode(self, x, cos, sin, *deep, attend) -> torch.Tensor:
         """The language model on embedded tokens ``(n_tokens, hidden)``; `deep` is added behind the first layers."""
-        cos, sin = (part.flatten(0, 1) for part in self.language_model.rotary_emb(x, positions))
+        cos, sin = cos.flatten(0, 1), sin.flatten(0, 1)
         delta = torch.zeros_like(x)
         for i, layer in enumerate(self.language_model.layers):
             x, delta = layer(x, delta, cos, sin, self._steps, attend)
@@ -171,8 +190,10 @@ class FastColQwen3(nn.Module):
         found: list = [None] * len(grids)
         for grid in dict.fromkeys(grids):
             mine = [i for i, other in enumerate(grids) if other == grid]
+            key, stacked = ("vision", len(mine), grid), torch.stack([patches[i] for i in mine])
             with sdpa_kernel(ATTENTION, set_priority=True):
-                outputs = self._vision(torch.stack([patches[i] for i in mine]), grid)  # each (n_mine, n_visual_tokens, hidden)
+                small = stacked.shape[:2].numel() <= GRAPH_TOKENS * self.visual.spatial_merge_size**2
+                outputs = self._replayed(key, lambda x, grid=grid: self._vision(x, grid), stacked) if small else self._vision(stacked, grid)
             for row, i in enumerate(mine):
                 found[i] = [output[row] for output in outputs]
         return BaseModelOutputWithDeepstackFeatures(
@@ -180,7 +201,7 @@ class FastColQwen3(nn.Module):
             deepstack_features=[[page[layer] for page in found] for layer in range(1, len(found[0]))])
 
     def _vision(self, patches: torch.Tensor, grid: tuple[int, int, int]) -> list[torch.Tensor]:
-        """The vision tower on pages of one grid, ``(n, n_patches, patch_dim)``."""
+        """The vision tower on pages of one grid, ``(n, n_patches, patch_dim)``: outputs ``(n, n_visual_tokens, hidden)``, the last layer's first."""
         tower, steps = self.visual, self._steps
         position, cos, sin = self._grid(grid)
         weight = tower.patch_embed.proj.weight
@@ -197,9 +218,15 @@ class FastColQwen3(nn.Module):
             delta = block.mlp.linear_fc2(steps.gelu_tanh(block.mlp.linear_fc1(h), fp8))
             if i in tower.deepstack_visual_indexes:
                 merger = tower.deepstack_merger_list[tower.deepstack_visual_indexes.index(i)]
-                deep.append(merger(x + delta))
-        outputs = [tower.merger(x + delta), *deep]
+                deep.append(self._merged(merger, x + delta))
+        outputs = [self._merged(tower.merger, x + delta), *deep]
         return [output.view(len(patches), -1, output.shape[-1]) for output in outputs]
+
+    def _merged(self, merger: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """`merger` on ``(n_patches, hidden)``, step by step, for its products may be in FP8."""
+        fp8, to_fp8 = isinstance(merger.linear_fc1, Fp8Linear), self._steps.to_fp8
+        x = merger.norm(x.view(-1, merger.hidden_size) if merger.use_postshuffle_norm else x).view(-1, merger.hidden_size)
+        return merger.linear_fc2(to_fp8(merger.act_fn(merger.linear_fc1(to_fp8(x, fp8))), fp8))
 
     def _grid(self, grid: tuple[int, int, int]) -> tuple:
         """Position embedding ``(n_patches, hidden)`` and rotation of a patch grid, kept: page sizes repeat."""
@@ -237,6 +264,23 @@ def stack(layers: list[nn.Module], backend: str | None) -> nn.Module:
         made = nn.Linear(layers[0].in_features, sum(layer.out_features for layer in layers), bias=False)
     made.weight = nn.Parameter(torch.cat([layer.weight.data for layer in layers]), requires_grad=False)
     return made
+
+
+def page_positions(types: torch.Tensor, grids: torch.Tensor, merge: int) -> torch.Tensor:
+    """Time, height and width position of each token, ``(3, n, n_tokens)``, of rows with one picture each and no padding on the left.
+
+    The model's own rule, without its loop over rows, each of which waits for the GPU.
+
+    Args:
+        types: 1 where a token is of the picture, ``(n, n_tokens)``.
+        grids: patch grids ``(n, 3)``; `merge`² patches make a token.
+    """
+    picture, index = types == 1, torch.arange(types.shape[1], device=types.device).expand_as(types)
+    first, count = picture.int().argmax(1, keepdim=True), picture.sum(1, keepdim=True)
+    height, width = (grids[:, 1:] // merge).split(1, dim=1)
+    place = index - first
+    text = torch.where(index < first, index, place - count + first + torch.maximum(height, width))
+    return torch.stack([torch.where(picture, first + offset, text) for offset in (0 * place, place // width, place % width)])
 
 
 def shifts(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -60,6 +60,16 @@ def test_attention_of_packed_rows_sees_its_own_row_alone():
         assert torch.allclose(found[row], steps.attend(qkv[row], 1, 2, 2, causal=True), atol=1e-6)
 
 
+def test_positions_are_the_models(random_model, page_images):
+    mixed = [page_images[0], page_images[1].resize((96, 160)), page_images[2].resize((320, 64))]
+    inputs = random_model.processor.pages(mixed)
+    order, _ = fast.shifts(inputs["attention_mask"])
+    ids, mask, types = (inputs[name].gather(1, order) for name in ("input_ids", "attention_mask", "mm_token_type_ids"))
+    expected, _ = random_model.model.vlm.model.get_rope_index(ids, image_grid_thw=inputs["image_grid_thw"], attention_mask=mask, mm_token_type_ids=types)
+    found = fast.page_positions(types, inputs["image_grid_thw"], 2)
+    assert torch.equal(found * mask, expected * mask)
+
+
 def test_shifting_left_and_back():
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
     order, back = fast.shifts(mask)
