@@ -57,7 +57,6 @@ def run(experiment: Experiment, timeout_s: float = 1800) -> pd.DataFrame:
         table = _write(experiment, parts, limits)  # each time: a run that is cut off leaves what it measured
         if (round_, name) == (1, experiment.benchmark.variants[-1]):
             _sweep(experiment, timeout_s)
-    _last(experiment, timeout_s)
     return table
 
 
@@ -84,24 +83,9 @@ def _sweep(experiment: Experiment, timeout_s: float) -> None:
         for name, arguments in (("gemms", {"text": text, "backends": backends}), ("scoring", {}), ("options", {})):
             found = _kept(experiment, name, f"colq_utils.sweeps:{name}", arguments, timeout_s)
             write_table(folder / f"{name}.csv", pd.DataFrame(found if isinstance(found, list) else [found]))
-
-
-def _last(experiment: Experiment, timeout_s: float) -> None:
-    """What takes longest and is needed least: AutoRound's own cost, and both paths against fp32."""
-    folder, plan = experiment.results("benchmark"), experiment.benchmark
-    if experiment.runtime.device != "cuda":
-        return
     if plan.autoround:
         arguments = {"size": experiment.model.size, "settings": plan.autoround.model_dump(), "scratch": str(experiment.build())}
         write_json(folder / "autoround_cost.json", _kept(experiment, "autoround", "colq_utils.cost:measure", arguments, timeout_s))
-    if plan.sweeps:
-        found = _kept(experiment, "yardstick", "colq_utils.measure:yardstick", {"experiment": experiment.model_dump(mode="json"), "variant": _fast_base(experiment)}, timeout_s)
-        write_table(folder / "yardstick.csv", pd.DataFrame(found if isinstance(found, list) else [found]))
-
-
-def _fast_base(experiment: Experiment) -> str:
-    """The bf16 variant that takes the fast path."""
-    return next((n for n, v in experiment.by_id.items() if v.scheme == "bf16" and v.encode != "plain"), experiment.base)
 
 
 def check(experiment: Experiment) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from . import encode, loading, processing, profiling
+from . import encode, loading, profiling
 from .ceilings import demand, timed
 from .config import Experiment, Workload
 from .errors import ColqError
@@ -81,28 +81,6 @@ def _accelerated(settings: Experiment, loaded: loading.Loaded) -> tuple[loading.
     if settings.runtime.device == "cuda":
         torch.cuda.empty_cache()
     return fast, convert_s, [*found, grain]
-
-
-def yardstick(experiment: dict, variant: str) -> list[dict]:
-    """How far both paths of a bf16 base are from the plain path in fp32: what their disagreement has to be measured by.
-
-    Returns:
-        Rows of kind, mean, min and tokens (token cosine), as `agreement` of `run`.
-    """
-    from .fast import agreement
-    settings, rows = Experiment.model_validate(experiment), []
-    samples = _samples(settings)
-    loaded = loading.plain(settings, variant)
-    plain = [_embedded(loaded, kind, chosen) for kind, chosen in samples.items()]
-    fast = loading.Loaded(variant, loading.accelerate(loaded, settings.runtime.backend), loaded.processor, (), 0.0, "fast")
-    quick = [_embedded(fast, kind, chosen) for kind, chosen in samples.items()]
-    fast = loaded = None
-    model = loading.open_model(settings.model_path, torch.float32, settings.runtime.device, settings.runtime.attention, None, settings.model.revision)
-    exact = loading.Loaded("fp32", model, processing.from_pretrained(settings.model_path, settings.model.revision, settings.model.max_visual_tokens), (), 0.0)
-    for (kind, chosen), before, after in zip(samples.items(), plain, quick, strict=True):
-        truth = _embedded(exact, kind, chosen)
-        rows += [{"kind": f"{kind}, plain path against fp32", **agreement(truth, before)}, {"kind": f"{kind}, fast path against fp32", **agreement(truth, after)}]
-    return rows
 
 
 def _samples(settings: Experiment) -> dict[str, list]:

@@ -396,10 +396,6 @@ def _agreement(speed: Speed) -> str:
     rows = [(f"`{r.variant}`", r.kind, md.number(r["mean"], 6), md.number(r.least, 6), int(r.tokens)) for _, r in found.iterrows()]
     base = found[found.variant == speed.find(scheme="bf16")]
     word = "" if base.empty else f"\n\nFor bf16 the mean is {'at or above' if base['mean'].min() >= SAME else '**below**'} the {SAME} that is asked of a real checkpoint."
-    exact = speed.read("benchmark/yardstick.csv")
-    if exact is not None and "mean" in exact:
-        word += (" Random weights damp no rounding error over the layers; against fp32 both paths of the bf16 base are this far off:\n\n"
-                 + md.table(["Tokens of, path", "Mean", "Least"], [(r.kind, md.number(r["mean"], 6), md.number(r["min"], 6)) for _, r in exact.iterrows()]))
     return ("Each process compares its fast path with the plain one on the same weights before it measures anything (token cosine; of FP8 and 4-bit "
             "variants with the plain path in the same weights):\n\n" + md.table(["Variant", "Tokens of", "Mean", "Least", "Tokens"], rows, left=2) + word)
 
