@@ -3,6 +3,8 @@
 Okabe and Ito's colours stay apart for colour-blind readers; the same variant and the same part of the
 model have one colour in every figure. Sizes suit a README 900 pixels wide. MB and GB are 10^6 and 10^9 bytes.
 """
+import textwrap
+
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
@@ -60,8 +62,8 @@ def throughput(experiment: Experiment, kind: str) -> Figure:
         for x, value in zip(at, middle, strict=True):
             axis.annotate(_short(value), (x, 0), (0, 3), textcoords="offset points", ha="center", fontsize=8, bbox=_PAPER, rotation=_turn(variants))
     sizes = samples.groupby(["batch", "variant"]).size().groupby("batch").agg(["min", "max"])
-    axis.set_xticks(range(len(batches)), [f"batch {b}\nn = {'–'.join(dict.fromkeys(map(str, sizes.loc[b])))} calls" for b in batches])
-    axis.set(ylabel=f"{kind} / s", title=f"Throughput of {kind}: median call, line = middle 80 % of calls")
+    axis.set_xticks(range(len(batches)), [f"batch {b}\nn = {'–'.join(dict.fromkeys(map(str, sizes.loc[b])))}" for b in batches])
+    axis.set(ylabel=f"{kind} / s", title=f"Throughput of {kind}: median of n calls, line = middle 80 % of them")
     axis.margins(y=0.12)
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, title="variant, kernel")
     return _save(experiment, figure, f"throughput_{kind}")
@@ -81,7 +83,7 @@ def memory(experiment: Experiment) -> Figure:
         left.text(x, tensors[variant].sum() / unit, f"{tensors[variant].sum() / unit:.1f}", ha="center", va="bottom", fontsize=8)
     left.set(ylabel=f"bytes of tensors in memory, {name}", title="Weights: exact bytes, by part of the model")
     left.margins(y=0.1)
-    left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False, fontsize=8)
+    left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, frameon=False, fontsize=8)
     _process_bars(right, table, names, experiment.runtime.device)
     for axis in (left, right):
         axis.tick_params(axis="x", labelsize=8)
@@ -95,7 +97,7 @@ def _process_bars(axis, table: pd.DataFrame, names: list[str], device: str) -> N
              {"allocated_bytes": "model loaded", "peak_allocated_bytes": "peak allocated", "peak_reserved_bytes": "peak reserved"})
     largest = table[table.metric.isin(shown)].groupby(["variant", "metric", "round"]).bytes.max()
     unit, name = _unit(largest.max() if len(largest) else 0)
-    width, rounds = 0.8 / len(shown), table["round"].nunique()
+    width, rounds = 0.8 / len(shown), "–".join(dict.fromkeys(map(str, sorted(table.groupby("variant")["round"].nunique()))))
     for i, (metric, label) in enumerate(shown.items()):
         found = [largest.get((v, metric), pd.Series(dtype=float)) / unit for v in names]
         mean = [values.mean() for values in found]
@@ -109,8 +111,8 @@ def _process_bars(axis, table: pd.DataFrame, names: list[str], device: str) -> N
     axis.set_xticks(range(len(names)), [_label(name) for name in names])
     axis.margins(y=0.1)
     where = "Process (resident set)" if device == "cpu" else "GPU allocator"
-    axis.set(ylabel=f"bytes, {name}", title=f"{where}: mean and range, n = {rounds} processes")
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False, fontsize=8)
+    axis.set(ylabel=f"bytes, {name}", title=f"{where}: mean and range, n = {rounds} {'process' if rounds == '1' else 'processes'} each")
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, frameon=False, fontsize=8)
 
 
 def _short(value: float) -> str:
@@ -142,9 +144,9 @@ def _axes(count: int, height: float):
 
 
 def _label(name: str) -> str:
-    """A variant id on two lines: size and scheme, then method."""
+    """A variant id on lines of its own: size and scheme, then method and options, broken where they get long."""
     parts = name.split("-")
-    return "\n".join(filter(None, ("-".join(parts[:2]), "-".join(parts[2:]))))
+    return "\n".join(["-".join(parts[:2]), *textwrap.wrap(" ".join(parts[2:]), 14)]).replace(" ", "-")
 
 
 def _unit(largest: float) -> tuple[float, str]:

@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from . import bench, files, published, stats
+from . import bench, files, published, targets
 from . import markdown as md
 from .config import Experiment
-from .measure import SAME
+from .measure import GRAIN
+from .targets import PAGES, PUBLISHED, QUERIES
 
-QUERIES, PUBLISHED, PAGES = "queries", "queries_published", "pages"
 KINDS = {PUBLISHED: "text queries as published", QUERIES: "text queries of real lengths", PAGES: "pages of 1,280 visual tokens"}
 #: The published reports' MB are torch's bytes over 2^20.
-MIB = 1 << 20
+MIB, GIB = 1 << 20, targets.GIB
 ITEMS, STEPS = 80, 10
 
 
@@ -40,6 +40,15 @@ class Speed:
         return bench.results(self.experiment, "rows.csv")
 
     @cached_property
+    def samples(self) -> pd.DataFrame:
+        return bench.results(self.experiment, "samples.parquet")
+
+    def calls(self, name: str, kind: str, batch: int) -> np.ndarray:
+        """Seconds of every timed call of a variant and workload."""
+        some = self.samples
+        return some[(some.variant == name) & (some.kind == kind) & (some.batch == batch)].latency_s.to_numpy()
+
+    @cached_property
     def memory(self) -> pd.DataFrame:
         return bench.results(self.experiment, "memory.csv")
 
@@ -49,7 +58,34 @@ class Speed:
 
     @property
     def names(self) -> list[str]:
-        return [n for n in self.experiment.benchmark.variants if n in set(self.rows.variant)]
+        """The variants that were measured, at least in part."""
+        measured = set(self.rows[self.rows.latency_s_median.notna()].variant)
+        return [n for n in self.experiment.benchmark.variants if n in measured]
+
+    @property
+    def missing(self) -> list[str]:
+        return [n for n in self.experiment.benchmark.variants if n not in self.names]
+
+    @property
+    def eager(self) -> str | None:
+        return self.find(scheme="bf16", encode="plain")
+
+    @property
+    def base(self) -> str | None:
+        return self.find(scheme="bf16")
+
+    @property
+    def w4(self) -> str | None:
+        return self.find(scheme="w4a16")
+
+    @property
+    def fp8(self) -> str | None:
+        """FP8 with the vision tower, or without it where that alone was measured."""
+        return self.find(scheme="fp8", vision="fp8") or self.find(scheme="fp8")
+
+    @property
+    def small(self) -> str | None:
+        return self.find(scheme="w4a16", embedding="int8", vision="fp8")
 
     def row(self, name: str | None, kind: str, batch: int) -> pd.Series | None:
         """The row of a variant and workload, if it was measured."""
@@ -86,10 +122,10 @@ def text(speed: Speed) -> str:
     exp = speed.experiment
     return md.document(
         f"# Benchmark: {exp.title}", "## Overview", _overview(speed), "## Important notes", _notes(speed), "## Test environment", _environment(speed),
-        "## Summary", "### Ratios that decide", _ratios(speed), "### Memory (text queries as published)", _memory_summary(speed),
+        "## Summary", "### Against the targets", targets.text(speed), "### Ratios that decide", _ratios(speed), "### Memory (text queries as published)", _memory_summary(speed),
         "### Throughput (text queries as published)", _throughput_summary(speed),
         "## Detailed results", "### Text queries as published", _as_published(speed), *_workloads(speed),
-        "### Load and first call", _loading(speed), "## Memory", "### Predicted and measured", _predicted(speed), "### Below the published reduction", _options(speed),
+        "### Load and first call", _loading(speed), "## Where the time goes", _profile(speed), "## Memory", "### Predicted and measured", _predicted(speed), "### Below the published reduction", _options(speed),
         "## Why 4 bits are slower or faster", _gemms(speed), _tuning(speed), "## MaxSim", _scoring(speed), "## What quantizing costs", _cost(speed),
         "## The two paths agree", _agreement(speed), "## 4B and 8B", _sizes(speed), "## Recommendations", _recommendations(speed),
         "## Reproduction", f"```bash\nmake benchmark EXPERIMENT={exp.name}\nmake summary EXPERIMENT={exp.name}\n```", "## Figures", _figures(speed))
@@ -100,8 +136,8 @@ def _overview(speed: Speed) -> str:
     kernels = speed.rows.drop_duplicates("variant").set_index("variant").kernel
     rows = [(f"`{name}`", _words(exp.by_id[name]), speed.rows[speed.rows.variant == name].encode.iloc[0], kernels[name]) for name in speed.names]
     return (f"The {exp.model.size.upper()} {'in random weights of the published dimensions' if exp.model.is_random else f'checkpoint `{exp.model.path}`'}, "
-            "as published (transformers' own forward pass in bf16) and in the forms below. `fast` is this repository's encode path: stacked products, "
-            "fused steps, CUDA graphs for query batches.\n\n" + md.table(["Variant", "Weights", "Encode path", "Kernel of the language model"], rows, left=4))
+            "as published (transformers' own forward pass in bf16) and in the forms below. `fast` is this repository's encode path: stacked products, one "
+            "kernel for each step between them, queries packed without padding, CUDA graphs.\n\n" + md.table(["Variant", "Weights", "Encode path", "Kernel of the language model"], rows, left=4))
 
 
 def _words(spec) -> str:
@@ -118,7 +154,11 @@ def _notes(speed: Speed) -> str:
               "Only the language model is quantized, unless a row says otherwise. The unused lm_head is not loaded by any variant here; the published "
               "memory figures include it.",
               "Timed is the forward pass, by CUDA events, inputs already on the GPU. Load and first call stand apart. Medians, unless a column says mean.",
+              "Tokens are those of the texts and pages; padding, which the plain path computes too, is not counted in them nor in a floor.",
+              "The plain path waits for the host processor: its times are those of this host more than of the GPU.",
               "A floor is the longer of weight bytes over the measured copy rate and operations over the measured rate of the scheme's format."]
+    if speed.missing:
+        notes.append(f"Not measured: {md.listing([f'`{name}`' for name in speed.missing])}.")
     failed = speed.rows[speed.rows.error.fillna("") != ""]
     notes += [f"`{r.variant}`, {KINDS.get(r.kind, r.kind)}, batch {int(r.batch)}: {r.error}" for _, r in failed.iterrows()]
     return "\n".join(f"- {note}" for note in notes)
@@ -138,37 +178,41 @@ def _environment(speed: Speed) -> str:
 
 #: What a user decides on: label, (variant, workload, batch), compared with (variant, workload, batch); items a second, larger is better.
 def _comparisons(speed: Speed) -> list[tuple]:
-    eager, base, w4, fp8 = speed.find(scheme="bf16", encode="plain"), speed.find(scheme="bf16"), speed.find(scheme="w4a16"), speed.find(scheme="fp8")
-    fp8v, small = speed.find(scheme="fp8", vision="fp8"), speed.find(scheme="w4a16", embedding="int8", vision="fp8")
+    eager, base, w4, fp8, small = speed.eager, speed.base, speed.w4, speed.fp8, speed.small
     pairs = [("W4A16, against the base as published", w4, eager, PUBLISHED, 8)]
     pairs += [("W4A16, against bf16 on the same path", w4, base, QUERIES, b) for b in (1, 8, 32, 128)]
     pairs += [("W4A16, against bf16 on the same path", w4, base, PUBLISHED, 8), ("W4A16, all eight-bit options, against bf16", small, base, QUERIES, 8)]
     pairs += [("FP8, against bf16 on the same path", fp8, base, QUERIES, b) for b in (1, 8, 32, 128)]
-    pairs += [("bf16 on the fast path, against the base as published", base, eager, kind, b) for kind, b in ((PUBLISHED, 8), (PAGES, 1), (PAGES, 8))]
-    pairs += [("W4A16, against bf16 on the same path", w4, base, PAGES, 8), ("FP8, against bf16 on the same path", fp8, base, PAGES, 8),
-              ("FP8 with the vision tower, against bf16", fp8v, base, PAGES, 8)]
+    pairs += [("bf16 on the fast path, against the base as published", base, eager, kind, b)
+              for kind, b in ((PUBLISHED, 8), (QUERIES, 32), (QUERIES, 128), (PAGES, 1), (PAGES, 8))]
+    pairs += [("W4A16, against bf16 on the same path", w4, base, PAGES, 8), ("FP8, against bf16 on the same path", fp8, base, PAGES, 8)]
     return pairs
 
 
 def ratios(speed: Speed) -> pd.DataFrame:
-    """Speed ratios of medians with 95 % intervals of the ratio of means: label, kind, batch, ratio, low, high."""
+    """Speed ratios of medians with 95 % intervals over the calls: label, kind, batch, ratio, low, high."""
     found = []
     for label, ours, theirs, kind, batch in _comparisons(speed):
-        a, b = speed.row(ours, kind, batch), speed.row(theirs, kind, batch)
-        if a is None or b is None:
-            continue
-        _, low, high = stats.ratio_interval(b.latency_s_mean, b.latency_s_std, b.n_samples, a.latency_s_mean, a.latency_s_std, a.n_samples)
-        found.append({"label": label, "kind": kind, "batch": batch, "ratio": b.latency_s_median / a.latency_s_median, "low": low, "high": high})
+        if ours and theirs and speed.row(ours, kind, batch) is not None and speed.row(theirs, kind, batch) is not None:
+            ratio, low, high = _ratio(speed.calls(theirs, kind, batch), speed.calls(ours, kind, batch))
+            found.append({"label": label, "kind": kind, "batch": batch, "ratio": ratio, "low": low, "high": high})
     return pd.DataFrame(found, columns=["label", "kind", "batch", "ratio", "low", "high"])
+
+
+def _ratio(theirs: np.ndarray, ours: np.ndarray, draws: int = 2000) -> tuple[float, float, float]:
+    """Ratio of the median of `theirs` to that of `ours`, and its 95 % interval by a bootstrap of the calls."""
+    rng = np.random.default_rng(0)
+    drawn = [np.median(rng.choice(calls, (draws, len(calls))), axis=1) for calls in (theirs, ours)]
+    return (float(np.median(theirs) / np.median(ours)), *map(float, np.percentile(drawn[0] / drawn[1], [2.5, 97.5])))
 
 
 def _ratios(speed: Speed) -> str:
     rows = [(r.label, KINDS[r.kind], int(r.batch), md.value_ci(r.ratio, r.low, r.high, 2)) for _, r in ratios(speed).iterrows()]
-    base = speed.row(speed.find(scheme="bf16"), PUBLISHED, 8)
+    base = speed.row(speed.base, PUBLISHED, 8)
     floor = "" if base is None else (f"\n\nThe fast bf16 path takes {md.number(base.latency_s_median / base.floor_s, 2)} times its floor on the published workload "
                                      f"({md.milliseconds(base.latency_s_median)} ms against {md.milliseconds(base.floor_s)} ms).")
     return md.table(["Comparison", "Workload", "Batch", "Times the speed"], rows, left=2) + \
-        "\n\nRatio of median latencies; in brackets the 95 % interval of the ratio of means." + floor
+        ("\n\nRatio of median latencies; in brackets its 95 % interval over the calls of these processes. Machines of one kind differ by more.") + floor
 
 
 def headline(speed: Speed) -> str:
@@ -196,13 +240,12 @@ def _published(speed: Speed) -> published.Published | None:
 
 
 def _shown(speed: Speed) -> list[str]:
-    wanted = [speed.find(scheme="bf16", encode="plain"), speed.find(scheme="bf16"), speed.find(scheme="fp8"), speed.find(scheme="w4a16"),
-              speed.find(scheme="w4a16", embedding="int8", vision="fp8"), speed.find(scheme="w4a16", tag="tritonv2")]
+    wanted = [speed.eager, speed.base, speed.fp8, speed.w4, speed.small, speed.find(scheme="w4a16", tag="tritonv2")]
     return [name for name in wanted if name]
 
 
 def _memory_summary(speed: Speed) -> str:
-    figures, base = _published(speed), speed.find(scheme="bf16", encode="plain")
+    figures, base = _published(speed), speed.eager
     rows = []
     for label, metric, kind, name in (("Peak memory", "peak_allocated_bytes", PUBLISHED, "CUDA peak allocated"),
                                       ("Allocated after loading", "allocated_bytes", None, "CUDA allocated"),
@@ -265,10 +308,11 @@ def _workloads(speed: Speed) -> list[str]:
         for batch in sorted(speed.rows[speed.rows.kind == kind].batch.unique()):
             for name in speed.names:
                 r = speed.row(name, kind, batch)
-                rows.append((int(batch), f"`{name}`", *([None] * 9 if r is None else [
-                    int(r.n_samples), md.number(r.tokens_per_call, 0), md.number(batch / r.latency_s_median, 1), md.milliseconds(r.latency_s_median),
+                if r is None:
+                    continue
+                rows.append((int(batch), f"`{name}`", int(r.n_samples), md.number(r.tokens_per_call, 0), md.number(batch / r.latency_s_median, 1), md.milliseconds(r.latency_s_median),
                     md.milliseconds(r.latency_s_std), md.milliseconds(r.latency_s_p90), md.milliseconds(r.get("latency_s_p99")),
-                    _mib(_peak(speed, name, kind, batch)), md.number(r.latency_s_median / r.floor_s, 2)])))
+                    _mib(_peak(speed, name, kind, batch)), md.number(r.latency_s_median / r.floor_s, 2)))
         header = ["Batch", "Variant", "Calls", "Tokens a call", "Items/s", "Median (ms)", "Std (ms)", "p90 (ms)", "p99 (ms)", "Peak (MiB)", "Times the floor"]
         parts += [f"### {KINDS[kind].capitalize()}", md.table(header, rows, left=2)]
     return [*parts, "p99 is given from 100 calls on."]
@@ -305,26 +349,52 @@ def _predicted(speed: Speed) -> str:
         off = None if measured is None else 100 * (measured / size - 1)
         over = None if allocated is None else 100 * (allocated / size - 1)
         rows.append((f"`{name}`", md.megabytes(size, 0), md.megabytes(measured, 0), md.number(off, 2, True, " %"), md.megabytes(allocated, 0), md.number(over, 2, True, " %")))
-    parts = [(r.tower, f"{int(r.parameters):,}", md.megabytes(r["bytes"], 0), "not loaded" if r.tower == "lm_head" else md.megabytes(speed.bytes(speed.find(scheme="bf16"), f"tensors_{r.tower}_bytes"), 0),
-              "not loaded" if r.tower == "lm_head" else md.megabytes(speed.bytes(speed.find(scheme="w4a16"), f"tensors_{r.tower}_bytes"), 0)) for _, r in towers.iterrows()]
-    return (md.table(["Variant", "Predicted (MB)", "Tensors (MB)", "Off by", "Allocated (MB)", "Off by"], rows) + "\n\n"
+    parts = [(r.tower, f"{int(r.parameters):,}", md.megabytes(r["bytes"], 0), "not loaded" if r.tower == "lm_head" else md.megabytes(speed.bytes(speed.base, f"tensors_{r.tower}_bytes"), 0),
+              "not loaded" if r.tower == "lm_head" else md.megabytes(speed.bytes(speed.w4, f"tensors_{r.tower}_bytes"), 0)) for _, r in towers.iterrows()]
+    return (md.table(["Variant", "Predicted (MB)", "Tensors (MB)", "Off by", "Allocated (MB)", "Off by"], rows)
+            + "\n\nAllocated holds workspaces of the matrix libraries and the recorded graphs besides.\n\n"
             + md.table(["Part", "Parameters", "Stored in bf16 (MB)", "bf16 in memory (MB)", "W4A16 in memory (MB)"], parts))
 
 
 def _options(speed: Speed) -> str:
-    base, effects = speed.find(scheme="bf16", encode="plain"), speed.read("benchmark/options.csv")
-    start, rows = speed.bytes(base, "allocated_bytes"), []
-    for name in (speed.find(scheme="w4a16"), speed.find(scheme="w4a16", embedding="int8", vision="fp8")):
-        value, peak = speed.bytes(name, "allocated_bytes"), speed.bytes(name, "peak_allocated_bytes", PUBLISHED)
-        parts = [speed.bytes(name, f"tensors_{part}_bytes") for part in ("embedding", "visual")]
-        rows.append((f"`{name}`", *(md.megabytes(p, 0) for p in parts), md.megabytes(value, 0), md.megabytes(peak, 0),
-                     None if value is None else md.number(100 * (value / start - 1), 1, True, " %")))
-    table = md.table(["Variant", "Embedding table (MB)", "Vision tower (MB)", "Allocated (MB)", "Peak, text (MB)", "Against bf16"], rows)
+    """Each eight-bit option on its own line: its bytes are those measured of the part it changes."""
+    start, effects = speed.bytes(speed.eager, "tensors_bytes"), speed.read("benchmark/options.csv")
+    w4, small = ({part: speed.bytes(name, f"tensors_{part}_bytes") for part in ("embedding", "visual")} | {"all": speed.bytes(name, "tensors_bytes")}
+                 for name in (speed.w4, speed.small))
+    rows = []
+    for label, changed in (("W4A16", ()), ("… embedding table in int8", ("embedding",)), ("… vision tower in FP8", ("visual",)), ("… both", ("embedding", "visual"))):
+        parts = [(small if part in changed else w4)[part] for part in ("embedding", "visual")]
+        whole = None if None in (*parts, w4["all"]) else w4["all"] + sum(parts) - w4["embedding"] - w4["visual"]
+        rows.append((label, *(md.megabytes(p, 0) for p in parts), md.megabytes(whole, 0), md.number(100 * (whole / start - 1), 1, True, " %") if whole and start else None))
+    peaks = [f"`{name}` {md.megabytes(peak, 0)} MB ({md.number(peak / GIB, 2)} GiB)" for name in (speed.w4, speed.small)
+             if name and (peak := speed.bytes(name, "peak_allocated_bytes", PUBLISHED))]
+    if speed.small is None:
+        rows = rows[:1]
+    table = md.table(["Weights", "Embedding table (MB)", "Vision tower (MB)", "All tensors (MB)", "Against bf16"], rows)
+    table += "" if speed.small else "\n\nThe eight-bit options were not measured at this size."
+    table += f"\n\nPeak of text queries as published: {md.listing(peaks)}." if peaks else ""
     if effects is None:
         return table
     lines = [(r.option, r.kind, md.number(r["mean"], 6), md.number(r["min"], 4), int(r.tokens)) for _, r in effects.iterrows()]
     return (table + "\n\nWhat the options do to embeddings cannot be told from random weights. On the **embedded model**, against its own bf16 (token cosine):\n\n"
             + md.table(["Option", "Tokens of", "Mean", "Least", "Tokens"], lines, left=2))
+
+
+def _profile(speed: Speed) -> str:
+    rows = []
+    for kind, batch in ((QUERIES, 1), (PUBLISHED, 8), (QUERIES, 32), (PAGES, 1), (PAGES, 8)):
+        for name in speed.names:
+            found, row = targets.parts(speed, name, kind, batch), speed.row(name, kind, batch)
+            if found is not None and row is not None:
+                busy = sum(value for part, value in found.items() if part != "kernels")
+                rows.append((KINDS[kind], batch, f"`{name}`", *(md.milliseconds(found.get(part, 0.0)) for part in ("products", "attention", "steps", "rest")),
+                             md.milliseconds(busy), md.milliseconds(row.latency_s_median), md.number(found["kernels"], 0)))
+    if not rows:
+        return "Not measured."
+    header = ["Workload", "Batch", "Variant", "Products (ms)", "Attention (ms)", "Steps (ms)", "Rest (ms)", "GPU busy (ms)", "Median call (ms)", "Kernels"]
+    return ("Kernels of one batch under the profiler, sorted by name: matrix products; attention; this repository's kernels between them; everything else, "
+            "which is what the plain path does between products. What a call takes beyond the busy time, the GPU waits for the host. One batch is not the "
+            "median over all, so the two columns need not add up.\n\n" + md.table(header, rows, left=3))
 
 
 def _gemms(speed: Speed) -> str:
@@ -366,7 +436,7 @@ def _scoring(speed: Speed) -> str:
     if table is None or "seconds" not in table:
         return "Not measured."
     limits, first = speed.read("benchmark/ceilings.json"), table.iloc[0]
-    floor = max(first.flop / limits["bfloat16_flop_per_s"], first.read_bytes / limits["copy_bytes_per_s"])
+    floor = np.nan if limits is None else max(first.flop / limits["bfloat16_flop_per_s"], first.read_bytes / limits["copy_bytes_per_s"])
     rows = [(r.method, md.milliseconds(r.seconds, 1), md.number(r.queries / r.seconds, 0), f"{r.error_max:.1e}", md.number(r.seconds / floor, 2)) for _, r in table.iterrows()]
     return (f"{int(first.queries)} queries of {int(first.query_tokens)} tokens against {int(first.pages):,} pages of {int(first.page_tokens):,} tokens of {int(first['dim'])} "
             f"numbers in bf16 ({md.number(first.read_bytes / 1e9, 1)} GB), random unit vectors.\n\n"
@@ -377,7 +447,7 @@ def _scoring(speed: Speed) -> str:
 def _cost(speed: Speed) -> str:
     cost = speed.read("benchmark/autoround_cost.json")
     if cost is None:
-        return "Measured with the 4B alone (`make benchmark EXPERIMENT=h200-4b`)."
+        return "Not measured." if speed.experiment.benchmark.autoround else "Measured with the 4B alone (`make benchmark EXPERIMENT=h200-4b`)."
     if "error" in cost:
         return f"Failed: {cost['error']}"
     each = cost["block_s"][1:] or cost["block_s"]
@@ -394,8 +464,10 @@ def _agreement(speed: Speed) -> str:
         return "Not measured."
     found = table.groupby(["variant", "kind"], sort=False).agg(mean=("mean", "min"), least=("min", "min"), tokens=("tokens", "first")).reset_index()
     rows = [(f"`{r.variant}`", r.kind, md.number(r["mean"], 6), md.number(r.least, 6), int(r.tokens)) for _, r in found.iterrows()]
-    base = found[found.variant == speed.find(scheme="bf16")]
-    word = "" if base.empty else f"\n\nFor bf16 the mean is {'at or above' if base['mean'].min() >= SAME else '**below**'} the {SAME} that is asked of a real checkpoint."
+    base = found[found.variant == speed.base].set_index("kind")
+    word = "" if base.empty or GRAIN not in base.index else (
+        f"\n\nThe plain path is not nearer to itself: the same queries one by one, not eight in a batch, give a mean cosine of {md.number(base['mean'][GRAIN], 6)} in bf16 "
+        f"on these weights, where the fast path has {md.number(base['mean']['queries'], 6)}. Random weights damp no rounding error over the layers.")
     return ("Each process compares its fast path with the plain one on the same weights before it measures anything (token cosine; of FP8 and 4-bit "
             "variants with the plain path in the same weights):\n\n" + md.table(["Variant", "Tokens of", "Mean", "Least", "Tokens"], rows, left=2) + word)
 
@@ -419,20 +491,19 @@ def _sizes(speed: Speed) -> str:
 
 def best(speed: Speed) -> pd.DataFrame:
     """The fastest variant by workload and batch, and whether its lead over bf16 on the same path is resolved."""
-    base, found = speed.find(scheme="bf16"), []
+    base, found = speed.base, []
     for (kind, batch), some in speed.rows[speed.rows.latency_s_median.notna()].groupby(["kind", "batch"], sort=False):
         chosen, reference = some.loc[some.latency_s_median.idxmin()], speed.row(base, kind, batch)
         if reference is None:
             continue
-        ratio, low, high = stats.ratio_interval(reference.latency_s_mean, reference.latency_s_std, reference.n_samples,
-                                                chosen.latency_s_mean, chosen.latency_s_std, chosen.n_samples)
+        ratio, low, high = _ratio(speed.calls(base, kind, batch), speed.calls(chosen.variant, kind, batch))
         found.append({"kind": kind, "batch": int(batch), "variant": chosen.variant, "ratio": ratio, "low": low, "high": high,
                       "resolved": chosen.variant != base and low > 1})
     return pd.DataFrame(found)
 
 
 def _recommendations(speed: Speed) -> str:
-    rows, base = [], speed.find(scheme="bf16")
+    rows, base = [], speed.base
     for _, r in best(speed).iterrows():
         name = r.variant if r.resolved else base
         rows.append((KINDS[r.kind], r.batch, f"`{name}`", md.value_ci(r.ratio, r.low, r.high, 2) if r.resolved else "no variant is resolved to be faster"))
