@@ -20,6 +20,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDe
 
 from . import kernels
 from .eightbit import Fp8Linear
+from .errors import ColqError
 from .modeling import ColQwen3ForRetrieval, ColQwen3Output
 from .packing import PackedLinear
 from .steps import Packed
@@ -61,13 +62,16 @@ class FastColQwen3(nn.Module):
     Args:
         model: converted in place, not to be used afterwards.
         backend: the kernel for packed layers; they must be `PackedLinear`.
+
+    Raises:
+        ColqError: a GPU without triton.
     """
 
     def __init__(self, model: ColQwen3ForRetrieval, backend: str | None = None):
         super().__init__()
         self.config, self.vlm, self.embedding_proj_layer = model.config, model.vlm, model.embedding_proj_layer
         self._on_gpu = self.embedding_proj_layer.weight.is_cuda
-        self._steps = importlib.import_module(".steps_triton" if self._on_gpu else ".steps", __package__)
+        self._steps = _steps(self._on_gpu)
         layers = model.language_model.layers
         for i, layer in enumerate(layers):
             layers[i] = Block(layer, model.config.text_config, lambda parts: stack(parts, backend))
@@ -237,6 +241,19 @@ class FastColQwen3(nn.Module):
             cos, sin = tower.rotary_pos_emb(position, get_vision_position_ids(sizes, tower.spatial_merge_size))
             self._grids[grid] = position, cos.view(-1, cos.shape[-1]), sin.view(-1, sin.shape[-1])
         return self._grids[grid]
+
+
+def _steps(on_gpu: bool) -> ModuleType:
+    """The module of the steps between products.
+
+    Raises:
+        ColqError: a GPU without triton.
+    """
+    try:
+        return importlib.import_module(".steps_triton" if on_gpu else ".steps", __package__)
+    except ModuleNotFoundError as error:
+        raise ColqError(f"the fast encode path needs {error.name}, which torch's CUDA builds for Linux bring along; install it, "
+                        "or set runtime.encode to plain in the experiment file") from error
 
 
 def _interpolated(tower: nn.Module, grids: torch.Tensor) -> torch.Tensor:

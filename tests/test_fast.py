@@ -1,5 +1,6 @@
 """The fast path, packed layers and eight-bit parts give what the plain model gives; the same code runs on a GPU."""
 import copy
+import importlib.util
 import json
 
 import pytest
@@ -41,6 +42,12 @@ def test_pages_of_several_sizes_keep_their_order(random_model, page_images):
 def test_buckets_hold_what_they_are_for():
     assert fast.bucket(1, 5, 5) == (1, 16, 16) and fast.bucket(3, 24, 60) == (4, 32, 64)
     assert fast.bucket(8, 28, 202) == (8, 32, 208) and fast.bucket(32, 130, 1100) == (32, 192, 1152)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is not None, reason="triton is here")
+def test_a_gpu_without_triton_is_told_what_to_do():
+    with pytest.raises(ColqError, match=r"needs triton.*runtime\.encode"):
+        fast._steps(on_gpu=True)
 
 
 def test_packed_rows_come_back():
