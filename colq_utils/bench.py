@@ -169,9 +169,9 @@ def _line(experiment: Experiment, name: str, parts: list[dict], kind: str, batch
     if not good:
         return line
     mean = {key: float(np.mean([record[key] for record in good])) for key in ("first_call_s", "tokens_per_call")}
-    need = ceilings.Demand(good[0]["weight_bytes"], good[0]["flop"])
-    dtype = {"fp32": "float32", "fp8": "fp8"}.get(experiment.by_id[name].scheme, experiment.runtime.dtype)
-    floors = {} if "error" in limits else ceilings.floors(need, limits, dtype)
+    need, spec = ceilings.Demand(*(good[0][key] for key in ("weight_bytes", "text_flop", "vision_flop", "attention_flop"))), experiment.by_id[name]
+    plain = "float32" if spec.scheme == "fp32" else experiment.runtime.dtype
+    floors = {} if "error" in limits else ceilings.floors(need, limits, "fp8" if spec.scheme == "fp8" else plain, spec.vision or plain, plain)
     if floors:
         floors["times_floor"] = line["latency_s_mean"] / floors["floor_s"]
     return line | mean | floors | {

@@ -75,10 +75,16 @@ def timed(work, device: str) -> float:
 
 @dataclass(frozen=True)
 class Demand:
-    """What one call cannot do without: `weight_bytes` read once, `flop` multiplied and added."""
+    """What one call cannot do without: `weight_bytes` read once, and operations of text products, vision products and attention."""
 
     weight_bytes: int
-    flop: int
+    text_flop: float
+    vision_flop: float
+    attention_flop: float
+
+    @property
+    def flop(self) -> float:
+        return self.text_flop + self.vision_flop + self.attention_flop
 
 
 def demand(model: nn.Module, inputs: dict) -> Demand:
@@ -92,11 +98,10 @@ def demand(model: nn.Module, inputs: dict) -> Demand:
     used = sum(t.nbytes for name, t in itertools.chain(model.named_parameters(), model.named_buffers()) if part_of(name) in parts)
     text, vision = config.text_config, config.vision_config
     lengths = inputs["attention_mask"].sum(1)  # (n_rows,)
-    flop = 2 * int(lengths.sum()) * _text_weights(config) + 2 * int((lengths**2).sum()) * text.num_attention_heads * text.head_dim * text.num_hidden_layers
-    for grid in inputs.get("image_grid_thw", []):  # (time, height, width) in patches
-        patches = int(grid.prod())
-        flop += 2 * patches * _vision_weights(vision) + 4 * patches**2 * vision.hidden_size * vision.depth
-    return Demand(used, flop)
+    attention = 2 * int((lengths**2).sum()) * text.num_attention_heads * text.head_dim * text.num_hidden_layers
+    patches = [int(grid.prod()) for grid in inputs.get("image_grid_thw", [])]
+    attention += sum(4 * n**2 * vision.hidden_size * vision.depth for n in patches)
+    return Demand(used, 2 * int(lengths.sum()) * _text_weights(config), 2 * sum(patches) * _vision_weights(vision), attention)
 
 
 def _text_weights(config) -> int:
@@ -116,8 +121,13 @@ def _vision_weights(vision) -> float:
     return blocks + mergers + stem
 
 
-def floors(need: Demand, measured: dict, dtype: str) -> dict:
-    """Shortest times `need` allows at the `measured` ceilings, in seconds: by bandwidth, by arithmetic, the longer."""
+def floors(need: Demand, measured: dict, text: str, vision: str, attention: str) -> dict:
+    """Shortest times `need` allows at the `measured` ceilings, in seconds: by bandwidth, by arithmetic, the longer.
+
+    Args:
+        text, vision, attention: formats that each part is multiplied in.
+    """
     bandwidth = need.weight_bytes / measured["copy_bytes_per_s"]
-    compute = need.flop / measured[f"{dtype}_flop_per_s"]
+    compute = sum(flop / measured[f"{dtype}_flop_per_s"] for flop, dtype in
+                  ((need.text_flop, text), (need.vision_flop, vision), (need.attention_flop, attention)))
     return {"bandwidth_floor_s": bandwidth, "compute_floor_s": compute, "floor_s": max(bandwidth, compute)}

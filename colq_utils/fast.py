@@ -11,6 +11,7 @@ The model is converted in place and holds no second copy of its weights. On a CP
 """
 import importlib
 from collections.abc import Callable
+from contextlib import contextmanager
 from types import ModuleType
 
 import torch
@@ -27,6 +28,8 @@ from .steps import Packed
 
 #: Batches of up to this many tokens are captured as graphs; larger ones keep the GPU busy without.
 GRAPH_TOKENS = 8192
+#: Graphs and patch grids that are kept at a time: page sizes are many, and each graph holds its buffers.
+KEPT = 32
 #: Attention kernels in order of preference; cuDNN's is the fastest on Hopper where it takes the shape.
 ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
@@ -75,10 +78,20 @@ class FastColQwen3(nn.Module):
         layers = model.language_model.layers
         for i, layer in enumerate(layers):
             layers[i] = Block(layer, model.config.text_config, lambda parts: stack(parts, backend))
+        self._recording = True
         self._graphs: dict[tuple, tuple] = {}
         self._met: set[tuple] = set()
         self._stream, self._pool = (torch.cuda.Stream(), torch.cuda.graph_pool_handle()) if self._on_gpu else (None, None)
         self._grids: dict[tuple[int, ...], tuple] = {}
+
+    @contextmanager
+    def unrecorded(self):
+        """The same work without graphs, so that the allocator counts what it needs."""
+        self._recording = False
+        try:
+            yield
+        finally:
+            self._recording = True
 
     @property
     def language_model(self) -> nn.Module:
@@ -93,9 +106,10 @@ class FastColQwen3(nn.Module):
         return self.embedding_proj_layer.weight.dtype
 
     @torch.inference_mode()
-    def forward(self, input_ids, attention_mask, pixel_values=None, image_grid_thw=None, mm_token_type_ids=None,
+    def forward(self, input_ids, attention_mask=None, pixel_values=None, image_grid_thw=None, mm_token_type_ids=None,
                 page_features=None) -> ColQwen3Output:
         """Embed queries, or pages given as pixels or as features of the vision tower."""
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
         with sdpa_kernel(ATTENTION, set_priority=True):
             if pixel_values is None and page_features is None:
                 return ColQwen3Output(embeddings=self._queries(input_ids, attention_mask))
@@ -104,13 +118,13 @@ class FastColQwen3(nn.Module):
 
     def _queries(self, input_ids, attention_mask) -> torch.Tensor:
         (n, length), total = input_ids.shape, int(attention_mask.sum())
-        if not self._on_gpu or total > GRAPH_TOKENS:
+        if not self._on_gpu or not self._recording or total > GRAPH_TOKENS:
             return self._text(input_ids, attention_mask, total)
         key = rows, tokens, total = bucket(n, length, total)
         if key not in self._graphs:
             ids, mask = torch.zeros(2, rows, tokens, dtype=torch.long, device=input_ids.device)
             self._graphs[key] = self._captured(lambda *buffers: [self._text(*buffers, total)], [ids, mask])
-        graph, (ids, mask), (embeddings,) = self._graphs[key]
+        graph, (ids, mask), (embeddings,) = _latest(self._graphs, key)
         if (n, length) != (rows, tokens):
             mask.zero_()
         ids[:n, tokens - length:].copy_(input_ids)
@@ -123,12 +137,12 @@ class FastColQwen3(nn.Module):
 
         Page sizes vary, so a graph is recorded when one comes again; large batches keep the GPU busy without.
         """
-        if key not in self._met or not self._on_gpu:
+        if key not in self._met or not self._on_gpu or not self._recording:
             self._met.add(key)
             return work(*inputs)
         if key not in self._graphs:
             self._graphs[key] = self._captured(work, [value.clone() for value in inputs])
-        graph, buffers, outputs = self._graphs[key]
+        graph, buffers, outputs = _latest(self._graphs, key)
         for buffer, value in zip(buffers, inputs, strict=True):
             buffer.copy_(value)
         graph.replay()
@@ -240,7 +254,15 @@ class FastColQwen3(nn.Module):
             position = _interpolated(tower, sizes)
             cos, sin = tower.rotary_pos_emb(position, get_vision_position_ids(sizes, tower.spatial_merge_size))
             self._grids[grid] = position, cos.view(-1, cos.shape[-1]), sin.view(-1, sin.shape[-1])
-        return self._grids[grid]
+        return _latest(self._grids, grid)
+
+
+def _latest(kept: dict, key):
+    """An entry of `kept`, which becomes the youngest; the oldest beyond `KEPT` are let go."""
+    kept[key] = kept.pop(key)
+    while len(kept) > KEPT:
+        del kept[next(iter(kept))]
+    return kept[key]
 
 
 def _steps(on_gpu: bool) -> ModuleType:
@@ -277,6 +299,8 @@ def stack(layers: list[nn.Module], backend: str | None) -> nn.Module:
         made.register_buffer("scale", torch.cat([layer.scale for layer in layers], dim=1))
         made.register_buffer("bias", None)
         return made
+    if any(layer.bias is not None for layer in layers):
+        raise ColqError("the fast encode path has no biases in the language model; set runtime.encode to plain in the experiment file")
     with torch.device("meta"):
         made = nn.Linear(layers[0].in_features, sum(layer.out_features for layer in layers), bias=False)
     made.weight = nn.Parameter(torch.cat([layer.weight.data for layer in layers]), requires_grad=False)
@@ -301,11 +325,9 @@ def page_positions(types: torch.Tensor, grids: torch.Tensor, merge: int) -> torc
 
 
 def shifts(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where each token comes from when left-padded rows are moved to the left edge, and the way back, ``(n, n_tokens)`` each."""
-    length = mask.shape[1]
-    padding = length - mask.sum(1, keepdim=True)  # (n, 1)
-    place = torch.arange(length, device=mask.device)
-    return (place + padding) % length, (place - padding) % length
+    """Where each token comes from when rows are moved to the left edge, padding behind, and the way back, ``(n, n_tokens)`` each."""
+    order = mask.argsort(dim=1, descending=True, stable=True)
+    return order, order.argsort(dim=1)
 
 
 def bucket(rows: int, tokens: int, total: int) -> tuple[int, int, int]:

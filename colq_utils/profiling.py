@@ -12,12 +12,11 @@ PARTS = {"attention": r"sdpa|flash|fmha|attend|softmax", "products": r"nvjet|gem
 CALLS = 3
 
 
-def parts(work, names: bool = False) -> dict[str, float]:
+def parts(work) -> dict[str, float]:
     """Seconds a call of `work` keeps the GPU busy, by part, and how many kernels it runs (`kernels`).
 
     Args:
         work: called without arguments, warm.
-        names: count by kernel name instead of part.
     """
     from torch.profiler import ProfilerActivity, profile
     torch.cuda.synchronize()
@@ -28,7 +27,7 @@ def parts(work, names: bool = False) -> dict[str, float]:
     found: dict[str, float] = {}
     count = 0
     for event in record.key_averages():
-        part = event.key if names else part_of(event.key)
+        part = part_of(event.key)
         found[part] = found.get(part, 0.0) + event.self_device_time_total / 1e6 / CALLS
         count += event.count if event.self_device_time_total else 0
     return found | {"kernels": count / CALLS}

@@ -17,7 +17,7 @@ from .config import Experiment
 from .measure import GRAIN
 from .targets import PAGES, PUBLISHED, QUERIES
 
-KINDS = {PUBLISHED: "text queries as published", QUERIES: "text queries of real lengths", PAGES: "pages of 1,280 visual tokens"}
+KINDS = {PUBLISHED: "text queries as published", QUERIES: "text queries of real lengths", PAGES: "pages at the budget of 1,280 visual tokens"}
 #: The published reports' MB are torch's bytes over 2^20.
 MIB, GIB = 1 << 20, targets.GIB
 ITEMS, STEPS = 80, 10
@@ -98,6 +98,29 @@ class Speed:
         found = found[found.kind == kind] if kind else found[found.kind.isna()]
         return None if found.empty else float(found.groupby("round").bytes.max().mean())
 
+    def peak(self, name: str | None, kind: str, batch: int | None = None) -> float | None:
+        """Peak of the allocator in a workload. Where a replayed graph hid what it works in, the plain base's rise is added."""
+        peak, start = self._peak(name, kind, batch), self.bytes(name, "allocated_bytes")
+        if peak is None or not self.hidden(name):
+            return peak
+        rise, base = self._peak(self.eager, kind, batch), self.bytes(self.eager, "allocated_bytes")
+        return None if rise is None else start + rise - base
+
+    def hidden(self, name: str | None) -> bool:
+        """Whether the peak of queries is no more than what is allocated anyway: a graph's memory is not counted."""
+        peak, start = self._peak(name, PUBLISHED, 8), self.bytes(name, "allocated_bytes")
+        return peak is not None and start is not None and peak - start < 1 << 20
+
+    def _peak(self, name: str | None, kind: str, batch: int | None) -> float | None:
+        found = self.memory[(self.memory.variant == name) & (self.memory.metric == "peak_allocated_bytes") & (self.memory.kind == kind)]
+        found = found if batch is None else found[found.batch == batch]
+        return None if found.empty else float(found.groupby("round").bytes.max().mean())
+
+    def apart(self, ours: str, theirs: str) -> bool:
+        """Whether two variants were never measured in the same round."""
+        rounds = [set(self.samples[self.samples.variant == name]["round"]) for name in (ours, theirs)]
+        return not rounds[0] & rounds[1]
+
     def find(self, **wanted) -> str | None:
         """The first measured variant with these properties; unnamed runtime options must be off."""
         defaults = {"encode": None, "embedding": None, "vision": None, "tag": None}
@@ -155,8 +178,12 @@ def _notes(speed: Speed) -> str:
               "memory figures include it.",
               "Timed is the forward pass, by CUDA events, inputs already on the GPU. Load and first call stand apart. Medians, unless a column says mean.",
               "Tokens are those of the texts and pages; padding, which the plain path computes too, is not counted in them nor in a floor.",
-              "The plain path waits for the host processor: its times are those of this host more than of the GPU.",
-              "A floor is the longer of weight bytes over the measured copy rate and operations over the measured rate of the scheme's format."]
+              "In small batches the plain path waits for the host processor: those times are of this host more than of the GPU.",
+              "A floor is the longer of weight bytes over the measured copy rate and operations over the measured rate of the format each part is multiplied in "
+              "(attention in bf16)."]
+    if any(speed.hidden(name) for name in speed.names):
+        notes.append("Peaks of queries on the fast path were taken from replayed graphs, whose working memory the allocator does not count as allocated: to "
+                     "what is allocated, the rise of the plain base in the same workload is added.")
     if speed.missing:
         notes.append(f"Not measured: {md.listing([f'`{name}`' for name in speed.missing])}.")
     failed = speed.rows[speed.rows.error.fillna("") != ""]
@@ -169,7 +196,7 @@ def _environment(speed: Speed) -> str:
     rows = [("GPU", env.get("gpu"), "NVIDIA A100-SXM4-40GB"), ("CUDA", env.get("cuda"), "12.8"), ("Attention", env.get("attention"), "SDPA"),
             ("torch", env["packages"].get("torch"), md.MISSING), ("transformers", env["packages"].get("transformers"), md.MISSING),
             ("humming-kernels", env["packages"].get("humming-kernels"), "-"), ("Weights", env.get("weights"), "published"), ("Commit", env.get("commit"), "-"),
-            ("Rounds, a fresh process each", env.get("rounds"), 1)]
+            ("Rounds, a fresh process each", "–".join(dict.fromkeys(map(str, sorted(speed.samples.groupby("variant")["round"].nunique())))), 1)]
     rates = [("Copy on the GPU (TB/s, read and written)", limits.get("copy_bytes_per_s"), 1e12)]
     rates += [(f"Matrix product, {name} (TFLOP/s)", limits.get(f"{name}_flop_per_s"), 1e12) for name in ("bfloat16", "fp8", "float32")]
     return (md.table(["Parameter", "Here", "Published"], rows, left=3) + "\n\n"
@@ -195,7 +222,7 @@ def ratios(speed: Speed) -> pd.DataFrame:
     for label, ours, theirs, kind, batch in _comparisons(speed):
         if ours and theirs and speed.row(ours, kind, batch) is not None and speed.row(theirs, kind, batch) is not None:
             ratio, low, high = _ratio(speed.calls(theirs, kind, batch), speed.calls(ours, kind, batch))
-            found.append({"label": label, "kind": kind, "batch": batch, "ratio": ratio, "low": low, "high": high})
+            found.append({"label": f"{label} †" if speed.apart(ours, theirs) else label, "kind": kind, "batch": batch, "ratio": ratio, "low": low, "high": high})
     return pd.DataFrame(found, columns=["label", "kind", "batch", "ratio", "low", "high"])
 
 
@@ -212,7 +239,8 @@ def _ratios(speed: Speed) -> str:
     floor = "" if base is None else (f"\n\nThe fast bf16 path takes {md.number(base.latency_s_median / base.floor_s, 2)} times its floor on the published workload "
                                      f"({md.milliseconds(base.latency_s_median)} ms against {md.milliseconds(base.floor_s)} ms).")
     return md.table(["Comparison", "Workload", "Batch", "Times the speed"], rows, left=2) + \
-        ("\n\nRatio of median latencies; in brackets its 95 % interval over the calls of these processes. Machines of one kind differ by more.") + floor
+        ("\n\nRatio of median latencies; in brackets its 95 % interval over the calls of these processes. Machines of one kind differ by more."
+         + (" † Not measured in the same run." if any("†" in row[0] for row in rows) else "")) + floor
 
 
 def headline(speed: Speed) -> str:
@@ -223,10 +251,11 @@ def headline(speed: Speed) -> str:
         found = [speed.row(name, *column) for column in columns]
         if any(r is not None for r in found):
             rows.append((f"`{name}`", found[0].kernel if found[0] is not None else None, *(None if r is None else md.milliseconds(r.latency_s_median, 1) for r in found),
-                         md.number((speed.bytes(name, "peak_allocated_bytes", PUBLISHED) or np.nan) / 1e9, 2)))
+                         md.number((speed.peak(name, PUBLISHED) or np.nan) / 1e9, 2)))
     header = ["Variant", "Kernel", *(f"{'query batch' if kind == QUERIES else 'pages, batch'} {batch} (ms)" for kind, batch in columns), "Peak, queries (GB)"]
     what = "random weights in the published dimensions" if speed.experiment.model.is_random else f"`{speed.experiment.model.path}`"
-    return md.table(header, rows, left=2) + f"\n\nMedian forward pass on one {speed.environment.get('gpu')}, {what}; `plain` is transformers' own forward pass."
+    return (md.table(header, rows, left=2) + f"\n\nMedian forward pass on one {speed.environment.get('gpu')}, {what}; `plain` is transformers' own forward pass. "
+            "FP8 is made of the bf16 checkpoint on the GPU, which has to hold that once.")
 
 
 def _metric(figures: published.Published, metric: str, role: str, table: str = "Text Queries Benchmark") -> float | None:
@@ -252,14 +281,15 @@ def _memory_summary(speed: Speed) -> str:
                                       ("Peak reserved", "peak_reserved_bytes", PUBLISHED, "CUDA peak reserved")):
         start = speed.bytes(base, metric, kind)
         for variant in _shown(speed):
-            value = speed.bytes(variant, metric, kind)
+            value = speed.peak(variant, kind) if metric == "peak_allocated_bytes" else speed.bytes(variant, metric, kind)
             change = None if value is None or not start else 100 * (value / start - 1)
             rows.append((label, f"`{variant}`", _mib(value), md.megabytes(value, 0), "-" if variant == base else md.number(change, 1, True, " %")))
         if figures is not None:
             before, after = _metric(figures, name, "original"), _metric(figures, name, "quantized")
             rows += [(label, "published BASE (A100)", md.number(before, 0), md.MISSING, "-"),
                      (label, "published W4A16 (A100)", md.number(after, 0), md.MISSING, md.number(100 * (after / before - 1), 1, True, " %"))]
-    return md.table(["Metric", "Variant", "MiB", "MB", "Change"], rows, left=2) + "\n\nThe published MB are 2^20 bytes, here written MiB."
+    return md.table(["Metric", "Variant", "MiB", "MB", "Change"], rows, left=2) + ("\n\nThe published MB are 2^20 bytes, here written MiB. Reserved is what the allocator holds on to, with what loading needed: FP8 and the option of an FP8 "
+        "vision tower are made of bf16 on the GPU.")
 
 
 def _mib(value: float | None) -> str:
@@ -294,7 +324,7 @@ def _as_published(speed: Speed) -> str:
             line("Std of latency (ms/batch)", lambda _, r: md.milliseconds(r.latency_s_std), "standard deviation of latency", 2),
             line("Median latency (ms/batch)", lambda _, r: md.milliseconds(r.latency_s_median)),
             line("CUDA allocated (MiB)", lambda n, _: _mib(speed.bytes(n, "allocated_bytes")), "CUDA allocated"),
-            line("CUDA peak allocated (MiB)", lambda n, _: _mib(speed.bytes(n, "peak_allocated_bytes", PUBLISHED)), "CUDA peak allocated"),
+            line("CUDA peak allocated (MiB)", lambda n, _: _mib(speed.peak(n, PUBLISHED)), "CUDA peak allocated"),
             line("CUDA peak reserved (MiB)", lambda n, _: _mib(speed.bytes(n, "peak_reserved_bytes", PUBLISHED)), "CUDA peak reserved"),
             line("Tokens a call", lambda _, r: md.number(r.tokens_per_call, 0)), line("Times its floor", lambda _, r: md.number(r.latency_s_median / r.floor_s, 2))]
     header = ["Metric", *(f"`{n}`" for n in columns), *([] if figures is None else ["published BASE", "published W4A16"])]
@@ -312,15 +342,15 @@ def _workloads(speed: Speed) -> list[str]:
                     continue
                 rows.append((int(batch), f"`{name}`", int(r.n_samples), md.number(r.tokens_per_call, 0), md.number(batch / r.latency_s_median, 1), md.milliseconds(r.latency_s_median),
                     md.milliseconds(r.latency_s_std), md.milliseconds(r.latency_s_p90), md.milliseconds(r.get("latency_s_p99")),
-                    _mib(_peak(speed, name, kind, batch)), md.number(r.latency_s_median / r.floor_s, 2)))
+                    _mib(_shown_peak(speed, name, kind, int(batch))), md.number(r.latency_s_median / r.floor_s, 2)))
         header = ["Batch", "Variant", "Calls", "Tokens a call", "Items/s", "Median (ms)", "Std (ms)", "p90 (ms)", "p99 (ms)", "Peak (MiB)", "Times the floor"]
         parts += [f"### {KINDS[kind].capitalize()}", md.table(header, rows, left=2)]
     return [*parts, "p99 is given from 100 calls on."]
 
 
-def _peak(speed: Speed, name: str, kind: str, batch: int) -> float | None:
-    found = speed.memory[(speed.memory.variant == name) & (speed.memory.metric == "peak_allocated_bytes") & (speed.memory.kind == kind) & (speed.memory.batch == batch)]
-    return None if found.empty else float(found.bytes.mean())
+def _shown_peak(speed: Speed, name: str, kind: str, batch: int) -> float | None:
+    """Pages were measured as they are computed or recorded; only replayed queries hide their memory."""
+    return speed._peak(name, kind, batch) if kind == PAGES else speed.peak(name, kind, batch)
 
 
 def _loading(speed: Speed) -> str:
@@ -330,9 +360,9 @@ def _loading(speed: Speed) -> str:
         if len(some):
             first = some.set_index(["kind", "batch"]).first_call_s
             rows.append((f"`{name}`", md.number(some.load_s.iloc[0], 1), md.number(first.get((QUERIES, 1)), 2), md.number(first.get((PAGES, 1)), 2)))
-    return md.table(["Variant", "Load (s)", "First query call (s)", "First page call (s)"], rows) + (
-        "\n\nLoading includes the conversion to the fast path. First calls choose and compile kernels and record graphs; compiled code is kept on disk between "
-        "processes.")
+    return md.table(["Variant", "Load (s)", "First call of a query (s)", "First call of a page (s)"], rows) + (
+        "\n\nLoading includes the conversion to the fast path. First calls of the workloads with batch 1, which record their graphs: the comparison of the two "
+        "paths came before them and compiled the kernels, and compiled code is kept on disk between processes.")
 
 
 def _predicted(speed: Speed) -> str:
@@ -367,7 +397,7 @@ def _options(speed: Speed) -> str:
         whole = None if None in (*parts, w4["all"]) else w4["all"] + sum(parts) - w4["embedding"] - w4["visual"]
         rows.append((label, *(md.megabytes(p, 0) for p in parts), md.megabytes(whole, 0), md.number(100 * (whole / start - 1), 1, True, " %") if whole and start else None))
     peaks = [f"`{name}` {md.megabytes(peak, 0)} MB ({md.number(peak / GIB, 2)} GiB)" for name in (speed.w4, speed.small)
-             if name and (peak := speed.bytes(name, "peak_allocated_bytes", PUBLISHED))]
+             if name and (peak := speed.peak(name, PUBLISHED))]
     if speed.small is None:
         rows = rows[:1]
     table = md.table(["Weights", "Embedding table (MB)", "Vision tower (MB)", "All tensors (MB)", "Against bf16"], rows)
@@ -393,8 +423,9 @@ def _profile(speed: Speed) -> str:
         return "Not measured."
     header = ["Workload", "Batch", "Variant", "Products (ms)", "Attention (ms)", "Steps (ms)", "Rest (ms)", "GPU busy (ms)", "Median call (ms)", "Kernels"]
     return ("Kernels of one batch under the profiler, sorted by name: matrix products; attention; this repository's kernels between them; everything else, "
-            "which is what the plain path does between products. What a call takes beyond the busy time, the GPU waits for the host. One batch is not the "
-            "median over all, so the two columns need not add up.\n\n" + md.table(header, rows, left=3))
+            "which is what the plain path does between products. Kernels run somewhat slower under the profiler, and the batch is the last of its workload, which "
+            "for queries of real lengths in batches of 32 is the longest: there the busy time can exceed the median call. Where a call takes much longer than the "
+            "GPU is busy, it waits for the host.\n\n" + md.table(header, rows, left=3))
 
 
 def _gemms(speed: Speed) -> str:
@@ -447,7 +478,7 @@ def _scoring(speed: Speed) -> str:
 def _cost(speed: Speed) -> str:
     cost = speed.read("benchmark/autoround_cost.json")
     if cost is None:
-        return "Not measured." if speed.experiment.benchmark.autoround else "Measured with the 4B alone (`make benchmark EXPERIMENT=h200-4b`)."
+        return "Not measured."
     if "error" in cost:
         return f"Failed: {cost['error']}"
     each = cost["block_s"][1:] or cost["block_s"]
@@ -466,10 +497,11 @@ def _agreement(speed: Speed) -> str:
     rows = [(f"`{r.variant}`", r.kind, md.number(r["mean"], 6), md.number(r.least, 6), int(r.tokens)) for _, r in found.iterrows()]
     base = found[found.variant == speed.base].set_index("kind")
     word = "" if base.empty or GRAIN not in base.index else (
-        f"\n\nThe plain path is not nearer to itself: the same queries one by one, not eight in a batch, give a mean cosine of {md.number(base['mean'][GRAIN], 6)} in bf16 "
-        f"on these weights, where the fast path has {md.number(base['mean']['queries'], 6)}. Random weights damp no rounding error over the layers.")
-    return ("Each process compares its fast path with the plain one on the same weights before it measures anything (token cosine; of FP8 and 4-bit "
-            "variants with the plain path in the same weights):\n\n" + md.table(["Variant", "Tokens of", "Mean", "Least", "Tokens"], rows, left=2) + word)
+        f"\n\nThe same queries one by one through the plain path, not eight in a batch, have a mean cosine of {md.number(base['mean'][GRAIN], 6)} with its own in bf16; the fast "
+        f"path has {md.number(base['mean']['queries'], 6)}."
+        + (" Random weights damp no rounding error over the layers." if speed.experiment.model.is_random else ""))
+    return ("Each process compares its fast path with the plain one on the same weights before it measures anything, by token cosine. Only bf16 is refused if "
+            "it disagrees; FP8 rounds what comes into each product, and a rounding error in front of it can move a number to the next step.\n\n" + md.table(["Variant", "Tokens of", "Mean", "Least", "Tokens"], rows, left=2) + word)
 
 
 def _sizes(speed: Speed) -> str:
@@ -482,33 +514,39 @@ def _sizes(speed: Speed) -> str:
             if other.read("benchmark/memory.csv") is not None:
                 base, w4 = (other.bytes(other.find(**f), "allocated_bytes") for f in ({"scheme": "bf16", "encode": "plain"}, {"scheme": "w4a16"}))
                 small = other.bytes(other.find(scheme="w4a16", embedding="int8", vision="fp8"), "allocated_bytes")
-                rows.append((size.upper(), "measured", *(md.number(v / 1e9, 2) if v else None for v in (base, w4)), md.number(100 * (w4 / base - 1), 1, True, " %"),
-                             None if small is None else f"{md.number(small / 1e9, 2)} ({md.number(100 * (small / base - 1), 1, True, ' %')})"))
+                rows.append((size.upper(), "measured", *(md.number(v / MIB / 1e3, 2) if v else None for v in (base, w4)), md.number(100 * (w4 / base - 1), 1, True, " %"),
+                             None if small is None else f"{md.number(small / MIB / 1e3, 2)} ({md.number(100 * (small / base - 1), 1, True, ' %')})"))
         old = figures[(figures.source == "benchmark_8b_report.md") & (figures.model == size)]
         rows += [(size.upper(), "published", md.number(r.original_gb, 1), md.number(r.quantized_gb, 1), md.number(-r.reduction_pct, 0, True, " %"), md.MISSING) for _, r in old.iterrows()]
-    return md.table(["Model", "Figures", "BASE memory (GB)", "W4A16 memory (GB)", "Change", "with eight-bit options (GB)"], rows, left=2)
+    return md.table(["Model", "Figures", "BASE memory (GB)", "W4A16 memory (GB)", "Change", "with eight-bit options (GB)"], rows, left=2) + (
+        "\n\nAllocated after loading, in thousands of MiB, the unit of the published figures, which hold the lm_head besides.")
 
 
 def best(speed: Speed) -> pd.DataFrame:
-    """The fastest variant by workload and batch, and whether its lead over bf16 on the same path is resolved."""
+    """The fastest variant by workload and batch, whether its lead over bf16 on the same path is resolved, and who is as fast.
+
+    Of variants that are not resolved from the fastest, the one that the experiment names first counts as it.
+    """
     base, found = speed.base, []
     for (kind, batch), some in speed.rows[speed.rows.latency_s_median.notna()].groupby(["kind", "batch"], sort=False):
-        chosen, reference = some.loc[some.latency_s_median.idxmin()], speed.row(base, kind, batch)
-        if reference is None:
+        if base not in set(some.variant):
             continue
-        ratio, low, high = _ratio(speed.calls(base, kind, batch), speed.calls(chosen.variant, kind, batch))
-        found.append({"kind": kind, "batch": int(batch), "variant": chosen.variant, "ratio": ratio, "low": low, "high": high,
-                      "resolved": chosen.variant != base and low > 1})
+        fastest = some.loc[some.latency_s_median.idxmin()].variant
+        tied = [name for name in speed.names if name == fastest or (name in set(some.variant)
+                and _ratio(speed.calls(name, kind, batch), speed.calls(fastest, kind, batch))[1] <= 1)]
+        ratio, low, high = _ratio(speed.calls(base, kind, batch), speed.calls(tied[0], kind, batch))
+        found.append({"kind": kind, "batch": int(batch), "variant": tied[0], "ratio": ratio, "low": low, "high": high,
+                      "resolved": base not in tied and low > 1, "tied": tied[1:]})
     return pd.DataFrame(found)
 
 
 def _recommendations(speed: Speed) -> str:
-    rows, base = [], speed.base
+    rows = []
     for _, r in best(speed).iterrows():
-        name = r.variant if r.resolved else base
-        rows.append((KINDS[r.kind], r.batch, f"`{name}`", md.value_ci(r.ratio, r.low, r.high, 2) if r.resolved else "no variant is resolved to be faster"))
-    small = min(((speed.bytes(n, "peak_allocated_bytes", PUBLISHED), n) for n in speed.names if speed.bytes(n, "peak_allocated_bytes", PUBLISHED)), default=None)
-    lines = [md.table(["Workload", "Batch", "Fastest", "Speed against bf16 on the same path"], rows, left=1)]
+        word = md.value_ci(r.ratio, r.low, r.high, 2) if r.resolved else "no variant is resolved to be faster"
+        rows.append((KINDS[r.kind], r.batch, f"`{r.variant if r.resolved else speed.base}`", md.listing([f"`{name}`" for name in r.tied]) if r.tied and r.resolved else "-", word))
+    small = min(((speed.peak(n, PUBLISHED), n) for n in speed.names if speed.peak(n, PUBLISHED)), default=None)
+    lines = [md.table(["Workload", "Batch", "Fastest", "Not resolved from it", "Speed against bf16 on the same path"], rows, left=1)]
     if small:
         lines.append(f"Least memory for text queries: `{small[1]}`, {md.megabytes(small[0], 0)} MB at its peak.")
     lines.append("Speed and memory alone: what a scheme does to retrieval is measured by the evaluation stage on a real checkpoint.")
@@ -516,7 +554,7 @@ def _recommendations(speed: Speed) -> str:
 
 
 def _figures(speed: Speed) -> str:
-    captions = {"gemms.png": "Time of all products of the language model by tokens a call.", "throughput_queries.png": "Text queries a second.",
+    captions = {"gemms.png": "Time of a decoder layer's products by tokens a call.", "throughput_queries.png": "Text queries a second.",
                 "throughput_pages.png": "Pages a second.", "memory.png": "Memory by variant.", "bytes_per_tower.png": "Bytes by part, stored and predicted."}
     folder = speed.experiment.output / "figures" / speed.experiment.name
     return "\n\n".join(md.picture(f"../../../figures/{speed.experiment.name}/{name}", caption) for name, caption in captions.items() if (folder / name).exists())

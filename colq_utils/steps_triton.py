@@ -7,11 +7,10 @@ import torch
 import triton
 import triton.language as tl
 
-from . import steps
+from . import eightbit, steps
 from .steps import Input, Packed
 
-#: Largest finite number of e4m3, as `colq_utils.eightbit.LARGEST`.
-LARGEST: tl.constexpr = tl.constexpr(448.0)
+LARGEST: tl.constexpr = tl.constexpr(eightbit.LARGEST)
 #: The longest row that one program of `attend_packed` holds.
 LONGEST = 128
 
@@ -74,7 +73,7 @@ def _output(n: int, width: int, x: torch.Tensor, fp8: bool) -> tuple[torch.Tenso
 def attend_packed(qkv, packed: Packed, heads: int, kv_heads: int) -> torch.Tensor:
     head_dim = qkv.shape[1] // (heads + 2 * kv_heads)
     rows, length = packed.mask.shape
-    if length > LONGEST or head_dim not in (16, 32, 64, 128):
+    if length > LONGEST or head_dim not in (16, 32, 64, 128) or qkv.element_size() > 2:  # fp32 rows do not fit
         return steps.attend_packed(qkv, packed, heads, kv_heads)
     out = torch.empty(len(qkv), heads * head_dim, dtype=qkv.dtype, device=qkv.device)
     block = max(16, triton.next_power_of_2(length))

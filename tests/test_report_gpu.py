@@ -34,9 +34,11 @@ def test_the_committed_report_follows_from_the_committed_results(speed):
 
 
 def test_recommendations_follow_the_table(speed):
+    """The fastest is recommended, or a variant that its calls do not tell from it."""
     best = report_gpu.best(speed).set_index(["kind", "batch"])
-    fastest = speed.rows.dropna(subset=["latency_s_median"]).sort_values("latency_s_median").drop_duplicates(["kind", "batch"])
-    assert best.variant.to_dict() == fastest.set_index(["kind", "batch"]).variant.to_dict()
+    fastest = speed.rows.dropna(subset=["latency_s_median"]).sort_values("latency_s_median").drop_duplicates(["kind", "batch"]).set_index(["kind", "batch"])
+    for key, row in best.iterrows():
+        assert fastest.variant[key] in [row.variant, *row.tied]
 
 
 def test_another_number_in_a_file_is_another_in_the_report(speed):
