@@ -254,7 +254,9 @@ def headline(speed: Speed) -> str:
                          md.number((speed.peak(name, PUBLISHED) or np.nan) / 1e9, 2)))
     header = ["Variant", "Kernel", *(f"{'query batch' if kind == QUERIES else 'pages, batch'} {batch} (ms)" for kind, batch in columns), "Peak, queries (GB)"]
     what = "random weights in the published dimensions" if speed.experiment.model.is_random else f"`{speed.experiment.model.path}`"
-    return (md.table(header, rows, left=2) + f"\n\nMedian forward pass on one {speed.environment.get('gpu')}, {what}; `plain` is transformers' own forward pass. "
+    one_run = not any(speed.base and speed.apart(speed.base, name) for name in _shown(speed))
+    where = f"one {speed.environment.get('gpu')}" if one_run else f"two machines with one {speed.environment.get('gpu')} each (which row is of which: see the report)"
+    return (md.table(header, rows, left=2) + f"\n\nMedian forward pass on {where}, {what}; `plain` is transformers' own forward pass. "
             "FP8 is made of the bf16 checkpoint on the GPU, which has to hold that once.")
 
 
