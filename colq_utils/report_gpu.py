@@ -4,131 +4,21 @@ Every row of the published benchmark has its place here; what it lacked (the ker
 query lengths, pages, scoring, load time) follows. Recommendations are picked from the tables by code, workload by
 workload. Reads the inspect and benchmark stages alone.
 """
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from . import bench, files, published, targets
+from . import files, published, stats, targets
 from . import markdown as md
 from .config import Experiment
 from .measure import GRAIN
-from .targets import PAGES, PUBLISHED, QUERIES
+from .speed import PAGES, PUBLISHED, QUERIES, Speed
 
 KINDS = {PUBLISHED: "text queries as published", QUERIES: "text queries of real lengths", PAGES: "pages at the budget of 1,280 visual tokens"}
 #: The published reports' MB are torch's bytes over 2^20.
 MIB, GIB = 1 << 20, targets.GIB
 ITEMS, STEPS = 80, 10
-
-
-@dataclass(frozen=True)
-class Speed:
-    """The benchmark results of one experiment on a GPU; a table is None where its file is missing."""
-
-    experiment: Experiment
-
-    def read(self, name: str):
-        path = self.experiment.output / "results" / self.experiment.name / name
-        if not path.exists():
-            return None
-        return files.read_json(path, "benchmark") if path.suffix == ".json" else pd.read_csv(path)
-
-    @cached_property
-    def rows(self) -> pd.DataFrame:
-        return bench.results(self.experiment, "rows.csv")
-
-    @cached_property
-    def samples(self) -> pd.DataFrame:
-        return bench.results(self.experiment, "samples.parquet")
-
-    def calls(self, name: str, kind: str, batch: int) -> np.ndarray:
-        """Seconds of every timed call of a variant and workload."""
-        some = self.samples
-        return some[(some.variant == name) & (some.kind == kind) & (some.batch == batch)].latency_s.to_numpy()
-
-    @cached_property
-    def memory(self) -> pd.DataFrame:
-        return bench.results(self.experiment, "memory.csv")
-
-    @cached_property
-    def environment(self) -> dict:
-        return bench.results(self.experiment, "environment.json")
-
-    @property
-    def names(self) -> list[str]:
-        """The variants that were measured, at least in part."""
-        measured = set(self.rows[self.rows.latency_s_median.notna()].variant)
-        return [n for n in self.experiment.benchmark.variants if n in measured]
-
-    @property
-    def missing(self) -> list[str]:
-        return [n for n in self.experiment.benchmark.variants if n not in self.names]
-
-    @property
-    def eager(self) -> str | None:
-        return self.find(scheme="bf16", encode="plain")
-
-    @property
-    def base(self) -> str | None:
-        return self.find(scheme="bf16")
-
-    @property
-    def w4(self) -> str | None:
-        return self.find(scheme="w4a16")
-
-    @property
-    def fp8(self) -> str | None:
-        """FP8 with the vision tower, or without it where that alone was measured."""
-        return self.find(scheme="fp8", vision="fp8") or self.find(scheme="fp8")
-
-    @property
-    def small(self) -> str | None:
-        return self.find(scheme="w4a16", embedding="int8", vision="fp8")
-
-    def row(self, name: str | None, kind: str, batch: int) -> pd.Series | None:
-        """The row of a variant and workload, if it was measured."""
-        found = self.rows[(self.rows.variant == name) & (self.rows.kind == kind) & (self.rows.batch == batch)]
-        return found.iloc[0] if len(found) and np.isfinite(found.latency_s_median.iloc[0]) else None
-
-    def bytes(self, name: str | None, metric: str, kind: str | None = None) -> float | None:
-        """Mean over rounds of a memory metric: of a workload (the largest batch), or after loading."""
-        found = self.memory[(self.memory.variant == name) & (self.memory.metric == metric)]
-        found = found[found.kind == kind] if kind else found[found.kind.isna()]
-        return None if found.empty else float(found.groupby("round").bytes.max().mean())
-
-    def peak(self, name: str | None, kind: str, batch: int | None = None) -> float | None:
-        """Peak of the allocator in a workload. Where a replayed graph hid what it works in, the plain base's rise is added."""
-        peak, start = self._peak(name, kind, batch), self.bytes(name, "allocated_bytes")
-        if peak is None or not self.hidden(name):
-            return peak
-        rise, base = self._peak(self.eager, kind, batch), self.bytes(self.eager, "allocated_bytes")
-        return None if rise is None else start + rise - base
-
-    def hidden(self, name: str | None) -> bool:
-        """Whether the peak of queries is no more than what is allocated anyway: a graph's memory is not counted."""
-        peak, start = self._peak(name, PUBLISHED, 8), self.bytes(name, "allocated_bytes")
-        return peak is not None and start is not None and peak - start < 1 << 20
-
-    def _peak(self, name: str | None, kind: str, batch: int | None) -> float | None:
-        found = self.memory[(self.memory.variant == name) & (self.memory.metric == "peak_allocated_bytes") & (self.memory.kind == kind)]
-        found = found if batch is None else found[found.batch == batch]
-        return None if found.empty else float(found.groupby("round").bytes.max().mean())
-
-    def apart(self, ours: str, theirs: str) -> bool:
-        """Whether two variants were never measured in the same round."""
-        rounds = [set(self.samples[self.samples.variant == name]["round"]) for name in (ours, theirs)]
-        return not rounds[0] & rounds[1]
-
-    def find(self, **wanted) -> str | None:
-        """The first measured variant with these properties; unnamed runtime options must be off."""
-        defaults = {"encode": None, "embedding": None, "vision": None, "tag": None}
-        for name in self.names:
-            spec = self.experiment.by_id[name]
-            if all(getattr(spec, key) == value for key, value in {**defaults, **wanted}.items()):
-                return name
-        return None
 
 
 def write(experiment: Experiment) -> Path:
@@ -182,8 +72,8 @@ def _notes(speed: Speed) -> str:
               "A floor is the longer of weight bytes over the measured copy rate and operations over the measured rate of the format each part is multiplied in "
               "(attention in bf16)."]
     if any(speed.hidden(name) for name in speed.names):
-        notes.append("Peaks of queries on the fast path were taken from replayed graphs, whose working memory the allocator does not count as allocated: to "
-                     "what is allocated, the rise of the plain base in the same workload is added.")
+        notes.append("Peaks of queries on the fast path are **estimates**: they were taken from replayed graphs, whose working memory the allocator does not "
+                     "count as allocated, so that the rise of the plain base in the same workload is added to what is allocated.")
     if speed.missing:
         notes.append(f"Not measured: {md.listing([f'`{name}`' for name in speed.missing])}.")
     failed = speed.rows[speed.rows.error.fillna("") != ""]
@@ -206,13 +96,14 @@ def _environment(speed: Speed) -> str:
 #: What a user decides on: label, (variant, workload, batch), compared with (variant, workload, batch); items a second, larger is better.
 def _comparisons(speed: Speed) -> list[tuple]:
     eager, base, w4, fp8, small = speed.eager, speed.base, speed.w4, speed.fp8, speed.small
+    eight = "FP8 with the vision tower" if fp8 and speed.experiment.by_id[fp8].vision else "FP8"
     pairs = [("W4A16, against the base as published", w4, eager, PUBLISHED, 8)]
     pairs += [("W4A16, against bf16 on the same path", w4, base, QUERIES, b) for b in (1, 8, 32, 128)]
     pairs += [("W4A16, against bf16 on the same path", w4, base, PUBLISHED, 8), ("W4A16, all eight-bit options, against bf16", small, base, QUERIES, 8)]
-    pairs += [("FP8, against bf16 on the same path", fp8, base, QUERIES, b) for b in (1, 8, 32, 128)]
+    pairs += [(f"{eight}, against bf16 on the same path", fp8, base, QUERIES, b) for b in (1, 8, 32, 128)]
     pairs += [("bf16 on the fast path, against the base as published", base, eager, kind, b)
               for kind, b in ((PUBLISHED, 8), (QUERIES, 32), (QUERIES, 128), (PAGES, 1), (PAGES, 8))]
-    pairs += [("W4A16, against bf16 on the same path", w4, base, PAGES, 8), ("FP8, against bf16 on the same path", fp8, base, PAGES, 8)]
+    pairs += [("W4A16, against bf16 on the same path", w4, base, PAGES, 8), (f"{eight}, against bf16 on the same path", fp8, base, PAGES, 8)]
     return pairs
 
 
@@ -221,16 +112,9 @@ def ratios(speed: Speed) -> pd.DataFrame:
     found = []
     for label, ours, theirs, kind, batch in _comparisons(speed):
         if ours and theirs and speed.row(ours, kind, batch) is not None and speed.row(theirs, kind, batch) is not None:
-            ratio, low, high = _ratio(speed.calls(theirs, kind, batch), speed.calls(ours, kind, batch))
+            ratio, low, high = stats.median_ratio(speed.calls(theirs, kind, batch), speed.calls(ours, kind, batch))
             found.append({"label": f"{label} †" if speed.apart(ours, theirs) else label, "kind": kind, "batch": batch, "ratio": ratio, "low": low, "high": high})
     return pd.DataFrame(found, columns=["label", "kind", "batch", "ratio", "low", "high"])
-
-
-def _ratio(theirs: np.ndarray, ours: np.ndarray, draws: int = 2000) -> tuple[float, float, float]:
-    """Ratio of the median of `theirs` to that of `ours`, and its 95 % interval by a bootstrap of the calls."""
-    rng = np.random.default_rng(0)
-    drawn = [np.median(rng.choice(calls, (draws, len(calls))), axis=1) for calls in (theirs, ours)]
-    return (float(np.median(theirs) / np.median(ours)), *map(float, np.percentile(drawn[0] / drawn[1], [2.5, 97.5])))
 
 
 def _ratios(speed: Speed) -> str:
@@ -255,9 +139,10 @@ def headline(speed: Speed) -> str:
     header = ["Variant", "Kernel", *(f"{'query batch' if kind == QUERIES else 'pages, batch'} {batch} (ms)" for kind, batch in columns), "Peak, queries (GB)"]
     what = "random weights in the published dimensions" if speed.experiment.model.is_random else f"`{speed.experiment.model.path}`"
     one_run = not any(speed.base and speed.apart(speed.base, name) for name in _shown(speed))
-    where = f"one {speed.environment.get('gpu')}" if one_run else f"two machines with one {speed.environment.get('gpu')} each (which row is of which: see the report)"
+    where = f"one {speed.environment.get('gpu')}" if one_run else f"{speed.environment.get('gpu')}, not all in one run (see the report)"
     return (md.table(header, rows, left=2) + f"\n\nMedian forward pass on {where}, {what}; `plain` is transformers' own forward pass. "
-            "FP8 is made of the bf16 checkpoint on the GPU, which has to hold that once.")
+            "FP8 is made of the bf16 checkpoint on the GPU, which has to hold that once."
+            + (" Peaks of the fast path are estimates: what is allocated, and what the plain path needs on top." if any(speed.hidden(name) for name in _shown(speed)) else ""))
 
 
 def _metric(figures: published.Published, metric: str, role: str, table: str = "Text Queries Benchmark") -> float | None:
@@ -344,15 +229,10 @@ def _workloads(speed: Speed) -> list[str]:
                     continue
                 rows.append((int(batch), f"`{name}`", int(r.n_samples), md.number(r.tokens_per_call, 0), md.number(batch / r.latency_s_median, 1), md.milliseconds(r.latency_s_median),
                     md.milliseconds(r.latency_s_std), md.milliseconds(r.latency_s_p90), md.milliseconds(r.get("latency_s_p99")),
-                    _mib(_shown_peak(speed, name, kind, int(batch))), md.number(r.latency_s_median / r.floor_s, 2)))
+                    _mib(speed.peak(name, kind, int(batch))), md.number(r.latency_s_median / r.floor_s, 2)))
         header = ["Batch", "Variant", "Calls", "Tokens a call", "Items/s", "Median (ms)", "Std (ms)", "p90 (ms)", "p99 (ms)", "Peak (MiB)", "Times the floor"]
         parts += [f"### {KINDS[kind].capitalize()}", md.table(header, rows, left=2)]
     return [*parts, "p99 is given from 100 calls on."]
-
-
-def _shown_peak(speed: Speed, name: str, kind: str, batch: int) -> float | None:
-    """Pages were measured as they are computed or recorded; only replayed queries hide their memory."""
-    return speed._peak(name, kind, batch) if kind == PAGES else speed.peak(name, kind, batch)
 
 
 def _loading(speed: Speed) -> str:
@@ -425,9 +305,8 @@ def _profile(speed: Speed) -> str:
         return "Not measured."
     header = ["Workload", "Batch", "Variant", "Products (ms)", "Attention (ms)", "Steps (ms)", "Rest (ms)", "GPU busy (ms)", "Median call (ms)", "Kernels"]
     return ("Kernels of one batch under the profiler, sorted by name: matrix products; attention; this repository's kernels between them; everything else, "
-            "which is what the plain path does between products. Kernels run somewhat slower under the profiler, and the batch is the last of its workload, which "
-            "for queries of real lengths in batches of 32 is the longest: there the busy time can exceed the median call. Where a call takes much longer than the "
-            "GPU is busy, it waits for the host.\n\n" + md.table(header, rows, left=3))
+            "which is what the plain path does between products. Kernels run somewhat slower under the profiler, and it is one batch of the workload, so that "
+            "the busy time can exceed the median call. Where a call takes much longer than the GPU is busy, it waits for the host.\n\n" + md.table(header, rows, left=3))
 
 
 def _gemms(speed: Speed) -> str:
@@ -535,8 +414,8 @@ def best(speed: Speed) -> pd.DataFrame:
             continue
         fastest = some.loc[some.latency_s_median.idxmin()].variant
         tied = [name for name in speed.names if name == fastest or (name in set(some.variant)
-                and _ratio(speed.calls(name, kind, batch), speed.calls(fastest, kind, batch))[1] <= 1)]
-        ratio, low, high = _ratio(speed.calls(base, kind, batch), speed.calls(tied[0], kind, batch))
+                and stats.median_ratio(speed.calls(name, kind, batch), speed.calls(fastest, kind, batch))[1] <= 1)]
+        ratio, low, high = stats.median_ratio(speed.calls(base, kind, batch), speed.calls(tied[0], kind, batch))
         found.append({"kind": kind, "batch": int(batch), "variant": tied[0], "ratio": ratio, "low": low, "high": high,
                       "resolved": base not in tied and low > 1, "tied": tied[1:]})
     return pd.DataFrame(found)

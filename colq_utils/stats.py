@@ -209,3 +209,10 @@ def ratio_interval(mean_a, std_a, n_a, mean_b, std_b, n_b) -> tuple[float, float
 def _matrix(values) -> np.ndarray:
     values = np.asarray(values, float)
     return values[:, None] if values.ndim == 1 else values
+
+
+def median_ratio(above: np.ndarray, below: np.ndarray, draws: int = 2000) -> tuple[float, float, float]:
+    """Ratio of two medians and its 95 % interval, by a bootstrap of both samples with a fixed seed."""
+    rng = np.random.default_rng(0)
+    drawn = [np.median(rng.choice(sample, (draws, len(sample))), axis=1) for sample in (above, below)]
+    return (float(np.median(above) / np.median(below)), *map(float, np.percentile(drawn[0] / drawn[1], [2.5, 97.5])))

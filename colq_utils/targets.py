@@ -8,15 +8,19 @@ from dataclasses import dataclass
 import pandas as pd
 
 from . import markdown as md
+from . import stats
 from .measure import GRAIN, SAME
+from .speed import PAGES, PUBLISHED, QUERIES
 
-QUERIES, PUBLISHED, PAGES = "queries", "queries_published", "pages"
 GIB = 1 << 30
 
 
 @dataclass(frozen=True)
 class Target:
-    """`wanted` of `what`, at least or (with `most`) at most; `sizes` it is asked of, and the two variants it compares."""
+    """`wanted` of `what`, at least or (with `most`) at most; `sizes` it is asked of, and the two variants it compares.
+
+    `value` gives a number, or a number with its interval, or None.
+    """
 
     what: str
     sizes: tuple[str, ...]
@@ -31,8 +35,10 @@ class Target:
 
 def _ratio(ours: str, theirs: str, kind: str, batch: int) -> Callable:
     def value(speed):
-        a, b = (speed.row(getattr(speed, name), kind, batch) for name in (ours, theirs))
-        return None if a is None or b is None else b.latency_s_median / a.latency_s_median
+        names = [getattr(speed, role) for role in (theirs, ours)]
+        if any(speed.row(name, kind, batch) is None for name in names):
+            return None
+        return stats.median_ratio(*(speed.calls(name, kind, batch) for name in names))
     return value
 
 
@@ -73,24 +79,35 @@ TARGETS = (
 
 
 def reached(speed) -> pd.DataFrame:
-    """The targets of a model size with what was measured: what, wanted, measured (None if it was not), met, and the `Target`."""
+    """The targets of a model size: what, wanted, measured (None if it was not) with low and high where there is an interval, met, and the `Target`."""
     rows = []
     for target in TARGETS:
         if speed.experiment.model.size in target.sizes:
-            value = target.value(speed)
+            found = target.value(speed)
+            value, low, high = found if isinstance(found, tuple) else (found, None, None)
             met = None if value is None else bool(value <= target.wanted if target.most else value >= target.wanted)
-            rows.append({"what": target.what, "wanted": target.wanted, "measured": value, "met": met, "target": target})
+            rows.append({"what": target.what, "wanted": target.wanted, "measured": value, "low": low, "high": high, "met": met, "target": target})
     return pd.DataFrame(rows, dtype=object)
 
 
 def text(speed) -> str:
     """The table of targets, and under it a line for each that was missed."""
     table = reached(speed)
-    rows = [(r.what, f"{'≤' if r.target.most else '≥'} {md.number(r.wanted, 4 if r.target.digits > 2 else 2)}", md.number(r.measured, r.target.digits),
-             md.MISSING if r.met is None else "met" if r.met else "**missed**") for r in table.itertuples()]
+    rows = [(r.what, f"{'≤' if r.target.most else '≥'} {md.number(r.wanted, 4 if r.target.digits > 2 else 2)}",
+             md.number(r.measured, r.target.digits) if r.low is None else md.value_ci(r.measured, r.low, r.high, 2), _verdict(speed, r)) for r in table.itertuples()]
     lines = [_why(speed, r) for r in table.itertuples() if r.met is False]
     note = "\n\nParts are those of one batch under the profiler, which is slower than the timed calls; see *Where the time goes*."
     return md.table(["Target", "Wanted", "Measured", ""], rows, left=1) + ("\n\n" + "\n".join(lines) + note if lines else "")
+
+
+def _verdict(speed, row) -> str:
+    """Met or missed, and whether another sample of the calls, or a measurement in place of an estimate, could turn it."""
+    if row.met is None:
+        return md.MISSING
+    word = "met" if row.met else "**missed**"
+    if row.low is not None and row.low <= row.wanted <= row.high:
+        return f"{word}, not resolved"
+    return f"{word}, by an estimate" if row.target.most and row.target.variants == () and any(speed.hidden(n) for n in (speed.w4, speed.small)) else word
 
 
 def _why(speed, row) -> str:

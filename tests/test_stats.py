@@ -128,3 +128,12 @@ def test_a_full_suite_takes_seconds(rng):
     stats.interval(stats.bootstrap(x, strata).suite()[1])
     stats.randomization_test(x[:, 1:] - x[:, :1], strata)
     assert time.perf_counter() - start < 10
+
+
+def test_ratio_of_medians():
+    ratio, low, high = stats.median_ratio(np.full(20, 3.0), np.full(10, 2.0))
+    assert (ratio, low, high) == (1.5, 1.5, 1.5)
+    rng = np.random.default_rng(1)
+    slow, fast = rng.normal(2, 0.1, 400), rng.normal(1, 0.05, 400)
+    ratio, low, high = stats.median_ratio(slow, fast)
+    assert low < 2 < high and high - low < 0.05 and ratio == np.median(slow) / np.median(fast)

@@ -1,0 +1,119 @@
+"""The benchmark results of one experiment on a GPU, as the report and the targets ask for them."""
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from . import bench, files
+from .config import Experiment
+
+QUERIES, PUBLISHED, PAGES = "queries", "queries_published", "pages"
+
+
+@dataclass(frozen=True)
+class Speed:
+    """The benchmark results of one experiment on a GPU; a table is None where its file is missing."""
+
+    experiment: Experiment
+
+    def read(self, name: str):
+        path = self.experiment.output / "results" / self.experiment.name / name
+        if not path.exists():
+            return None
+        return files.read_json(path, "benchmark") if path.suffix == ".json" else pd.read_csv(path)
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        return bench.results(self.experiment, "rows.csv")
+
+    @cached_property
+    def samples(self) -> pd.DataFrame:
+        return bench.results(self.experiment, "samples.parquet")
+
+    def calls(self, name: str, kind: str, batch: int) -> np.ndarray:
+        """Seconds of every timed call of a variant and workload."""
+        some = self.samples
+        return some[(some.variant == name) & (some.kind == kind) & (some.batch == batch)].latency_s.to_numpy()
+
+    @cached_property
+    def memory(self) -> pd.DataFrame:
+        return bench.results(self.experiment, "memory.csv")
+
+    @cached_property
+    def environment(self) -> dict:
+        return bench.results(self.experiment, "environment.json")
+
+    @property
+    def names(self) -> list[str]:
+        """The variants that were measured, at least in part."""
+        measured = set(self.rows[self.rows.latency_s_median.notna()].variant)
+        return [n for n in self.experiment.benchmark.variants if n in measured]
+
+    @property
+    def missing(self) -> list[str]:
+        return [n for n in self.experiment.benchmark.variants if n not in self.names]
+
+    @property
+    def eager(self) -> str | None:
+        return self.find(scheme="bf16", encode="plain")
+
+    @property
+    def base(self) -> str | None:
+        return self.find(scheme="bf16")
+
+    @property
+    def w4(self) -> str | None:
+        return self.find(scheme="w4a16")
+
+    @property
+    def fp8(self) -> str | None:
+        """FP8 with the vision tower, or without it where that alone was measured."""
+        return self.find(scheme="fp8", vision="fp8") or self.find(scheme="fp8")
+
+    @property
+    def small(self) -> str | None:
+        return self.find(scheme="w4a16", embedding="int8", vision="fp8")
+
+    def row(self, name: str | None, kind: str, batch: int) -> pd.Series | None:
+        """The row of a variant and workload, if it was measured."""
+        found = self.rows[(self.rows.variant == name) & (self.rows.kind == kind) & (self.rows.batch == batch)]
+        return found.iloc[0] if len(found) and np.isfinite(found.latency_s_median.iloc[0]) else None
+
+    def bytes(self, name: str | None, metric: str, kind: str | None = None) -> float | None:
+        """Mean over rounds of a memory metric: of a workload (the largest batch), or after loading."""
+        found = self.memory[(self.memory.variant == name) & (self.memory.metric == metric)]
+        found = found[found.kind == kind] if kind else found[found.kind.isna()]
+        return None if found.empty else float(found.groupby("round").bytes.max().mean())
+
+    def peak(self, name: str | None, kind: str, batch: int | None = None) -> float | None:
+        """Peak of the allocator in a workload; where a replayed graph of queries hid what it works in, an estimate with the plain base's rise."""
+        peak, start = self._peak(name, kind, batch), self.bytes(name, "allocated_bytes")
+        if peak is None or kind == PAGES or not self.hidden(name):
+            return peak
+        rise, base = self._peak(self.eager, kind, batch), self.bytes(self.eager, "allocated_bytes")
+        return None if rise is None else start + rise - base
+
+    def hidden(self, name: str | None) -> bool:
+        """Whether the peak of queries is no more than what is allocated anyway: a graph's memory is not counted."""
+        peak, start = self._peak(name, PUBLISHED, 8), self.bytes(name, "allocated_bytes")
+        return peak is not None and start is not None and peak - start < 1 << 20
+
+    def _peak(self, name: str | None, kind: str, batch: int | None) -> float | None:
+        found = self.memory[(self.memory.variant == name) & (self.memory.metric == "peak_allocated_bytes") & (self.memory.kind == kind)]
+        found = found if batch is None else found[found.batch == batch]
+        return None if found.empty else float(found.groupby("round").bytes.max().mean())
+
+    def apart(self, ours: str, theirs: str) -> bool:
+        """Whether two variants were never measured in the same round."""
+        rounds = [set(self.samples[self.samples.variant == name]["round"]) for name in (ours, theirs)]
+        return not rounds[0] & rounds[1]
+
+    def find(self, **wanted) -> str | None:
+        """The first measured variant with these properties; unnamed runtime options must be off."""
+        defaults = {"encode": None, "embedding": None, "vision": None, "tag": None}
+        for name in self.names:
+            spec = self.experiment.by_id[name]
+            if all(getattr(spec, key) == value for key, value in {**defaults, **wanted}.items()):
+                return name
+        return None
