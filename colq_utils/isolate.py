@@ -121,6 +121,15 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:400]}" if lines else type(error).__name__
 
 
+def resident(field: str = "VmRSS") -> int | None:
+    """Resident set of this process (``VmHWM``: its peak) in bytes; None where Linux's /proc is missing."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
+
+
 def _die_with(parent: int) -> None:
     """Ask Linux to end this process when its parent dies, even by SIGKILL; elsewhere do nothing."""
     if sys.platform == "linux":

@@ -21,7 +21,7 @@ from .ceilings import demand, timed
 from .config import Experiment, Workload
 from .errors import ColqError
 from .footprint import part_of
-from .isolate import describe
+from .isolate import describe, resident
 from .kernels import census
 from .workloads import batches, items
 
@@ -173,12 +173,3 @@ def device_bytes(device: str) -> dict[str, int]:
     if device != "cuda":
         return {}
     return {"allocated_bytes": torch.cuda.memory_allocated(), "reserved_bytes": torch.cuda.memory_reserved()}
-
-
-def resident(field: str = "VmRSS") -> int | None:
-    """Resident set of this process (``VmHWM``: its peak) in bytes; None where Linux's /proc is missing."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))

@@ -6,7 +6,6 @@ one concurrency are in flight together: threads against a server; in process, ba
 """
 import time
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -52,7 +51,7 @@ def child(experiment: dict, variant: str, start: float) -> dict:
     runner = engine.in_process(settings, variant)
     found = _measure(settings, runner, {"ready_s": time.time() - start, "load_s": runner.load_s})
     cuda = settings.runtime.device == "cuda"
-    total = torch.cuda.mem_get_info()[1] - torch.cuda.mem_get_info()[0] if cuda else _resident()
+    total = torch.cuda.mem_get_info()[1] - torch.cuda.mem_get_info()[0] if cuda else isolate.resident()
     return found | {"census": fp8.census(runner.model), "memory": {
         "weight_bytes": sum(fp8.bytes_by_part(runner.model).values()), "kv_bytes": runner.cache_bytes, "total_bytes": total}}
 
@@ -90,12 +89,6 @@ def _measure(experiment: DetectionExperiment, runner, cold: dict) -> dict:
 
 
 _KEPT = ("reason", "detail", "latency_s", "prepare_s", "prefill_s", "decode_s", "tokens")
-
-
-def _resident() -> int:
-    """Resident memory of this process."""
-    fields = Path("/proc/self/statm").read_text().split()
-    return int(fields[1]) * 4096
 
 
 def summarize(latency_s: list[float]) -> dict:
