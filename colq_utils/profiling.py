@@ -18,19 +18,29 @@ def parts(work) -> dict[str, float]:
     Args:
         work: called without arguments, warm.
     """
+    from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
     torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as record:
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as record:
         for _ in range(CALLS):
             work()
         torch.cuda.synchronize()
+    kernels = [(event.time_range.start, event.time_range.end, event.name) for event in record.events() if event.device_type == DeviceType.CUDA]
+    return {part: seconds / CALLS for part, seconds in alone(kernels).items()} | {"kernels": len(kernels) / CALLS}
+
+
+def alone(kernels: list[tuple[float, float, str]]) -> dict[str, float]:
+    """Seconds by part of kernels given as (start, end, name) in microseconds.
+
+    A kernel may be launched while the one before still runs and wait for it: what they share is the earlier one's.
+    """
     found: dict[str, float] = {}
-    count = 0
-    for event in record.key_averages():
-        part = part_of(event.key)
-        found[part] = found.get(part, 0.0) + event.self_device_time_total / 1e6 / CALLS
-        count += event.count if event.self_device_time_total else 0
-    return found | {"kernels": count / CALLS}
+    until = 0.0
+    for start, end, name in sorted(kernels):
+        part = part_of(name)
+        found[part] = found.get(part, 0.0) + max(0.0, end - max(start, until)) / 1e6
+        until = max(until, end)
+    return found
 
 
 def part_of(kernel: str) -> str:

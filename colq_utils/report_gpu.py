@@ -305,7 +305,8 @@ def _profile(speed: Speed) -> str:
         return "Not measured."
     header = ["Workload", "Batch", "Variant", "Products (ms)", "Attention (ms)", "Steps (ms)", "Rest (ms)", "GPU busy (ms)", "Median call (ms)", "Kernels"]
     return ("Kernels of one batch under the profiler, sorted by name: matrix products; attention; this repository's kernels between them; everything else, "
-            "which is what the plain path does between products. Kernels run somewhat slower under the profiler, and it is one batch of the workload, so that "
+            "which is what the plain path does between products. A kernel may be launched while the one before still runs: what they share counts for the earlier. "
+            "Kernels run somewhat slower under the profiler, and it is one batch of the workload, so that "
             "the busy time can exceed the median call. Where a call takes much longer than the GPU is busy, it waits for the host.\n\n" + md.table(header, rows, left=3))
 
 
@@ -362,12 +363,12 @@ def _cost(speed: Speed) -> str:
         return "Not measured."
     if "error" in cost:
         return f"Failed: {cost['error']}"
-    each = cost["block_s"][1:] or cost["block_s"]
-    block, whole = float(np.mean(each)), 36
-    return (f"AutoRound W4A16 on {cost['blocks']} blocks of the {cost['size'].upper()} dimensions, random weights, {cost['samples']} samples of {cost['seqlen']:,} tokens, "
-            f"{cost['iters']} iterations of {cost['batch_rows']} rows: **{md.number(block, 1)} s a block** after the first "
-            f"({', '.join(md.number(v, 1) for v in cost['block_s'])} s), peak {md.megabytes(cost['peak_allocated_bytes'], 0)} MB allocated, "
-            f"{md.megabytes(cost['peak_reserved_bytes'], 0)} MB reserved. *Extrapolated* to {whole} blocks: {md.number(whole * block / 60, 1)} minutes.")
+    each, whole = cost["block_s"][1:] or cost["block_s"], 36
+    block, complete = float(np.mean(each)), cost["blocks"] >= whole
+    last = f"In all {md.number(cost['total_s'] / 60, 1)} minutes." if complete else f"*Extrapolated* to {whole} blocks: {md.number(whole * block / 60, 1)} minutes."
+    return (f"AutoRound W4A16 on {'all' if complete else cost['blocks']} blocks of the {cost['size'].upper()} dimensions, random weights, {cost['samples']} samples of {cost['seqlen']:,} tokens, "
+            f"{cost['iters']} iterations of {cost['batch_rows']} rows: **{md.number(block, 1)} s a block** after the first, which took {md.number(cost['block_s'][0], 1)} s with what is "
+            f"collected before it; peak {md.megabytes(cost['peak_allocated_bytes'], 0)} MB allocated, {md.megabytes(cost['peak_reserved_bytes'], 0)} MB reserved. {last}")
 
 
 def _agreement(speed: Speed) -> str:

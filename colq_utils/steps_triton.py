@@ -2,10 +2,16 @@
 
 They move as many bytes as the step must and no more: a program holds a row (or a piece of one) in registers, indexes
 without divisions and quantizes for an FP8 product in the same pass. Queries and keys are rotated where they lie.
+
+On Hopper and later, with few rows, each kernel is launched while the one before still runs, waits for it before it touches memory, and
+lets the next be launched: between kernels of some microseconds the launches are a good part of the time.
 """
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from . import eightbit, steps
 from .steps import Input, Packed
@@ -13,8 +19,21 @@ from .steps import Input, Packed
 LARGEST: tl.constexpr = tl.constexpr(eightbit.LARGEST)
 #: The longest row that one program of `attend_packed` holds.
 LONGEST = 128
+#: Rows from which a GPU has more of them than it can work on at a time.
+MANY = 4096
 
 attend = steps.attend
+
+
+@cache
+def _hopper() -> bool:
+    return torch.cuda.get_device_capability() >= (9, 0)
+
+
+def _early(rows: int) -> dict[str, bool]:
+    """Launch options. With many rows there is nothing to gain: the kernel before fills the GPU to its end."""
+    early = rows < MANY and _hopper()
+    return {"EARLY": early, "launch_pdl": early}
 
 
 def add_norm(x, delta, weight, eps: float, fp8: bool) -> tuple[torch.Tensor, Input]:
@@ -30,8 +49,9 @@ def _normed(x, delta, weight, bias, eps, fp8):
     total = torch.empty_like(x)
     out, scale = _output(n, width, x, fp8)
     block = triton.next_power_of_2(width)
+    warps = block // (512 if n < MANY else 2048)  # few rows: many hands each; many rows: many of them at a time
     _residual_norm[(n,)](x, delta, weight, weight if bias is None else bias, total, out, scale, width, eps,
-                         LAYER=bias is not None, FP8=fp8, BLOCK=block, num_warps=min(16, max(4, block // 512)))
+                         LAYER=bias is not None, FP8=fp8, BLOCK=block, num_warps=min(16, max(1, warps)), **_early(n))
     return total, (out, scale) if fp8 else out
 
 
@@ -41,7 +61,7 @@ def rotate_(qkv, cos, sin, heads: int, kv_heads: int, norms=None, eps: float = 0
     some = max(1, 512 // half)  # heads a program
     q_weight, k_weight = norms or (cos, cos)
     _rotate[(n, triton.cdiv(heads + kv_heads, some))](qkv, cos, sin, q_weight, k_weight, width, period, heads, heads + kv_heads, eps,
-                                                      HEAD_DIM=head_dim, HALF=half, HEADS=some, NORM=norms is not None)
+                                                      HEAD_DIM=head_dim, HALF=half, HEADS=some, NORM=norms is not None, **_early(n))
 
 
 def swiglu(gate_up, fp8: bool) -> Input:
@@ -59,9 +79,15 @@ def to_fp8(x, fp8: bool) -> Input:
 def _activated(x, width: int, kind: str, fp8: bool) -> Input:
     n = len(x)
     out, scale = _output(n, width, x, fp8)
-    block = triton.next_power_of_2(width) if fp8 else min(1024, triton.next_power_of_2(width))  # a scale needs the whole row
-    _activate[(n, triton.cdiv(width, block))](x, out, scale, width, x.stride(0), KIND=kind, FP8=fp8, BLOCK=block, num_warps=min(16, max(4, block // 512)))
-    return (out, scale) if fp8 else out
+    if fp8:  # a scale needs the whole row: a power of two of it, and what is left
+        block = triton.next_power_of_2(width + 1) // 2
+        rest = triton.next_power_of_2(width - block) if width > block else 0
+        _activate_scaled[(n,)](x, out, scale, width, x.stride(0), KIND=kind, BLOCK=block, REST=rest,
+                               num_warps=min(8, max(2, block // 1024)), **_early(n))
+        return out, scale
+    block = min(1024, triton.next_power_of_2(width))
+    _activate[(n, triton.cdiv(width, block))](x, out, width, x.stride(0), KIND=kind, BLOCK=block, **_early(n))
+    return out
 
 
 def _output(n: int, width: int, x: torch.Tensor, fp8: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -78,20 +104,34 @@ def attend_packed(qkv, packed: Packed, heads: int, kv_heads: int) -> torch.Tenso
     out = torch.empty(len(qkv), heads * head_dim, dtype=qkv.dtype, device=qkv.device)
     block = max(16, triton.next_power_of_2(length))
     _attend_packed[(rows + 1, heads)](qkv, out, packed.offsets, rows, len(qkv), head_dim**-0.5, heads, heads // kv_heads, kv_heads,
-                                      HEAD_DIM=head_dim, BLOCK=block, num_warps=8 if block > 64 else 4)
+                                      HEAD_DIM=head_dim, BLOCK=block, num_warps=8 if block > 64 else 4, **_early(len(qkv)))
     return out
 
 
 @triton.jit
-def _store_scaled(values, inside, out, scale):
-    """A row in e4m3 and its scale."""
-    size = tl.maximum(tl.max(tl.abs(values), 0), 1e-12) / LARGEST
-    tl.store(scale, size)
-    tl.store(out, tl.minimum(tl.maximum(values / size, -LARGEST), LARGEST).to(out.dtype.element_ty), inside)
+def _begin(EARLY: tl.constexpr):
+    """Wait for what the kernels before have written, then let the next kernel be launched."""
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
 
 
 @triton.jit
-def _residual_norm(x, delta, weight, bias, total, out, scale, width, eps, LAYER: tl.constexpr, FP8: tl.constexpr, BLOCK: tl.constexpr):
+def _scale(largest):
+    """What a row with this largest magnitude is divided by."""
+    return tl.maximum(largest, 1e-12) / LARGEST
+
+
+@triton.jit
+def _store_scaled(values, inside, out, scale):
+    """Values in e4m3."""
+    tl.store(out, tl.minimum(tl.maximum(values / scale, -LARGEST), LARGEST).to(out.dtype.element_ty), inside)
+
+
+@triton.jit
+def _residual_norm(x, delta, weight, bias, total, out, scale, width, eps, LAYER: tl.constexpr, FP8: tl.constexpr, BLOCK: tl.constexpr,
+                   EARLY: tl.constexpr):
+    _begin(EARLY)
     row, column = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     inside = column < width
     dtype: tl.constexpr = x.dtype.element_ty
@@ -108,32 +148,57 @@ def _residual_norm(x, delta, weight, bias, total, out, scale, width, eps, LAYER:
         values = (values * tl.rsqrt(tl.sum(values * values, 0) / width + eps)).to(dtype).to(tl.float32)
         values = (values * gain).to(dtype).to(tl.float32)
     if FP8:
-        _store_scaled(values, inside, out + place, scale + row)
+        size = _scale(tl.max(tl.abs(values), 0))
+        tl.store(scale + row, size)
+        _store_scaled(values, inside, out + place, size)
     else:
         tl.store(out + place, values.to(dtype), inside)
 
 
 @triton.jit
-def _activate(x, out, scale, width, stride, KIND: tl.constexpr, FP8: tl.constexpr, BLOCK: tl.constexpr):
-    row, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+def _activated_values(x, column, width, KIND: tl.constexpr):
+    """Some columns of the row at `x`, activated, rounded as they would be stored and given in fp32."""
     inside = column < width
     dtype: tl.constexpr = x.dtype.element_ty
-    values = tl.load(x + row * stride + column, inside, 0.0).to(tl.float32)
+    values = tl.load(x + column, inside, 0.0).to(tl.float32)
     if KIND == "swiglu":
-        up = tl.load(x + row * stride + width + column, inside, 0.0).to(tl.float32)
+        up = tl.load(x + width + column, inside, 0.0).to(tl.float32)
         values = (values * tl.sigmoid(values)).to(dtype).to(tl.float32) * up
     if KIND == "gelu":  # 1 + tanh(t) = 2 sigmoid(2 t)
         values = values * tl.sigmoid(2 * 0.7978845608028654 * (values + 0.044715 * values * values * values))
-    values = values.to(dtype)
-    if FP8:
-        _store_scaled(values.to(tl.float32), inside, out + row * width + column, scale + row)
-    else:
-        tl.store(out + row * width + column, values, inside)
+    return values.to(dtype).to(tl.float32)
+
+
+@triton.jit
+def _activate(x, out, width, stride, KIND: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+    _begin(EARLY)
+    row, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    values = _activated_values(x + row * stride, column, width, KIND)
+    tl.store(out + row * width + column, values.to(out.dtype.element_ty), column < width)
+
+
+@triton.jit
+def _activate_scaled(x, out, scale, width, stride, KIND: tl.constexpr, BLOCK: tl.constexpr, REST: tl.constexpr,
+                     EARLY: tl.constexpr):
+    _begin(EARLY)
+    row, column = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    values = _activated_values(x + row * stride, column, width, KIND)
+    largest = tl.max(tl.abs(values), 0)
+    if REST:
+        behind = BLOCK + tl.arange(0, REST)
+        others = _activated_values(x + row * stride, behind, width, KIND)
+        largest = tl.maximum(largest, tl.max(tl.abs(others), 0))
+    size = _scale(largest)
+    tl.store(scale + row, size)
+    _store_scaled(values, column < width, out + row * width + column, size)
+    if REST:
+        _store_scaled(others, behind < width, out + row * width + behind, size)
 
 
 @triton.jit
 def _rotate(qkv, cos, sin, q_weight, k_weight, stride, period, query_heads, heads, eps,
-            HEAD_DIM: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr, NORM: tl.constexpr):
+            HEAD_DIM: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr, NORM: tl.constexpr, EARLY: tl.constexpr):
+    _begin(EARLY)
     token = tl.program_id(0).to(tl.int64)
     dtype: tl.constexpr = qkv.dtype.element_ty
     head, column = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
@@ -160,7 +225,9 @@ def _rotate(qkv, cos, sin, q_weight, k_weight, stride, period, query_heads, head
 
 
 @triton.jit
-def _attend_packed(qkv, out, offsets, rows, total, scale, heads, group, kv_heads, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr):
+def _attend_packed(qkv, out, offsets, rows, total, scale, heads, group, kv_heads, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr,
+                   EARLY: tl.constexpr):
+    _begin(EARLY)
     row, head = tl.program_id(0), tl.program_id(1)
     token, column = tl.arange(0, BLOCK)[:, None], tl.arange(0, HEAD_DIM)[None, :]
     start = tl.load(offsets + row)

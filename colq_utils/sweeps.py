@@ -67,8 +67,8 @@ def layer(kernel: str, shape: tuple[int, int]) -> torch.nn.Module:
 
 
 def _graph_s(layers: list, kernel: str, n: int) -> float:
-    """Median seconds of all layers run once, as a CUDA graph; FP8 quantizes its inputs by one compiled kernel, or not at all."""
-    quantize = {"fp8": torch.compile(scaled), "fp8 inputs ready": scaled}.get(kernel)
+    """Median seconds of all layers run once, as a CUDA graph; FP8 quantizes its inputs by the fast path's kernel, or not at all."""
+    from .steps_triton import to_fp8
     inputs = {layer.in_features if hasattr(layer, "in_features") else layer.infeatures: None for layer in layers}
     inputs = {width: torch.randn(n, width, device="cuda", dtype=torch.bfloat16) for width in inputs}
     ready = {width: scaled(x) for width, x in inputs.items()} if kernel == "fp8 inputs ready" else inputs
@@ -76,7 +76,7 @@ def _graph_s(layers: list, kernel: str, n: int) -> float:
     def work():
         for layer in layers:
             x = ready[layer.in_features if hasattr(layer, "in_features") else layer.infeatures]
-            layer(quantize(x) if kernel == "fp8" else x)
+            layer(to_fp8(x, kernel == "fp8"))
 
     graph = captured(work)
     return sorted(timed(graph.replay, "cuda") for _ in range(REPEATS))[REPEATS // 2]

@@ -1,8 +1,8 @@
 """Schedules of the 4-bit GEMM kernels for the GPU at hand: which tile sizes are fastest at which number of tokens.
 
-humming-kernels picks tiles by a heuristic made for other chips of the family. Here its own picks for all sizes, and
-some variations of them, are timed at each size, and the fastest are written down for the benchmark's processes to use.
-Every candidate must reproduce the default's product first.
+humming-kernels picks tiles by a heuristic made for other chips of the family, and launches each product when the kernel
+before has ended. Here its own picks, some variations of them and the neighbours of the best are timed at each size, and
+the fastest are written down for the benchmark's processes to use. Every candidate must reproduce the default's product first.
 """
 import itertools
 import json
@@ -14,12 +14,17 @@ import torch
 
 from . import sweeps
 from .ceilings import timed
+from .files import write_json
 
 #: Where the table is; set for the processes that shall use it.
 VARIABLE = "COLQ_HUMMING_TABLE"
 #: Upper ends of the ranges of tokens a call that get a schedule of their own; beyond the last, the default.
-TOKENS = (32, 64, 128, 192, 256, 384, 512, 768, 1024)
+TOKENS = (16, 32, 64, 128, 192, 256, 384, 512, 768)
 LAYERS, REPEATS = 6, 7
+#: Tile heights that are tried, and one change at a time to the best schedule of a size.
+HEIGHTS = (64, 80, 88, 96, 104, 128)
+CHANGES = ({"num_stages": 5}, {"num_stages": 6}, {"smem_reuse_mode": "last_stage"}, {"evict_weights_first": True},
+           {"use_stream_k": False, "smem_reuse_mode": "none"}, {"wgmma_split_issue_wait": False})
 
 
 def table(out_features: int, in_features: int) -> str | None:
@@ -40,28 +45,47 @@ def tune(text: dict, file: str) -> list[dict]:
     os.environ.pop(VARIABLE, None)
     rows, tables = [], {}
     for name, shape in sweeps.shapes(text).items():
-        layers = [sweeps.layer("humming", shape).humming_layer for _ in range(LAYERS)]
-        plain = [sweeps.layer("bf16", shape) for _ in range(LAYERS)]
-        candidates = _compiled(layers[0], _candidates(layers[0]))
-        default = _default(layers[0])
-        ranges, low = [], 0
-        for n in TOKENS:
-            x = torch.randn(n, shape[1], device="cuda", dtype=torch.bfloat16)
-            default_s, expected = _time(layers, x, None), layers[0](x)
-            times = [(_time(layers, x, c), c) for c in candidates if _agrees(layers[0](x, tuning_config=c), expected)]
-            best_s, best = min(times, default=(default_s, None))
-            rows.append({"product": name, "tokens": n, "default_s": default_s, "tuned_s": min(best_s, default_s), "bf16_s": _time(plain, x, None)})
-            if best is not None and best_s < 0.98 * default_s:
-                ranges.append([low, n, json.loads(best)])
-            else:
-                ranges += [[max(low, a), min(n, b), c] for a, b, c in default if a < n and b > low]
-            low = n
-        ranges += [[max(low, a), b, c] for a, b, c in default if b > low]
+        found, ranges = _product(shape)
+        rows += [{"product": name, **row} for row in found]
         tables[f"{shape[0]}x{shape[1]}"] = json.dumps(ranges)
-        del layers, plain
         torch.cuda.empty_cache()
-    Path(file).write_text(json.dumps({"device": torch.cuda.get_device_name(), "tables": tables}))
+    write_json(Path(file), {"device": torch.cuda.get_device_name(), "tables": tables})
     return rows
+
+
+def _product(shape: tuple[int, int]) -> tuple[list[dict], list]:
+    """Rows and the table of one product: first all candidates at each size, then the neighbours of the best."""
+    layers = [sweeps.layer("humming", shape).humming_layer for _ in range(LAYERS)]
+    plain = [sweeps.layer("bf16", shape) for _ in range(LAYERS)]
+    inputs = {n: torch.randn(n, shape[1], device="cuda", dtype=torch.bfloat16) for n in TOKENS}
+    default = {n: _time(layers, x, None) for n, x in inputs.items()}
+    best = _fastest(layers, inputs, {n: (seconds, None) for n, seconds in default.items()}, dict.fromkeys(TOKENS, candidates(layers[0])))
+    best = _fastest(layers, inputs, best, {n: _neighbours(config or _heuristic(layers[0], n)) for n, (_, config) in best.items()})
+    rows = [{"tokens": n, "default_s": default[n], "tuned_s": best[n][0], "bf16_s": _time(plain, x, None)} for n, x in inputs.items()]
+    return rows, _ranges(layers[0], default, best)
+
+
+def _fastest(layers: list, inputs: dict, best: dict, wanted: dict) -> dict:
+    """The fastest of the `best` (seconds, schedule) and of the schedules `wanted`, by number of tokens."""
+    built = set(_compiled(layers[0], list(dict.fromkeys(itertools.chain(*wanted.values())))))
+    found = {}
+    for n, x in inputs.items():
+        expected = layers[0](x)
+        tried = [c for c in wanted[n] if c in built and _agrees(layers[0](x, tuning_config=c), expected)]
+        found[n] = min([best[n], *((_time(layers, x, c), c) for c in tried)], key=lambda pair: pair[0])
+    return found
+
+
+def _ranges(layer, default: dict, best: dict) -> list:
+    """The table of a layer, (more than, up to, schedule): the best where it is 2 % better than humming's own, else those."""
+    found, low, own = [], 0, _default(layer)
+    for n, (seconds, config) in best.items():
+        if config is not None and seconds < 0.98 * default[n]:
+            found.append([low, n, json.loads(config)])
+        else:
+            found += [[max(low, a), min(n, b), c] for a, b, c in own if a < n and b > low]
+        low = n
+    return found + [[max(low, a), b, c] for a, b, c in own if b > low]
 
 
 def _default(layer) -> list:
@@ -70,14 +94,24 @@ def _default(layer) -> list:
     return get_heuristics_config(layer.humming_config)
 
 
-def _candidates(layer) -> list[str]:
-    """humming's picks for all sizes, and those with other depths, residencies and tile heights."""
-    found = [dict(config) for low, _, config in _default(layer) if low <= 4096]
-    kinds = {(c["block_shape"][1:], c["warp_shape"][1:]): c for c in found if c["block_shape"][0] >= 48}
-    for (block, warp), c in list(kinds.items())[:2]:
-        for height, resident in itertools.product((64, 96, 104, 128), (1, 2)):
-            found.append(c | {"block_shape": (height, *block), "warp_shape": (height, *warp), "num_ctas_per_sm": resident})
-    return list(dict.fromkeys(json.dumps(c) for c in found))
+def _heuristic(layer, n: int) -> str:
+    """humming's own schedule for `n` tokens."""
+    return json.dumps(next(config for low, high, config in _default(layer) if low < n <= high))
+
+
+def candidates(layer) -> list[str]:
+    """humming's picks for all sizes and those with other tile heights and residencies, launched early where the GPU can."""
+    found = [json.loads(_heuristic(layer, n)) for n in TOKENS]
+    kinds = {(*c["block_shape"][1:], *c["warp_shape"][1:]): c for c in found if c["block_shape"][0] >= 48}
+    for c, height, resident in itertools.product(list(kinds.values())[:2], HEIGHTS, (1, 2)):
+        found.append(c | {"block_shape": [height, *c["block_shape"][1:]], "warp_shape": [height, *c["warp_shape"][1:]], "num_ctas_per_sm": resident})
+    early = {"use_pdl": True} if torch.cuda.get_device_capability() >= (9, 0) else {}
+    return list(dict.fromkeys(json.dumps(c | early | ({"wgmma_split_issue_wait": True} if c["mma_type"] == "wgmma" else {})) for c in found))
+
+
+def _neighbours(config: str) -> list[str]:
+    """Schedules one change away."""
+    return [json.dumps(json.loads(config) | change) for change in CHANGES]
 
 
 def _compiled(layer, candidates: list[str]) -> list[str]:

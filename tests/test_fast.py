@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from colq_utils import config, eightbit, encode, fast, kernels, loading, packing, steps
+from colq_utils import config, eightbit, encode, fast, kernels, loading, packing, steps, tuning
 from colq_utils.errors import ColqError
 
 TEXTS = ["alpha", "beta gamma delta", "epsilon " * 5]
@@ -213,10 +213,20 @@ def test_fp8_runs_through_both_paths(random_model, page_images):
     assert fast.agreement(plain, encode.pages(accelerated, page_images))["mean"] > 0.999
 
 
+def test_a_tuned_schedule_stands_where_it_is_faster(monkeypatch):
+    own = [[0, 24, {"of": "few"}], [24, 48, {"of": "some"}], [48, 9999, {"of": "many"}]]
+    monkeypatch.setattr(tuning, "_default", lambda layer: own)
+    best = {16: (0.9, '{"of": "tuned"}'), 32: (0.99, '{"of": "hardly better"}'), 64: (0.5, '{"of": "tuned too"}')}
+    assert tuning._ranges(None, dict.fromkeys(best, 1.0), best) == [
+        [0, 16, {"of": "tuned"}], [16, 24, {"of": "few"}], [24, 32, {"of": "some"}], [32, 64, {"of": "tuned too"}], [64, 9999, {"of": "many"}]]
+    assert json.loads(tuning._heuristic(None, 24)) == {"of": "few"}
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("fp8", [False, True])
-def test_gpu_kernels_do_what_the_plain_steps_do(fp8):
+@pytest.mark.parametrize("n", [300, 5000])
+def test_gpu_kernels_do_what_the_plain_steps_do(n, fp8):
     from colq_utils import steps_triton
 
     def same(found, expected):
@@ -230,15 +240,16 @@ def test_gpu_kernels_do_what_the_plain_steps_do(fp8):
     def some(*shape):
         return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
 
-    x, delta, weight, bias = some(300, 2560), some(300, 2560), some(2560), some(2560)
+    x, delta, weight, bias = some(n, 2560), some(n, 2560), some(2560), some(2560)
     for found, expected in zip(steps_triton.add_norm(x, delta, weight, 1e-6, fp8), steps.add_norm(x, delta, weight, 1e-6, fp8), strict=True):
         same(found, expected)
     for found, expected in zip(steps_triton.add_layer_norm(x, delta, weight, bias, 1e-6, fp8), steps.add_layer_norm(x, delta, weight, bias, 1e-6, fp8), strict=True):
         same(found, expected)
-    wide = some(300, 2 * 9728)
+    wide = some(n, 2 * 9728)
     same(steps_triton.swiglu(wide, fp8), steps.swiglu(wide, fp8))
-    same(steps_triton.gelu_tanh(x, fp8), steps.gelu_tanh(x, fp8))
-    same(steps_triton.to_fp8(x, fp8), steps.to_fp8(x, fp8))
+    for rows in (x, some(n, 4096), some(n, 4304)):
+        same(steps_triton.gelu_tanh(rows, fp8), steps.gelu_tanh(rows, fp8))
+        same(steps_triton.to_fp8(rows, fp8), steps.to_fp8(rows, fp8))
 
 
 @pytest.mark.gpu

@@ -110,3 +110,8 @@ def test_kernels_belong_to_parts():
     names = {"nvjet_sm90_tst_192x208_64x4_4x1_v_bz_coopB_TNT": "products", "void humming<MmaOpClass>": "products", "_attend_packed": "attention",
              "cudnn_generated_fort_native_sdpa_sm90_flash_fprop": "attention", "_residual_norm": "steps", "Memset (Device)": "rest"}
     assert {name: profiling.part_of(name) for name in names} == names
+
+
+def test_time_that_two_kernels_share_counts_once():
+    found = profiling.alone([(10.0, 14.0, "_rotate"), (0.0, 10.0, "humming"), (8.0, 13.0, "_residual_norm"), (1.0, 4.0, "Memset")])
+    assert found == pytest.approx({"products": 10e-6, "steps": 4e-6, "rest": 0.0})
