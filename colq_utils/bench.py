@@ -202,7 +202,7 @@ def _write(experiment: Experiment, parts: list[dict], limits: dict) -> pd.DataFr
     write_json(folder / "ceilings.json", limits)
     write_json(folder / "environment.json", provenance.collect(experiment) | {
         "threads": limits.get("threads"), "omp_wait_policy": limits.get("omp_wait_policy"), "device": experiment.runtime.device, "dtype": experiment.runtime.dtype,
-        "attention": experiment.runtime.attention, "rounds": max(part["round"] for part in parts), "left_out": left_out(experiment),
+        "attention": experiment.runtime.attention, "rounds": max(part["round"] for part in parts), "left_out": left_out(experiment) + unfinished(experiment, parts),
         "weights": "random" if experiment.model.is_random else "stored"})
     return table
 
@@ -246,6 +246,14 @@ def left_out(experiment: Experiment) -> list[str]:
         return notes
     return ["No GPU: allocated, peak and reserved device memory and CUDA kernels are not measured.",
             "Speed on this CPU says nothing about the speed of 4-bit kernels on a GPU."]
+
+
+def unfinished(experiment: Experiment, parts: list[dict]) -> list[str]:
+    """Which variants these parts have in fewer rounds than planned, in a sentence; nothing of a complete run."""
+    rounds = experiment.benchmark.rounds
+    done = {name: sum(part["variant"] == name for part in parts) for name in experiment.benchmark.variants}
+    short = [f"{name} ({n})" for name, n in done.items() if n < rounds]
+    return [f"The run ended before all of its {rounds} rounds; fewer were measured of {', '.join(short)}."] if short else []
 
 
 def foreign() -> int:

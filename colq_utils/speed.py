@@ -87,27 +87,10 @@ class Speed:
         return None if found.empty else float(found.groupby("round").bytes.max().mean())
 
     def peak(self, name: str | None, kind: str, batch: int | None = None) -> float | None:
-        """Peak of the allocator in a workload; where a replayed graph of queries hid what it works in, an estimate with the plain base's rise."""
-        peak, start = self._peak(name, kind, batch), self.bytes(name, "allocated_bytes")
-        if peak is None or kind == PAGES or not self.hidden(name):
-            return peak
-        rise, base = self._peak(self.eager, kind, batch), self.bytes(self.eager, "allocated_bytes")
-        return None if rise is None else start + rise - base
-
-    def hidden(self, name: str | None) -> bool:
-        """Whether the peak of queries is no more than what is allocated anyway: a graph's memory is not counted."""
-        peak, start = self._peak(name, PUBLISHED, 8), self.bytes(name, "allocated_bytes")
-        return peak is not None and start is not None and peak - start < 1 << 20
-
-    def _peak(self, name: str | None, kind: str, batch: int | None) -> float | None:
+        """Peak of the allocator in a workload (of all batch sizes, or one), mean over rounds."""
         found = self.memory[(self.memory.variant == name) & (self.memory.metric == "peak_allocated_bytes") & (self.memory.kind == kind)]
         found = found if batch is None else found[found.batch == batch]
         return None if found.empty else float(found.groupby("round").bytes.max().mean())
-
-    def apart(self, ours: str, theirs: str) -> bool:
-        """Whether two variants were never measured in the same round."""
-        rounds = [set(self.samples[self.samples.variant == name]["round"]) for name in (ours, theirs)]
-        return not rounds[0] & rounds[1]
 
     def find(self, **wanted) -> str | None:
         """The first measured variant with these properties; unnamed runtime options must be off."""

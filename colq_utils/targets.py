@@ -94,20 +94,18 @@ def text(speed) -> str:
     """The table of targets, and under it a line for each that was missed."""
     table = reached(speed)
     rows = [(r.what, f"{'≤' if r.target.most else '≥'} {md.number(r.wanted, 4 if r.target.digits > 2 else 2)}",
-             md.number(r.measured, r.target.digits) if r.low is None else md.value_ci(r.measured, r.low, r.high, 2), _verdict(speed, r)) for r in table.itertuples()]
+             md.number(r.measured, r.target.digits) if r.low is None else md.value_ci(r.measured, r.low, r.high, 2), _verdict(r)) for r in table.itertuples()]
     lines = [_why(speed, r) for r in table.itertuples() if r.met is False]
     note = "\n\nParts are those of one batch under the profiler, which is slower than the timed calls; see *Where the time goes*."
     return md.table(["Target", "Wanted", "Measured", ""], rows, left=1) + ("\n\n" + "\n".join(lines) + note if lines else "")
 
 
-def _verdict(speed, row) -> str:
-    """Met or missed, and whether another sample of the calls, or a measurement in place of an estimate, could turn it."""
+def _verdict(row) -> str:
+    """Met or missed, and whether another sample of the calls could turn it."""
     if row.met is None:
         return md.MISSING
     word = "met" if row.met else "**missed**"
-    if row.low is not None and row.low <= row.wanted <= row.high:
-        return f"{word}, not resolved"
-    return f"{word}, by an estimate" if row.target.most and row.target.variants == () and any(speed.hidden(n) for n in (speed.w4, speed.small)) else word
+    return f"{word}, not resolved" if row.low is not None and row.low <= row.wanted <= row.high else word
 
 
 def _why(speed, row) -> str:

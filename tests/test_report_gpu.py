@@ -91,19 +91,11 @@ def test_targets_follow_the_table(speed):
     assert f"- {what}: missed by" in targets.text(report_gpu.Speed(speed.experiment))
 
 
-def test_an_estimated_or_unresolved_target_says_so(speed):
-    """The committed peaks are estimates; one measured above what is allocated anyway is not."""
-    text = targets.text(speed)
-    assert ("met, by an estimate" in text) == (speed.experiment.model.size == "8b")
-    for row in targets.reached(speed).itertuples():
-        if row.low is not None and row.low <= row.wanted <= row.high:
-            assert "not resolved" in targets._verdict(speed, row)
-    path = speed.experiment.results("benchmark") / "memory.csv"
-    table = pd.read_csv(path)
-    table.loc[(table.metric == "peak_allocated_bytes") & (table.kind == "queries_published"), "bytes"] += 50 << 20
-    table.to_csv(path, index=False)
-    measured = report_gpu.Speed(speed.experiment)
-    assert not measured.hidden(measured.w4) and "estimate" not in targets.text(measured) and "**estimates**" not in report_gpu.text(measured)
+def test_an_unresolved_target_says_so(speed):
+    rows = list(targets.reached(speed).itertuples())
+    assert any(row.low is not None for row in rows)
+    for row in rows:
+        assert ("not resolved" in targets._verdict(row)) == (row.low is not None and row.low <= row.wanted <= row.high)
 
 
 def test_kernels_belong_to_parts():
