@@ -79,8 +79,7 @@ def _sweep(experiment: Experiment, timeout_s: float) -> None:
         return
     if plan.sweeps:
         text = footprint.configuration(experiment)["text_config"]
-        backends = [experiment.runtime.backend] if any(experiment.by_id[name].bits == 4 for name in plan.variants) else []
-        for name, arguments in (("gemms", {"text": text, "backends": backends}), ("scoring", {}), ("options", {})):
+        for name, arguments in (("gemms", {"text": text, "backends": kernels.ON_GPU}), ("scoring", {}), ("options", {})):
             found = _kept(experiment, name, f"colq_utils.sweeps:{name}", arguments, timeout_s)
             write_table(folder / f"{name}.csv", pd.DataFrame(found if isinstance(found, list) else [found]))
     if plan.autoround:

@@ -110,11 +110,10 @@ class FastColQwen3(nn.Module):
                 page_features=None) -> ColQwen3Output:
         """Embed queries, or pages given as pixels or as features of the vision tower."""
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
-        with sdpa_kernel(ATTENTION, set_priority=True):
-            if pixel_values is None and page_features is None:
-                return ColQwen3Output(embeddings=self._queries(input_ids, attention_mask))
-            features = page_features or self.page_features(pixel_values, image_grid_thw)
-            return ColQwen3Output(embeddings=self._pages(input_ids, attention_mask, image_grid_thw, mm_token_type_ids, features))
+        if pixel_values is None and page_features is None:
+            return ColQwen3Output(embeddings=self._queries(input_ids, attention_mask))
+        features = page_features or self.page_features(pixel_values, image_grid_thw)
+        return ColQwen3Output(embeddings=self._pages(input_ids, attention_mask, image_grid_thw, mm_token_type_ids, features))
 
     def _queries(self, input_ids, attention_mask) -> torch.Tensor:
         (n, length), total = input_ids.shape, int(attention_mask.sum())
@@ -186,6 +185,7 @@ class FastColQwen3(nn.Module):
         vectors = vectors.gather(1, back.unsqueeze(-1).expand_as(vectors))
         return vectors * attention_mask.unsqueeze(-1).to(vectors.dtype)
 
+    @sdpa_kernel(ATTENTION, set_priority=True)
     def _decode(self, x, cos, sin, *deep, attend) -> torch.Tensor:
         """The language model on embedded tokens ``(n_tokens, hidden)``; `deep` is added behind the first layers."""
         cos, sin = cos.flatten(0, 1), sin.flatten(0, 1)
@@ -209,15 +209,15 @@ class FastColQwen3(nn.Module):
         for grid in dict.fromkeys(grids):
             mine = [i for i, other in enumerate(grids) if other == grid]
             key, stacked = ("vision", len(mine), grid), torch.stack([patches[i] for i in mine])
-            with sdpa_kernel(ATTENTION, set_priority=True):
-                small = stacked.shape[:2].numel() <= GRAPH_TOKENS * self.visual.spatial_merge_size**2
-                outputs = self._replayed(key, lambda x, grid=grid: self._vision(x, grid), stacked) if small else self._vision(stacked, grid)
+            small = stacked.shape[:2].numel() <= GRAPH_TOKENS * self.visual.spatial_merge_size**2
+            outputs = self._replayed(key, lambda x, grid=grid: self._vision(x, grid), stacked) if small else self._vision(stacked, grid)
             for row, i in enumerate(mine):
                 found[i] = [output[row] for output in outputs]
         return BaseModelOutputWithDeepstackFeatures(
             pooler_output=[page[0] for page in found],
             deepstack_features=[[page[layer] for page in found] for layer in range(1, len(found[0]))])
 
+    @sdpa_kernel(ATTENTION, set_priority=True)
     def _vision(self, patches: torch.Tensor, grid: tuple[int, int, int]) -> list[torch.Tensor]:
         """The vision tower on pages of one grid, ``(n, n_patches, patch_dim)``: outputs ``(n, n_visual_tokens, hidden)``, the last layer's first."""
         tower, steps = self.visual, self._steps

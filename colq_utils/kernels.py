@@ -22,6 +22,8 @@ BACKENDS = {
     "humming": ("humming", "humming", "pip install 'colq[cuda]' (needs a CUDA device)"),
     "unpack": ("unpack", "torch", "pip install torch"),
 }
+#: Those for packed layers on a GPU.
+ON_GPU = ("humming", "marlin", "tritonv2")
 TOWERS = {"vlm.model.language_model.": "language_model", "vlm.model.visual.": "visual",
           "embedding_proj_layer": "projection"}
 

@@ -4,6 +4,7 @@ The first answers "why is int4 slower (or faster) for me": the products of some 
 bf16, FP8 and 4 bits, as one CUDA graph, so that no launch overhead is in it. Layers differ, so that no weight is
 still in the cache when its turn comes. The second scores queries against pages of full length, as a search server would.
 """
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -26,12 +27,12 @@ def shapes(text: dict) -> dict[str, tuple[int, int]]:
 
 
 @torch.inference_mode()
-def gemms(text: dict, backends: list[str]) -> list[dict]:
+def gemms(text: dict, backends: Sequence[str]) -> list[dict]:
     """Seconds a layer by kernel and number of tokens.
 
     Args:
         text: a text configuration as a dict.
-        backends: kernels for packed 4-bit layers.
+        backends: kernels for packed 4-bit layers, by name; one that is not installed is a row that says so.
 
     Returns:
         Rows of kernel, tokens, layer_s, weight_bytes, flop (of a layer); or kernel and error.

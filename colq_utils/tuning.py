@@ -18,13 +18,13 @@ from .files import write_json
 
 #: Where the table is; set for the processes that shall use it.
 VARIABLE = "COLQ_HUMMING_TABLE"
-#: Upper ends of the ranges of tokens a call that get a schedule of their own; beyond the last, the default.
-TOKENS = (16, 32, 64, 128, 192, 256, 384, 512, 768)
+#: Upper ends of the ranges of tokens a call that get a schedule of their own; beyond the last, the default. From 256 on
+#: every size that calls are padded to (`colq_utils.fast.bucket`): one tile more or less is a good part of the time there.
+TOKENS = (16, 32, 48, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448, 480, 512, 576, 640, 704, 768)
 LAYERS, REPEATS = 6, 7
 #: Tile heights that are tried, and one change at a time to the best schedule of a size.
-HEIGHTS = (64, 80, 88, 96, 104, 128)
-CHANGES = ({"num_stages": 5}, {"num_stages": 6}, {"smem_reuse_mode": "last_stage"}, {"evict_weights_first": True},
-           {"use_stream_k": False, "smem_reuse_mode": "none"}, {"wgmma_split_issue_wait": False})
+HEIGHTS = (64, 80, 96, 112, 128)
+CHANGES = ({"num_stages": 5}, {"num_stages": 6}, {"smem_reuse_mode": "last_stage"}, {"use_stream_k": False, "smem_reuse_mode": "none"})
 
 
 def table(out_features: int, in_features: int) -> str | None:
@@ -58,11 +58,11 @@ def _product(shape: tuple[int, int]) -> tuple[list[dict], list]:
     layers = [sweeps.layer("humming", shape).humming_layer for _ in range(LAYERS)]
     plain = [sweeps.layer("bf16", shape) for _ in range(LAYERS)]
     inputs = {n: torch.randn(n, shape[1], device="cuda", dtype=torch.bfloat16) for n in TOKENS}
-    default = {n: _time(layers, x, None) for n, x in inputs.items()}
+    default, own = {n: _time(layers, x, None) for n, x in inputs.items()}, _default(layers[0])
     best = _fastest(layers, inputs, {n: (seconds, None) for n, seconds in default.items()}, dict.fromkeys(TOKENS, candidates(layers[0])))
-    best = _fastest(layers, inputs, best, {n: _neighbours(config or _heuristic(layers[0], n)) for n, (_, config) in best.items()})
+    best = _fastest(layers, inputs, best, {n: _neighbours(config or _heuristic(own, n)) for n, (_, config) in best.items()})
     rows = [{"tokens": n, "default_s": default[n], "tuned_s": best[n][0], "bf16_s": _time(plain, x, None)} for n, x in inputs.items()]
-    return rows, _ranges(layers[0], default, best)
+    return rows, _ranges(own, default, best)
 
 
 def _fastest(layers: list, inputs: dict, best: dict, wanted: dict) -> dict:
@@ -76,9 +76,9 @@ def _fastest(layers: list, inputs: dict, best: dict, wanted: dict) -> dict:
     return found
 
 
-def _ranges(layer, default: dict, best: dict) -> list:
-    """The table of a layer, (more than, up to, schedule): the best where it is 2 % better than humming's own, else those."""
-    found, low, own = [], 0, _default(layer)
+def _ranges(own: list, default: dict, best: dict) -> list:
+    """The table of a layer, (more than, up to, schedule): the best where it is 2 % better than humming's `own`, else those."""
+    found, low = [], 0
     for n, (seconds, config) in best.items():
         if config is not None and seconds < 0.98 * default[n]:
             found.append([low, n, json.loads(config)])
@@ -94,14 +94,15 @@ def _default(layer) -> list:
     return get_heuristics_config(layer.humming_config)
 
 
-def _heuristic(layer, n: int) -> str:
-    """humming's own schedule for `n` tokens."""
-    return json.dumps(next(config for low, high, config in _default(layer) if low < n <= high))
+def _heuristic(own: list, n: int) -> str:
+    """Of humming's own schedules (`_default`) that for `n` tokens."""
+    return json.dumps(next(config for low, high, config in own if low < n <= high))
 
 
 def candidates(layer) -> list[str]:
     """humming's picks for all sizes and those with other tile heights and residencies, launched early where the GPU can."""
-    found = [json.loads(_heuristic(layer, n)) for n in TOKENS]
+    own = _default(layer)
+    found = [json.loads(_heuristic(own, n)) for n in TOKENS]
     kinds = {(*c["block_shape"][1:], *c["warp_shape"][1:]): c for c in found if c["block_shape"][0] >= 48}
     for c, height, resident in itertools.product(list(kinds.values())[:2], HEIGHTS, (1, 2)):
         found.append(c | {"block_shape": [height, *c["block_shape"][1:]], "warp_shape": [height, *c["warp_shape"][1:]], "num_ctas_per_sm": resident})

@@ -213,13 +213,12 @@ def test_fp8_runs_through_both_paths(random_model, page_images):
     assert fast.agreement(plain, encode.pages(accelerated, page_images))["mean"] > 0.999
 
 
-def test_a_tuned_schedule_stands_where_it_is_faster(monkeypatch):
+def test_a_tuned_schedule_stands_where_it_is_faster():
     own = [[0, 24, {"of": "few"}], [24, 48, {"of": "some"}], [48, 9999, {"of": "many"}]]
-    monkeypatch.setattr(tuning, "_default", lambda layer: own)
     best = {16: (0.9, '{"of": "tuned"}'), 32: (0.99, '{"of": "hardly better"}'), 64: (0.5, '{"of": "tuned too"}')}
-    assert tuning._ranges(None, dict.fromkeys(best, 1.0), best) == [
+    assert tuning._ranges(own, dict.fromkeys(best, 1.0), best) == [
         [0, 16, {"of": "tuned"}], [16, 24, {"of": "few"}], [24, 32, {"of": "some"}], [32, 64, {"of": "tuned too"}], [64, 9999, {"of": "many"}]]
-    assert json.loads(tuning._heuristic(None, 24)) == {"of": "few"}
+    assert json.loads(tuning._heuristic(own, 24)) == {"of": "few"}
 
 
 @pytest.mark.gpu
@@ -275,13 +274,13 @@ def test_gpu_rotation_and_attention(heads, kv_heads, head_dim):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("backend", [None, "humming", "tritonv2"])
+@pytest.mark.parametrize("backend", [None, "humming", "tritonv2", "marlin"])
 def test_graphs_give_the_same_embeddings(random_checkpoint, packed_checkpoint, random_model, page_images, backend):
     runtime = config.Runtime(device="cuda")
     if backend is None:
         model = loading.open_model(str(random_checkpoint), device="cuda")
     else:
-        kernels.require(backend)
+        pytest.importorskip(kernels.BACKENDS[backend][1])
         model = loading.open_packed(str(packed_checkpoint), torch.bfloat16, runtime)
     loaded = loading.Loaded("gpu", model, random_model.processor, (), 0.0)
     plain = encode.queries(loaded, TEXTS), encode.pages(loaded, page_images)
