@@ -4,6 +4,8 @@ Every report of an experiment on it says so. The published tokenizer is on the h
 of 50,000 entries trained on the embedded calibration text, which cuts the published questions into nearly as many tokens
 as they have words and signs, so that batches have realistic lengths. Prompts and pixel budget are the published ones.
 """
+import math
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -49,7 +51,7 @@ def write(size: str, folder: Path, seed: int, device: str, layers: int | None = 
     with torch.device("meta"):
         state = ColQwen3ForRetrieval(config).state_dict()
     generator = torch.Generator(device).manual_seed(seed)
-    save_file({name: _random(name, value.shape, generator).cpu() for name, value in state.items()},
+    save_file({name: _random(name, value.shape, generator, config).cpu() for name, value in state.items()},
               folder / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -74,10 +76,18 @@ def config_of(size: str, processor, layers: int | None = None) -> ColQwen3Config
                           vision_start_token_id=token("<|vision_start|>"), vision_end_token_id=token("<|vision_end|>"))
 
 
-def _random(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
-    """Ones for norms, zeros for biases, N(0, 0.02) for the rest, in bf16."""
+def _random(name: str, shape: torch.Size, generator: torch.Generator, config: ColQwen3Config) -> torch.Tensor:
+    """Ones for norms, zeros for biases, N(0, σ) for the rest, in bf16.
+
+    σ is 0.02, 1 for the embedding table, and 0.02 / √(2 · layers) for what is added to a residual stream (Radford et al.
+    2019): as in a trained network no layer outweighs the stream, and rounding errors do not grow from layer to layer.
+    """
     if name.endswith("bias"):
         return torch.zeros(shape, dtype=torch.bfloat16)
     if "norm" in name:
         return torch.ones(shape, dtype=torch.bfloat16)
-    return torch.empty(shape, dtype=torch.bfloat16, device=generator.device).normal_(0, 0.02, generator=generator)
+    sigma = 1.0 if "embed_tokens" in name else 0.02
+    if re.search(r"o_proj|down_proj|blocks\.\d+\.(attn\.proj|mlp\.linear_fc2)", name):
+        depth = config.vision_config.depth if ".visual." in name else config.text_config.num_hidden_layers
+        sigma /= math.sqrt(2 * depth)
+    return torch.empty(shape, dtype=torch.bfloat16, device=generator.device).normal_(0, sigma, generator=generator)

@@ -3,12 +3,13 @@ import json
 import shutil
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from colq_utils import config, footprint, loading, processing
+from colq_utils import config, footprint, loading, processing, randomized
 from colq_utils.errors import ColqError
 
 EXPORTS = {"auto_round": "auto-round-auto-gptq", "auto_awq": "auto-awq", "auto_gptq": "auto-gptq"}
@@ -113,3 +114,16 @@ def test_absent_folder_and_impossible_packing(random_checkpoint):
     layer = next(t for t in footprint.read_headers(str(random_checkpoint)) if t.quantizable)
     with pytest.raises(ColqError, match="no packing 'auto_awq' for 3 bits"):
         footprint.packed(layer, 3, 128, "auto_awq")
+
+
+def test_random_weights_leave_the_residual_stream_in_front():
+    """What is added to a stream is small beside it, at any depth; so a rounding error does not grow from layer to layer."""
+    config = SimpleNamespace(text_config=SimpleNamespace(num_hidden_layers=36), vision_config=SimpleNamespace(depth=24))
+    generator = torch.Generator().manual_seed(0)
+    sigmas = {"vlm.model.language_model.embed_tokens.weight": 1.0, "vlm.model.language_model.layers.3.self_attn.q_proj.weight": 0.02,
+              "vlm.model.language_model.layers.3.self_attn.o_proj.weight": 0.02 / 72**0.5, "vlm.model.language_model.layers.3.mlp.down_proj.weight": 0.02 / 72**0.5,
+              "vlm.model.visual.blocks.2.attn.proj.weight": 0.02 / 48**0.5, "vlm.model.visual.blocks.2.mlp.linear_fc2.weight": 0.02 / 48**0.5,
+              "vlm.model.visual.merger.linear_fc2.weight": 0.02}
+    for name, sigma in sigmas.items():
+        assert randomized._random(name, torch.Size([200, 300]), generator, config).float().std().item() == pytest.approx(sigma, rel=0.02), name
+    assert set(randomized._random("a.input_layernorm.weight", torch.Size([9]), generator, config).tolist()) == {1.0}
