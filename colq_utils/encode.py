@@ -25,9 +25,8 @@ def queries(loaded: Loaded, texts: Sequence[str], batch: int = 32) -> list[torch
     for start in range(0, len(order), batch):
         chosen = order[start:start + batch]
         inputs = loaded.processor.queries([texts[i] for i in chosen]).to(loaded.device)
-        embeddings = loaded.model(**inputs).embeddings  # (n, n_tokens, dim)
-        for i, row, mask in zip(chosen, embeddings, inputs["attention_mask"].bool(), strict=True):
-            vectors[i] = row[mask].cpu()
+        for i, found in zip(chosen, _rows(loaded.model(**inputs).embeddings, inputs["attention_mask"]), strict=True):
+            vectors[i] = found
     return vectors
 
 
@@ -130,5 +129,9 @@ def pages_from_features(loaded: Loaded, stored: Sequence[torch.Tensor], grids: S
 
 def _kept(loaded: Loaded, embeddings: torch.Tensor, inputs) -> list[torch.Tensor]:
     """The vectors a page is searched by: all of its prompt's, or its image tokens' alone."""
-    keep = inputs["mm_token_type_ids"] == 1 if loaded.processor.page_tokens == "image" else inputs["attention_mask"] == 1
-    return [row[mask].cpu() for row, mask in zip(embeddings, keep.bool(), strict=True)]
+    return _rows(embeddings, inputs["mm_token_type_ids" if loaded.processor.page_tokens == "image" else "attention_mask"] == 1)
+
+
+def _rows(embeddings: torch.Tensor, keep: torch.Tensor) -> list[torch.Tensor]:
+    """The kept tokens of each row, ``(n, n_tokens, dim)`` by ``(n, n_tokens)``, on the CPU; one copy for all, for each waits for the GPU."""
+    return [row[mask] for row, mask in zip(embeddings.cpu(), keep.cpu().bool(), strict=True)]
