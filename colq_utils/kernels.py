@@ -23,7 +23,7 @@ BACKENDS = {
     "unpack": ("unpack", "torch", "pip install torch"),
 }
 #: Those for packed layers on a GPU.
-ON_GPU = ("humming", "marlin", "tritonv2")
+ON_GPU = tuple(name for name, (_, _, install) in BACKENDS.items() if "CUDA" in install)
 TOWERS = {"vlm.model.language_model.": "language_model", "vlm.model.visual.": "visual",
           "embedding_proj_layer": "projection"}
 
@@ -72,7 +72,7 @@ def require(backend: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise ColqError(f"the quantization backend {backend!r} is not installed: {install}; "
                         "or name another one as `backend` in the experiment file")
-    if "CUDA" in install and not torch.cuda.is_available():
+    if backend in ON_GPU and not torch.cuda.is_available():
         raise ColqError(f"the quantization backend {backend!r} needs a CUDA device and none is visible; "
                         "use backend ark or torch on the CPU")
 

@@ -28,8 +28,8 @@ from .workloads import batches, items
 #: Mean cosine between the token embeddings of the fast and the plain path of the bf16 base: from the first on it is measured in
 #: any case, below the second the report says so.
 DIFFERENT, SAME = 0.999, 0.9999
-#: What the plain path's own embeddings differ by when the same queries are not batched: no other path can be closer. Random
-#: weights damp no rounding error, so theirs differ most; a path is another one if it is `COARSE` times further off.
+#: What the plain path's own embeddings differ by when the same queries are not batched: no other path can be closer.
+#: A path is another one if it is `COARSE` times further off.
 GRAIN, COARSE = "queries, plain path one by one", 2.0
 
 

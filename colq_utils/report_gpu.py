@@ -11,13 +11,12 @@ import pandas as pd
 
 from . import files, published, stats, targets
 from . import markdown as md
+from . import report_gpu_detail as detail
 from .config import Experiment
-from .measure import GRAIN
-from .speed import PAGES, PUBLISHED, QUERIES, Speed
+from .speed import KINDS, PAGES, PUBLISHED, QUERIES, Speed
 
-KINDS = {PUBLISHED: "text queries as published", QUERIES: "text queries of real lengths", PAGES: "pages at the budget of 1,280 visual tokens"}
 #: The published reports' MB are torch's bytes over 2^20.
-MIB, GIB = 1 << 20, targets.GIB
+MIB = 1 << 20
 ITEMS, STEPS = 80, 10
 
 
@@ -38,9 +37,9 @@ def text(speed: Speed) -> str:
         "## Summary", "### Against the targets", targets.text(speed), "### Ratios that decide", _ratios(speed), "### Memory (text queries as published)", _memory_summary(speed),
         "### Throughput (text queries as published)", _throughput_summary(speed),
         "## Detailed results", "### Text queries as published", _as_published(speed), *_workloads(speed),
-        "### Load and first call", _loading(speed), "## Where the time goes", _profile(speed), "## Memory", "### Predicted and measured", _predicted(speed), "### Below the published reduction", _options(speed),
-        "## Why 4 bits are slower or faster", _gemms(speed), _tuning(speed), "## MaxSim", _scoring(speed), "## What quantizing costs", _cost(speed),
-        "## The two paths agree", _agreement(speed), "## 4B and 8B", _sizes(speed), "## Recommendations", _recommendations(speed),
+        "### Load and first call", _loading(speed), "## Where the time goes", detail.profile(speed), "## Memory", "### Predicted and measured", detail.predicted(speed), "### Below the published reduction", detail.options(speed),
+        "## Why 4 bits are slower or faster", detail.gemms(speed), detail.tuning(speed), "## MaxSim", detail.scoring(speed), "## What quantizing costs", detail.cost(speed),
+        "## The two paths agree", detail.agreement(speed), "## 4B and 8B", _sizes(speed), "## Recommendations", _recommendations(speed),
         "## Reproduction", f"```bash\nmake benchmark EXPERIMENT={exp.name}\nmake summary EXPERIMENT={exp.name}\n```", "## Figures", _figures(speed))
 
 
@@ -105,7 +104,7 @@ def _comparisons(speed: Speed) -> list[tuple]:
 
 
 def ratios(speed: Speed) -> pd.DataFrame:
-    """Speed ratios of medians with 95 % intervals over the calls: label, kind, batch, ratio, low, high."""
+    """Speed ratios of medians with 95 % intervals (`stats.median_ratio`): label, kind, batch, ratio, low, high."""
     found = []
     for label, ours, theirs, kind, batch in _comparisons(speed):
         if ours and theirs and speed.row(ours, kind, batch) is not None and speed.row(theirs, kind, batch) is not None:
@@ -119,8 +118,9 @@ def _ratios(speed: Speed) -> str:
     base = speed.row(speed.base, PUBLISHED, 8)
     floor = "" if base is None else (f"\n\nThe fast bf16 path takes {md.number(base.latency_s_median / base.floor_s, 2)} times its floor on the published workload "
                                      f"({md.milliseconds(base.latency_s_median)} ms against {md.milliseconds(base.floor_s)} ms).")
-    return md.table(["Comparison", "Workload", "Batch", "Times the speed"], rows, left=2) + \
-        "\n\nRatio of median latencies; in brackets its 95 % interval over the calls of these processes. Machines of one kind differ by more." + floor
+    return (md.table(["Comparison", "Workload", "Batch", "Times the speed"], rows, left=2)
+            + "\n\nRatio of median latencies; in brackets its 95 % interval, processes (one a round) and their calls drawn anew; "
+              "of one process it covers the calls alone. Machines of one kind are not covered." + floor)
 
 
 def headline(speed: Speed) -> str:
@@ -161,7 +161,7 @@ def _memory_summary(speed: Speed) -> str:
                                       ("Peak reserved", "peak_reserved_bytes", PUBLISHED, "CUDA peak reserved")):
         start = speed.bytes(base, metric, kind)
         for variant in _shown(speed):
-            value = speed.peak(variant, kind) if metric == "peak_allocated_bytes" else speed.bytes(variant, metric, kind)
+            value = speed.bytes(variant, metric, kind)
             change = None if value is None or not start else 100 * (value / start - 1)
             rows.append((label, f"`{variant}`", _mib(value), md.megabytes(value, 0), "-" if variant == base else md.number(change, 1, True, " %")))
         if figures is not None:
@@ -238,145 +238,6 @@ def _loading(speed: Speed) -> str:
     return md.table(["Variant", "Load (s)", "First call of a query (s)", "First call of a page (s)"], rows) + (
         "\n\nLoading includes the conversion to the fast path. First calls of the workloads with batch 1, which record their graphs: the comparison of the two "
         "paths came before them and compiled the kernels, and compiled code is kept on disk between processes.")
-
-
-def _predicted(speed: Speed) -> str:
-    predicted, towers = speed.read("inspect/predicted.csv"), speed.read("inspect/towers.csv")
-    if predicted is None or towers is None:
-        return "Not measured (`make inspect`)."
-    sizes = {"bf16": predicted[predicted.scheme == "bf16"].predicted_bytes.iloc[0],
-             "w4a16": predicted[(predicted.scheme == "w4a16") & (predicted.group_size == 128) & (predicted.packing == "auto_round")].predicted_bytes.iloc[0]}
-    rows = []
-    for scheme, size in sizes.items():
-        name = speed.find(scheme=scheme)
-        measured = speed.bytes(name, "tensors_bytes")
-        allocated = speed.bytes(name, "allocated_bytes")
-        off = None if measured is None else 100 * (measured / size - 1)
-        over = None if allocated is None else 100 * (allocated / size - 1)
-        rows.append((f"`{name}`", md.megabytes(size, 0), md.megabytes(measured, 0), md.number(off, 2, True, " %"), md.megabytes(allocated, 0), md.number(over, 2, True, " %")))
-    parts = [(r.tower, f"{int(r.parameters):,}", md.megabytes(r["bytes"], 0), "not loaded" if r.tower == "lm_head" else md.megabytes(speed.bytes(speed.base, f"tensors_{r.tower}_bytes"), 0),
-              "not loaded" if r.tower == "lm_head" else md.megabytes(speed.bytes(speed.w4, f"tensors_{r.tower}_bytes"), 0)) for _, r in towers.iterrows()]
-    return (md.table(["Variant", "Predicted (MB)", "Tensors (MB)", "Off by", "Allocated (MB)", "Off by"], rows)
-            + "\n\nAllocated holds workspaces of the matrix libraries and the recorded graphs besides.\n\n"
-            + md.table(["Part", "Parameters", "Stored in bf16 (MB)", "bf16 in memory (MB)", "W4A16 in memory (MB)"], parts))
-
-
-def _options(speed: Speed) -> str:
-    """Each eight-bit option on its own line: its bytes are those measured of the part it changes."""
-    start, effects = speed.bytes(speed.eager, "tensors_bytes"), speed.read("benchmark/options.csv")
-    w4, small = ({part: speed.bytes(name, f"tensors_{part}_bytes") for part in ("embedding", "visual")} | {"all": speed.bytes(name, "tensors_bytes")}
-                 for name in (speed.w4, speed.small))
-    rows = []
-    for label, changed in (("W4A16", ()), ("… embedding table in int8", ("embedding",)), ("… vision tower in FP8", ("visual",)), ("… both", ("embedding", "visual"))):
-        parts = [(small if part in changed else w4)[part] for part in ("embedding", "visual")]
-        whole = None if None in (*parts, w4["all"]) else w4["all"] + sum(parts) - w4["embedding"] - w4["visual"]
-        rows.append((label, *(md.megabytes(p, 0) for p in parts), md.megabytes(whole, 0), md.number(100 * (whole / start - 1), 1, True, " %") if whole and start else None))
-    peaks = [f"`{name}` {md.megabytes(peak, 0)} MB ({md.number(peak / GIB, 2)} GiB)" for name in (speed.w4, speed.small)
-             if name and (peak := speed.peak(name, PUBLISHED))]
-    if speed.small is None:
-        rows = rows[:1]
-    table = md.table(["Weights", "Embedding table (MB)", "Vision tower (MB)", "All tensors (MB)", "Against bf16"], rows)
-    table += "" if speed.small else "\n\nThe eight-bit options were not measured at this size."
-    table += f"\n\nPeak of text queries as published: {md.listing(peaks)}." if peaks else ""
-    if effects is None:
-        return table
-    lines = [(r.option, r.kind, md.number(r["mean"], 6), md.number(r["min"], 4), int(r.tokens)) for _, r in effects.iterrows()]
-    return (table + "\n\nWhat the options do to embeddings cannot be told from random weights. On the **embedded model**, against its own bf16 (token cosine):\n\n"
-            + md.table(["Option", "Tokens of", "Mean", "Least", "Tokens"], lines, left=2))
-
-
-def _profile(speed: Speed) -> str:
-    rows = []
-    for kind, batch in ((QUERIES, 1), (PUBLISHED, 8), (QUERIES, 32), (PAGES, 1), (PAGES, 8)):
-        for name in speed.names:
-            found, row = targets.parts(speed, name, kind, batch), speed.row(name, kind, batch)
-            if found is not None and row is not None:
-                busy = sum(value for part, value in found.items() if part != "kernels")
-                rows.append((KINDS[kind], batch, f"`{name}`", *(md.milliseconds(found.get(part, 0.0)) for part in ("products", "attention", "steps", "rest")),
-                             md.milliseconds(busy), md.milliseconds(row.latency_s_median), md.number(found["kernels"], 0)))
-    if not rows:
-        return "Not measured."
-    header = ["Workload", "Batch", "Variant", "Products (ms)", "Attention (ms)", "Steps (ms)", "Rest (ms)", "GPU busy (ms)", "Median call (ms)", "Kernels"]
-    return ("Kernels of one batch under the profiler, sorted by name: matrix products; attention; this repository's kernels between them; everything else, "
-            "which is what the plain path does between products. A kernel may be launched while the one before still runs: what they share counts for the earlier. "
-            "Kernels run somewhat slower under the profiler, and it is one batch of the workload, so that "
-            "the busy time can exceed the median call. Where a call takes much longer than the GPU is busy, it waits for the host.\n\n" + md.table(header, rows, left=3))
-
-
-def _gemms(speed: Speed) -> str:
-    table = speed.read("benchmark/gemms.csv")
-    if table is None or "layer_s" not in table:
-        return "Not measured."
-    layers = 36
-    wide = table.dropna(subset=["layer_s"]).pivot_table(index="tokens", columns="kernel", values="layer_s", sort=False) * layers
-    rows = [(int(n), *(md.milliseconds(wide.loc[n, k]) for k in wide.columns)) for n in sorted(wide.index)]
-    base, words = wide["bf16"], []
-    for kernel in (k for k in wide.columns if k != "bf16"):
-        faster = [int(n) for n in sorted(wide.index) if wide.loc[n, kernel] < 0.98 * base[n]]
-        slower = [int(n) for n in sorted(wide.index) if wide.loc[n, kernel] > 1.02 * base[n]]
-        words.append(f"- `{kernel}`: faster than bf16 at {_ranges(faster)} tokens a call, slower at {_ranges(slower)}.")
-    errors = [f"- `{r.kernel}`: {r.error}" for _, r in table.iterrows() if "error" in table and isinstance(r.get("error"), str)]
-    return ("All products of the language model as one CUDA graph (ms), by tokens a call: no launches, no attention, no norms.\n\n"
-            + md.table(["Tokens a call", *(f"`{k}`" for k in wide.columns)], rows) + "\n\n" + "\n".join(words + errors)
-            + "\n\nWith few tokens the time goes into reading weights, and a quarter of the bytes is a gain. With many it goes into multiplying, which a "
-              "weight-only kernel does in bf16 like the base, after unpacking. FP8 halves the bytes and doubles the multiplications, but has to quantize what "
-              "comes in: its row with inputs ready shows what that costs.")
-
-
-def _ranges(values: list[int]) -> str:
-    return md.listing([f"{v:,}" for v in values]) if values else "none of the measured"
-
-
-def _tuning(speed: Speed) -> str:
-    table = speed.read("benchmark/tuning.csv")
-    if table is None or "tuned_s" not in table:
-        return ""
-    total = table.groupby("tokens")[["default_s", "tuned_s", "bf16_s"]].sum()
-    rows = [(int(n), md.number(1e6 * r.default_s, 1), md.number(1e6 * r.tuned_s, 1), md.number(1e6 * r.bf16_s, 1), md.number(r.default_s / r.tuned_s, 2)) for n, r in total.iterrows()]
-    return ("Schedules of the 4-bit kernel fitted to this GPU before the benchmark (a layer's four products, µs):\n\n"
-            + md.table(["Tokens a call", "Default", "Tuned", "bf16", "Gain"], rows))
-
-
-def _scoring(speed: Speed) -> str:
-    table = speed.read("benchmark/scoring.csv")
-    if table is None or "seconds" not in table:
-        return "Not measured."
-    limits, first = speed.read("benchmark/ceilings.json"), table.iloc[0]
-    floor = np.nan if limits is None else max(first.flop / limits["bfloat16_flop_per_s"], first.read_bytes / limits["copy_bytes_per_s"])
-    rows = [(r.method, md.milliseconds(r.seconds, 1), md.number(r.queries / r.seconds, 0), f"{r.error_max:.1e}", md.number(r.seconds / floor, 2)) for _, r in table.iterrows()]
-    return (f"{int(first.queries)} queries of {int(first.query_tokens)} tokens against {int(first.pages):,} pages of {int(first.page_tokens):,} tokens of {int(first['dim'])} "
-            f"numbers in bf16 ({md.number(first.read_bytes / 1e9, 1)} GB), random unit vectors.\n\n"
-            + md.table(["How", "ms", "Queries/s", "Largest error of a score", "Times the floor"], rows)
-            + "\n\nThe error is against fp32 products, on scores that are sums over a query's tokens.")
-
-
-def _cost(speed: Speed) -> str:
-    cost = speed.read("benchmark/autoround_cost.json")
-    if cost is None:
-        return "Not measured."
-    if "error" in cost:
-        return f"Failed: {cost['error']}"
-    each, whole = cost["block_s"][1:] or cost["block_s"], 36
-    block, complete = float(np.mean(each)), cost["blocks"] >= whole
-    last = f"In all {md.number(cost['total_s'] / 60, 1)} minutes." if complete else f"*Extrapolated* to {whole} blocks: {md.number(whole * block / 60, 1)} minutes."
-    return (f"AutoRound W4A16 on {'all' if complete else cost['blocks']} blocks of the {cost['size'].upper()} dimensions, random weights, {cost['samples']} samples of {cost['seqlen']:,} tokens, "
-            f"{cost['iters']} iterations of {cost['batch_rows']} rows: **{md.number(block, 1)} s a block** after the first, which took {md.number(cost['block_s'][0], 1)} s with what is "
-            f"collected before it; peak {md.megabytes(cost['peak_allocated_bytes'], 0)} MB allocated, {md.megabytes(cost['peak_reserved_bytes'], 0)} MB reserved. {last}")
-
-
-def _agreement(speed: Speed) -> str:
-    table = speed.read("benchmark/agreement.csv")
-    if table is None or table.empty:
-        return "Not measured."
-    found = table.groupby(["variant", "kind"], sort=False).agg(mean=("mean", "min"), least=("min", "min"), tokens=("tokens", "first")).reset_index()
-    rows = [(f"`{r.variant}`", r.kind, md.number(r["mean"], 6), md.number(r.least, 6), int(r.tokens)) for _, r in found.iterrows()]
-    base = found[found.variant == speed.base].set_index("kind")
-    word = "" if base.empty or GRAIN not in base.index else (
-        f"\n\nThe same queries one by one through the plain path, not eight in a batch, have a mean cosine of {md.number(base['mean'][GRAIN], 6)} with its own in bf16; the fast "
-        f"path has {md.number(base['mean']['queries'], 6)}."
-        + (" Random weights damp no rounding error over the layers." if speed.experiment.model.is_random else ""))
-    return ("Each process compares its fast path with the plain one on the same weights before it measures anything, by token cosine. Only bf16 is refused if "
-            "it disagrees; FP8 rounds what comes into each product, and a rounding error in front of it can move a number to the next step.\n\n" + md.table(["Variant", "Tokens of", "Mean", "Least", "Tokens"], rows, left=2) + word)
 
 
 def _sizes(speed: Speed) -> str:

@@ -9,6 +9,7 @@ from . import bench, files
 from .config import Experiment
 
 QUERIES, PUBLISHED, PAGES = "queries", "queries_published", "pages"
+KINDS = {PUBLISHED: "text queries as published", QUERIES: "text queries of real lengths", PAGES: "pages at the budget of 1,280 visual tokens"}
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,11 @@ class Speed:
     def samples(self) -> pd.DataFrame:
         return bench.results(self.experiment, "samples.parquet")
 
-    def calls(self, name: str, kind: str, batch: int) -> np.ndarray:
-        """Seconds of every timed call of a variant and workload."""
+    def calls(self, name: str, kind: str, batch: int) -> list[np.ndarray]:
+        """Seconds of every timed call of a variant and workload, by process."""
         some = self.samples
-        return some[(some.variant == name) & (some.kind == kind) & (some.batch == batch)].latency_s.to_numpy()
+        mine = some[(some.variant == name) & (some.kind == kind) & (some.batch == batch)]
+        return [part.latency_s.to_numpy() for _, part in mine.groupby("round")]
 
     @cached_property
     def memory(self) -> pd.DataFrame:
@@ -80,17 +82,16 @@ class Speed:
         found = self.rows[(self.rows.variant == name) & (self.rows.kind == kind) & (self.rows.batch == batch)]
         return found.iloc[0] if len(found) and np.isfinite(found.latency_s_median.iloc[0]) else None
 
-    def bytes(self, name: str | None, metric: str, kind: str | None = None) -> float | None:
-        """Mean over rounds of a memory metric: of a workload (the largest batch), or after loading."""
+    def bytes(self, name: str | None, metric: str, kind: str | None = None, batch: int | None = None) -> float | None:
+        """Mean over rounds of a memory metric: after loading, or of a workload at a batch size (none: the largest figure of all)."""
         found = self.memory[(self.memory.variant == name) & (self.memory.metric == metric)]
         found = found[found.kind == kind] if kind else found[found.kind.isna()]
+        found = found if batch is None else found[found.batch == batch]
         return None if found.empty else float(found.groupby("round").bytes.max().mean())
 
     def peak(self, name: str | None, kind: str, batch: int | None = None) -> float | None:
-        """Peak of the allocator in a workload (of all batch sizes, or one), mean over rounds."""
-        found = self.memory[(self.memory.variant == name) & (self.memory.metric == "peak_allocated_bytes") & (self.memory.kind == kind)]
-        found = found if batch is None else found[found.batch == batch]
-        return None if found.empty else float(found.groupby("round").bytes.max().mean())
+        """Peak of the allocator in a workload."""
+        return self.bytes(name, "peak_allocated_bytes", kind, batch)
 
     def find(self, **wanted) -> str | None:
         """The first measured variant with these properties; unnamed runtime options must be off."""

@@ -211,8 +211,16 @@ def _matrix(values) -> np.ndarray:
     return values[:, None] if values.ndim == 1 else values
 
 
-def median_ratio(above: np.ndarray, below: np.ndarray, draws: int = 2000) -> tuple[float, float, float]:
-    """Ratio of two medians and its 95 % interval, by a bootstrap of both samples with a fixed seed."""
-    rng = np.random.default_rng(0)
-    drawn = [np.median(rng.choice(sample, (draws, len(sample))), axis=1) for sample in (above, below)]
+def median_ratio(above: list[np.ndarray], below: list[np.ndarray], draws: int = 2000) -> tuple[float, float, float]:
+    """Ratio of two medians and its 95 % interval, by a bootstrap with a fixed seed of processes and of the calls in each.
+
+    Calls of one process share its luck with the host, so several processes are drawn as wholes; of one, the calls alone are.
+
+    Args:
+        above, below: an array of calls a process, all of one length.
+    """
+    rng, drawn = np.random.default_rng(0), []
+    for calls in map(np.stack, (above, below)):  # (n_processes, n_calls)
+        processes = rng.integers(len(calls), size=(draws, len(calls), 1))
+        drawn.append(np.median(calls[processes, rng.integers(calls.shape[1], size=(draws, *calls.shape))].reshape(draws, -1), axis=1))
     return (float(np.median(above) / np.median(below)), *map(float, np.percentile(drawn[0] / drawn[1], [2.5, 97.5])))

@@ -96,7 +96,7 @@ def text(speed) -> str:
     rows = [(r.what, f"{'≤' if r.target.most else '≥'} {md.number(r.wanted, 4 if r.target.digits > 2 else 2)}",
              md.number(r.measured, r.target.digits) if r.low is None else md.value_ci(r.measured, r.low, r.high, 2), _verdict(r)) for r in table.itertuples()]
     lines = [_why(speed, r) for r in table.itertuples() if r.met is False]
-    note = "\n\nParts are those of one batch under the profiler, which is slower than the timed calls; see *Where the time goes*."
+    note = "\n\nParts are those of one batch under the profiler and need not add up to the timed call; see *Where the time goes*."
     return md.table(["Target", "Wanted", "Measured", ""], rows, left=1) + ("\n\n" + "\n".join(lines) + note if lines else "")
 
 

@@ -14,6 +14,7 @@ import torch
 
 from . import sweeps
 from .ceilings import timed
+from .errors import ColqError
 from .files import write_json
 
 #: Where the table is; set for the processes that shall use it.
@@ -28,10 +29,16 @@ CHANGES = ({"num_stages": 5}, {"num_stages": 6}, {"smem_reuse_mode": "last_stage
 
 
 def table(out_features: int, in_features: int) -> str | None:
-    """The tuned schedules of a layer as humming takes them, or None where there are none."""
+    """The tuned schedules of a layer as humming takes them, or None where none were made.
+
+    Raises:
+        ColqError: the table that is asked for is not there.
+    """
     path = os.environ.get(VARIABLE)
-    if not path or not Path(path).exists():
+    if not path:
         return None
+    if not Path(path).exists():
+        raise ColqError(f"{VARIABLE} names {path}, which does not exist; unset it, or run the benchmark, which makes one")
     return json.loads(Path(path).read_text())["tables"].get(f"{out_features}x{in_features}")
 
 

@@ -142,6 +142,13 @@ def test_p99_needs_a_hundred_samples():
     assert bench.summarize([]) == {"n_samples": 0}
 
 
+def test_a_run_that_ended_early_says_what_it_lacks():
+    experiment = config.load("h200-8b")
+    parts = [{"variant": name, "round": r} for r in (1, 2) for name in experiment.benchmark.variants]
+    assert bench.unfinished(experiment, parts) == []
+    assert bench.unfinished(experiment, parts[:-1]) == [f"The run ended before all of its 2 rounds; fewer were measured of {parts[-1]['variant']} (1)."]
+
+
 def test_floors():
     need = ceilings.Demand(weight_bytes=100, text_flop=600, vision_flop=300, attention_flop=100)
     found = ceilings.floors(need, {"copy_bytes_per_s": 100, "bfloat16_flop_per_s": 100, "fp8_flop_per_s": 200}, "fp8", "bfloat16", "bfloat16")
