@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from . import loading, processing, randomized
+from . import loading, processing, provenance, randomized
 from .config import AutoRoundCost
 from .quantize import listening
 
@@ -23,7 +23,7 @@ def measure(size: str, settings: dict, scratch: str) -> dict:
         scratch: an existing folder with room for the truncated checkpoint, twice.
 
     Returns:
-        The settings, ``block_s`` (seconds of each block), ``total_s``, ``peak_allocated_bytes``, ``peak_reserved_bytes``.
+        The settings, the code's ``commit``, ``block_s`` (seconds of each block), ``total_s``, ``peak_allocated_bytes``, ``peak_reserved_bytes``.
     """
     cost = AutoRoundCost(**settings)
     with TemporaryDirectory(dir=scratch) as folder:
@@ -36,7 +36,7 @@ def measure(size: str, settings: dict, scratch: str) -> dict:
         start = time.perf_counter()
         finished = _tune(model, processor, cost, Path(folder))
         total_s = time.perf_counter() - start
-    return {"size": size, **cost.model_dump(), "block_s": [b - a for a, b in zip([start, *finished], finished, strict=False)], "total_s": total_s,
+    return {"size": size, "commit": provenance.commit(), **cost.model_dump(), "block_s": [b - a for a, b in zip([start, *finished], finished, strict=False)], "total_s": total_s,
             "peak_allocated_bytes": torch.cuda.max_memory_allocated(), "peak_reserved_bytes": torch.cuda.max_memory_reserved()}
 
 

@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from .config import ROOT, Experiment
 
-PACKAGES = ("torch", "transformers", "auto-round", "auto-round-lib", "humming-kernels", "mteb", "pandas", "numpy")
+PACKAGES = ("torch", "transformers", "auto-round", "auto-round-lib", "humming-kernels", "gptqmodel", "mteb", "pandas", "numpy")
 
 
 def collect(experiment: Experiment) -> dict:
@@ -24,7 +24,7 @@ def collect(experiment: Experiment) -> dict:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
-        "commit": os.environ.get("COLQ_COMMIT") or _git("rev-parse", "--short=12", "HEAD"),  # a copy of the tree is told
+        "commit": commit(),
         "uncommitted_code": "COLQ_COMMIT" not in os.environ and bool(_git("status", "--porcelain", "--", "colq_utils", "notebooks", "experiments")),
     }
 
@@ -33,6 +33,11 @@ def machine() -> str:
     """The processor that the model runs on: the GPU if one is visible."""
     import torch
     return torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu()
+
+
+def commit() -> str | None:
+    """The git commit of the code; a copy of the tree outside git is told by ``COLQ_COMMIT``."""
+    return os.environ.get("COLQ_COMMIT") or _git("rev-parse", "--short=12", "HEAD")
 
 
 def version_of(name: str) -> str | None:

@@ -81,7 +81,8 @@ def _environment(speed: Speed) -> str:
     env, limits = speed.environment, speed.read("benchmark/ceilings.json") or {}
     rows = [("GPU", env.get("gpu"), "NVIDIA A100-SXM4-40GB"), ("CUDA", env.get("cuda"), "12.8"), ("Attention", env.get("attention"), "SDPA"),
             ("torch", env["packages"].get("torch"), md.MISSING), ("transformers", env["packages"].get("transformers"), md.MISSING),
-            ("humming-kernels", env["packages"].get("humming-kernels"), "-"), ("Weights", env.get("weights"), "published"), ("Commit", env.get("commit"), "-"),
+            *((name, env["packages"][name], "-") for name in ("humming-kernels", "gptqmodel") if env["packages"].get(name)),
+            ("Weights", env.get("weights"), "published"), ("Commit", env.get("commit"), "-"),
             ("Rounds, a fresh process each", "–".join(dict.fromkeys(map(str, sorted(speed.samples.groupby("variant")["round"].nunique())))), 1)]
     rates = [("Copy on the GPU (TB/s, read and written)", limits.get("copy_bytes_per_s"), 1e12)]
     rates += [(f"Matrix product, {name} (TFLOP/s)", limits.get(f"{name}_flop_per_s"), 1e12) for name in ("bfloat16", "fp8", "float32")]

@@ -137,7 +137,8 @@ def cost(speed: Speed) -> str:
     last = f"In all {md.number(cost['total_s'] / 60, 1)} minutes." if complete else f"*Extrapolated* to {whole} blocks: {md.number(whole * block / 60, 1)} minutes."
     return (f"AutoRound W4A16 on {'all' if complete else cost['blocks']} blocks of the {cost['size'].upper()} dimensions, random weights, {cost['samples']} samples of {cost['seqlen']:,} tokens, "
             f"{cost['iters']} iterations of {cost['batch_rows']} rows: **{md.number(block, 1)} s a block** after the first, which took {md.number(cost['block_s'][0], 1)} s with what is "
-            f"collected before it; peak {md.megabytes(cost['peak_allocated_bytes'], 0)} MB allocated, {md.megabytes(cost['peak_reserved_bytes'], 0)} MB reserved. {last}")
+            f"collected before it; peak {md.megabytes(cost['peak_allocated_bytes'], 0)} MB allocated, {md.megabytes(cost['peak_reserved_bytes'], 0)} MB reserved. {last}"
+            + (f" Measured at commit {cost['commit']}." if cost["commit"] != speed.environment.get("commit") else ""))
 
 
 def agreement(speed: Speed) -> str:
