@@ -13,12 +13,15 @@ from torch import nn
 
 from .errors import ColqError
 
+#: gptqmodel asks for a newer torch than the one pinned here and for much that its Marlin layer does without: this is what it
+#: imports, and ninja, with which torch compiles the kernel at its first use.
+_MARLIN = "pip install --no-deps gptqmodel==7.7.0 pypcre device-smi defuser logbar tokenicer ninja"
 #: Backend asked for in an experiment -> (start of the QUANT_TYPE its layers carry, package, install line).
 BACKENDS = {
     "ark": ("ark", "auto_round_kernel", "pip install auto-round-lib"),
     "torch": ("torch", "auto_round", "pip install auto-round"),
     "tritonv2": ("tritonv2", "triton", "pip install triton (needs a CUDA device)"),
-    "marlin": ("marlin", "gptqmodel", "pip install --no-deps gptqmodel (needs a CUDA device)"),
+    "marlin": ("marlin", "gptqmodel", f"{_MARLIN} (needs a CUDA device and nvcc)"),
     "humming": ("humming", "humming", "pip install 'colq[cuda]' (needs a CUDA device)"),
     "unpack": ("unpack", "torch", "pip install torch"),
 }
@@ -102,7 +105,7 @@ def build(packed: nn.Module, backend: str) -> nn.Module:
         packed: a `colq_utils.packing.PackedLinear` on its device, symmetric, zero points stored less one.
 
     Raises:
-        ColqError: the backend is not installed, or has no kernel for these bits or shapes.
+        ColqError: the backend is not installed, or only in part, or has no kernel for these bits or shapes.
     """
     require(backend)
     if backend == "unpack":
@@ -122,7 +125,9 @@ def build(packed: nn.Module, backend: str) -> nn.Module:
         schedule = _schedule(packed) if backend == "humming" else None
         if schedule is not None:
             layer = Scheduled(layer, schedule)
-    except (ImportError, NotImplementedError, ValueError) as error:
+    except ImportError as error:
+        raise ColqError(f"the quantization backend {backend!r} is installed in part ({error}): {BACKENDS[backend][2]}") from error
+    except (NotImplementedError, ValueError) as error:
         raise ColqError(f"backend {backend!r} has no kernel for a layer of {packed.in_features} x {packed.out_features} with {packed.bits} bits: {error}") from error
     return layer
 

@@ -1,12 +1,13 @@
 """Strict loading: the published layout loads, and nothing that is not exactly a ColQwen3 does."""
 import json
 import shutil
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from colq_utils import encode, kernels, loading
+from colq_utils import encode, kernels, loading, packing
 from colq_utils.errors import ColqError
 from colq_utils.modeling import ColQwen3Config
 
@@ -88,6 +89,13 @@ def test_backend_that_cannot_run_names_the_remedy(monkeypatch):
         kernels.require("ark")
     with pytest.raises(ColqError, match="known: ark"):
         kernels.require("fast")
+
+
+def test_backend_installed_in_part_names_the_remedy(monkeypatch):
+    monkeypatch.setattr(kernels, "require", lambda backend: None)
+    monkeypatch.setitem(sys.modules, "gptqmodel", None)
+    with pytest.raises(ColqError, match=r"in part.*pip install --no-deps gptqmodel"):
+        kernels.build(packing.PackedLinear(128, 64, 4, 128), "marlin")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
