@@ -272,6 +272,6 @@ def latency(study: Study) -> Path | None:
     tokens = table.drop_duplicates(["kind", "batch"]).tokens_per_call
     rows(axis, [f"{report_benchmark.KINDS.get(k, k)}, batch {b}\n{t:,.0f} tokens a call" for (k, b), t in zip(loads, tokens)])
     axis.axvline(1, color="black", linewidth=1)
-    axis.set(title=f"Latency of a call against {study.labels[study.experiment.base]}", xlabel="times the base's mean latency (1 = alike, below 1 = faster), 95 % intervals")
+    axis.set(title=f"Latency of a call against {study.labels[study.experiment.base]}", xlabel="times the base's median latency (1 = alike, below 1 = faster), 95 % intervals")
     figure.legend(loc="outside lower center", ncols=3, fontsize=8.5, frameon=False)
     return save(study, figure, "latency.png")

@@ -1,13 +1,13 @@
 """benchmark.md: memory and speed, each number beside the kernel that made it, caveats before the tables.
 
-"Faster" and "slower" are written only where the interval of the ratio of mean latencies leaves 1 out.
+"Faster" and "slower" are written only where the interval of the ratio of median latencies leaves 1 out.
 Reads the benchmark stage alone (and the towers, for what can shrink).
 """
 import numpy as np
 import pandas as pd
 
 from . import markdown as md
-from . import stats
+from . import results, stats
 from .analysis import Study
 from .report_parts import environment, figures, missing
 
@@ -50,17 +50,22 @@ def good(study: Study) -> pd.DataFrame:
 
 
 def ratios(study: Study) -> pd.DataFrame:
-    """Mean latency of each variant over that of the base, by workload, with a 95 % interval and a word for it."""
+    """Median latency of each variant over that of the base, by workload, with a 95 % interval and a word for it."""
     rows, found = good(study), []
     base = rows[rows.variant == study.experiment.base].set_index(["kind", "batch"])
     for _, r in rows[rows.variant != study.experiment.base].iterrows():
         if (r.kind, r.batch) in base.index:
-            b = base.loc[(r.kind, r.batch)]
-            ratio, low, high = stats.ratio_interval(r.latency_s_mean, r.latency_s_std, r.n_samples, b.latency_s_mean, b.latency_s_std, b.n_samples)
+            ratio, low, high = _ratio(study, r.variant, study.experiment.base, r.kind, r.batch)
             word = md.MISSING if np.isnan(ratio) else "slower" if low > 1 else "faster" if high < 1 else "not resolved"
             found.append({"variant": r.variant, "kind": r.kind, "batch": int(r.batch), "ratio": ratio, "low": low, "high": high, "word": word,
                           "kernel": r.get("kernel"), "tokens_per_call": r.get("tokens_per_call")})
     return pd.DataFrame(found, columns=["variant", "kind", "batch", "ratio", "low", "high", "word", "kernel", "tokens_per_call"])
+
+
+def _ratio(study: Study, above: str, below: str, kind: str, batch: int) -> tuple[float, float, float]:
+    """`stats.median_ratio` of two variants' calls; NaN where one has none."""
+    both = [results.calls(study.results.samples, name, kind, batch) for name in (above, below)]
+    return stats.median_ratio(*both) if all(both) else (np.nan, np.nan, np.nan)
 
 
 def _overview(study: Study) -> str:
@@ -76,7 +81,7 @@ def _notes(study: Study) -> str:
     notes = ["Only the language model is quantized. Vision tower, embedding table and projection stay as they are, which bounds what memory and page "
              "encoding can gain.",
              "Timed is the forward pass: no tokenizing, image processing or MaxSim. Load and first call are given apart and are not in the means.",
-             "Calls of one process are not independent, so the intervals of the ratios are on the narrow side."]
+             "Ratios are of median latencies. Their intervals draw processes (one a round) and the calls in each anew; the machine is one."]
     notes += (study.results.benchmark_environment or {}).get("left_out", [])
     if (_quantized(study).word == "slower").any():
         notes.append(SLOWER[study.experiment.runtime.device])
@@ -173,8 +178,9 @@ def _findings(study: Study) -> str:
                   f"({md.number(100 * (wide.tensors_bytes[n] / base - 1), 1, True)} %)." for n in wide.index if n in study.experiment.quantized]
     for (name, kind), t in ratios(study).groupby(["variant", "kind"], sort=False):
         words = [f"{word} in {int((t.word == word).sum())}" for word in ("faster", "slower", "not resolved", md.MISSING) if (t.word == word).any()]
-        lines.append(f"**Speed, {KINDS.get(kind, kind)}.** {study.labels[name]} against the base, of {len(t)} batch sizes: {md.listing(words)} "
-                     f"(latency {md.number(t.ratio.min())} to {md.number(t.ratio.max())} times the base's).")
+        which = t.word.iloc[0] if len(t) == 1 else f"of {len(t)} batch sizes {md.listing(words)}"
+        span = " to ".join(dict.fromkeys([md.number(t.ratio.min()), md.number(t.ratio.max())]))
+        lines.append(f"**Speed, {KINDS.get(kind, kind)}.** {study.labels[name]} against the base: {which} (latency {span} times the base's).")
     return "\n".join(f"- {line}" for line in lines) or missing("benchmark", "memory and speed")
 
 
@@ -194,9 +200,8 @@ def _recommendations(study: Study) -> str:
 def _fastest(study: Study) -> str:
     rows, best = good(study), []
     for (kind, batch), t in rows.groupby(["kind", "batch"], sort=False):
-        t = t.sort_values("latency_s_mean")
-        if len(t) > 1:
-            a, b = t.iloc[0], t.iloc[1]
-            _, _, high = stats.ratio_interval(a.latency_s_mean, a.latency_s_std, a.n_samples, b.latency_s_mean, b.latency_s_std, b.n_samples)
-            best.append(f"{KINDS.get(kind, kind)} at batch {int(batch)}: {study.labels[a.variant] if high < 1 else 'not resolved'}")
-    return "Lowest mean latency: " + "; ".join(best) + "." if best else ""
+        names = list(t.sort_values("latency_s_median").variant)
+        if len(names) > 1:
+            _, _, high = _ratio(study, names[0], names[1], kind, batch)
+            best.append(f"{KINDS.get(kind, kind)} at batch {int(batch)}: {study.labels[names[0]] if high < 1 else 'not resolved'}")
+    return "Lowest median latency: " + "; ".join(best) + "." if best else ""

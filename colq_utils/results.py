@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from . import files
@@ -21,7 +22,7 @@ ENTRY = ["task", "lang"]
 FILES = {
     "architecture": "inspect/architecture.json", "towers": "inspect/towers.csv", "predicted": "inspect/predicted.csv",
     "sets": "calibrate/sets.csv", "corpus": "calibrate/corpus.csv", "variants": "quantize/variants.csv",
-    "rows": "benchmark/rows.csv", "memory": "benchmark/memory.csv", "census": "benchmark/census.csv",
+    "rows": "benchmark/rows.csv", "samples": "benchmark/samples.parquet", "memory": "benchmark/memory.csv", "census": "benchmark/census.csv",
     "ceilings": "benchmark/ceilings.json", "scores": "evaluate/scores.csv", "queries": "evaluate/queries.parquet",
     "failures": "evaluate/failures.csv",
     "quantize_environment": "quantize/environment.json", "benchmark_environment": "benchmark/environment.json",
@@ -30,6 +31,7 @@ FILES = {
 COLUMNS = {
     "variants": {"variant", "export", "tensor_bytes", "base_bytes", "revision"},
     "rows": {"variant", "kind", "batch", "latency_s_mean", "latency_s_std", "n_samples", "error"},
+    "samples": {"variant", "round", "kind", "batch", "latency_s"},
     "scores": {"variant", "task", "lang", "n_queries", "n_pages", "ndcg_at_5", "counted", "group"},
     "queries": {"variant", "task", "lang", "query_id", "ndcg_at_5", "margin", "top5"},
 }
@@ -49,6 +51,7 @@ class Results:
     corpus: pd.DataFrame | None = None
     variants: pd.DataFrame | None = None
     rows: pd.DataFrame | None = None
+    samples: pd.DataFrame | None = None
     memory: pd.DataFrame | None = None
     census: pd.DataFrame | None = None
     ceilings: dict | None = None
@@ -66,6 +69,14 @@ class Results:
         """Variants with scores, in the order of the experiment file."""
         present = set(self.queries.variant)
         return [name for name in self.experiment.by_id if name in present]
+
+
+def calls(samples: pd.DataFrame | None, variant: str, kind: str, batch: int) -> list[np.ndarray]:
+    """Seconds of every timed call of a variant and workload, an array a process; none without samples."""
+    if samples is None:
+        return []
+    mine = samples[(samples.variant == variant) & (samples.kind == kind) & (samples.batch == batch)]
+    return [part.latency_s.to_numpy() for _, part in mine.groupby("round")]
 
 
 def load(experiment: Experiment) -> Results:
@@ -117,7 +128,7 @@ def _check_origin(results: Results) -> None:
 def _check_names(results: Results) -> None:
     """No table speaks of a variant that the experiment does not have."""
     known = set(results.experiment.by_id) | set(REFERENCES)
-    for field in ("variants", "rows", "scores", "queries"):
+    for field in ("variants", "rows", "samples", "scores", "queries"):
         table = getattr(results, field)
         unknown = [] if table is None else sorted(set(table.variant) - known)
         if unknown:

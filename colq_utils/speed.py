@@ -5,7 +5,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from . import bench, files
+from . import bench, files, results
 from .config import Experiment
 
 QUERIES, PUBLISHED, PAGES = "queries", "queries_published", "pages"
@@ -34,9 +34,7 @@ class Speed:
 
     def calls(self, name: str, kind: str, batch: int) -> list[np.ndarray]:
         """Seconds of every timed call of a variant and workload, by process."""
-        some = self.samples
-        mine = some[(some.variant == name) & (some.kind == kind) & (some.batch == batch)]
-        return [part.latency_s.to_numpy() for _, part in mine.groupby("round")]
+        return results.calls(self.samples, name, kind, batch)
 
     @cached_property
     def memory(self) -> pd.DataFrame:

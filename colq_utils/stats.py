@@ -194,18 +194,6 @@ def resolved(low, high) -> np.ndarray:
     return (np.asarray(low, float) > ROUNDING) | (np.asarray(high, float) < -ROUNDING)
 
 
-def ratio_interval(mean_a, std_a, n_a, mean_b, std_b, n_b) -> tuple[float, float, float]:
-    """mean_a / mean_b of independent samples with a 95 % interval, by the delta method on the logarithm.
-
-    Source: Casella & Berger, Statistical Inference (2002), section 5.5.4. NaN where a sample has fewer than 2 values.
-    """
-    if not (min(n_a, n_b) >= 2 and mean_a > 0 and mean_b > 0):
-        return np.nan, np.nan, np.nan
-    spread = norm.ppf((1 + LEVEL) / 2) * np.sqrt((std_a / mean_a) ** 2 / n_a + (std_b / mean_b) ** 2 / n_b)
-    ratio = mean_a / mean_b
-    return float(ratio), float(ratio * np.exp(-spread)), float(ratio * np.exp(spread))
-
-
 def _matrix(values) -> np.ndarray:
     values = np.asarray(values, float)
     return values[:, None] if values.ndim == 1 else values

@@ -102,10 +102,11 @@ def write_quantize(exp) -> None:
 
 def write_benchmark(exp) -> None:
     """benchmark/rows.csv and its companions: 4 bits slower, one failed row."""
-    rows = []
+    rows, samples = [], []
     for name in exp.benchmark.variants:
         for load in exp.benchmark.workloads:
             latency = 0.020 if name == exp.base else 0.030
+            samples += [(name, load.kind, load.batch, r, latency * slow) for r in (1, 2) for slow in (0.99, 1.0, 1.01)]
             rows.append(dict(variant=name, scheme=exp.by_id[name].scheme, kernel="torch bfloat16" if name == exp.base else "ark", kind=load.kind,
                              batch=load.batch, n_samples=100, items_per_s=load.batch / latency, latency_s_mean=latency,
                              latency_s_median=latency * 0.99, latency_s_std=latency * 0.05, latency_s_p90=latency * 1.1,
@@ -114,6 +115,7 @@ def write_benchmark(exp) -> None:
     rows.append({"variant": exp.benchmark.variants[-1], "kind": "pages", "batch": 64, "error": "MemoryError: made up"})
     folder = exp.results("benchmark")
     pd.DataFrame(rows).to_csv(folder / "rows.csv", index=False)
+    pd.DataFrame(samples, columns=["variant", "kind", "batch", "round", "latency_s"]).to_parquet(folder / "samples.parquet", index=False)
     pd.DataFrame([dict(variant=name, tower="language_model", kernel="ark", weight_bits=4, layers=42) for name in exp.benchmark.variants]
                  ).to_csv(folder / "census.csv", index=False)
     memory = [dict(variant=name, scheme=exp.by_id[name].scheme, round=r, kind=kind, batch=None, metric=metric, bytes=value + 2e6 * r)

@@ -7,7 +7,7 @@ import made_results
 import pandas as pd
 import pytest
 
-from colq_utils import analysis, config, findings, plots, report, results
+from colq_utils import analysis, config, findings, plots, report, report_benchmark, results
 from colq_utils import markdown as md
 from colq_utils.errors import ColqError
 
@@ -193,6 +193,14 @@ def test_benchmark_says_slower_only_with_an_interval(study):
     assert rows_of(text, "W4A16 RTN | text queries")[0][2:] == ["8", "192", "ark", "1.50 [1.48, 1.52]", "slower"]
     assert "to be expected on a CPU" in text and "MemoryError: made up" in text
     assert text.index("Kernel census") < text.index("Latency against the base")
+
+
+def test_processes_that_disagree_leave_it_open(study):
+    some = study.results.samples
+    luck = some.latency_s * some["round"].map({1: 0.5, 2: 1.0}).where(some.variant != study.experiment.base, 1.0)
+    torn = dataclasses.replace(study, results=dataclasses.replace(study.results, samples=some.assign(latency_s=luck)))
+    (found,) = report_benchmark.ratios(torn).itertuples()
+    assert found.word == "not resolved" and found.low < 0.8 and found.high > 1.4
 
 
 def test_missing_scores_name_the_target(tmp_path):

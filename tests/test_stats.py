@@ -114,13 +114,6 @@ def test_verdict(low, high, expected):
     assert stats.verdict(low, high, 0.005) == expected
 
 
-def test_ratio_interval_by_hand():
-    ratio, low, high = stats.ratio_interval(2.0, 0.2, 25, 1.0, 0.1, 25)
-    spread = np.exp(1.959964 * np.sqrt(2 * 0.01 / 25))
-    assert (ratio, low, high) == pytest.approx((2.0, 2 / spread, 2 * spread), rel=1e-6)
-    assert np.isnan(stats.ratio_interval(2.0, 0.2, 1, 1.0, 0.1, 25)).all()
-
-
 def test_a_suite_of_full_size(rng):
     """As many queries, tasks and variants as the 22 published tasks have: the interval of every variant holds its mean."""
     x, strata = rng.random((3000, 9)), rng.integers(0, 50, 3000)
