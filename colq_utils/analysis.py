@@ -53,7 +53,13 @@ class Study:
         """Variant id -> what figures and tables call it."""
         named = {name: label(variant) for name, variant in self.experiment.by_id.items()}
         named[self.experiment.base] += " (base)"
-        return named | REFERENCES
+        return named | {name: f"{named[name]} (fell back)" for name in self.fell_back & set(named)} | REFERENCES
+
+    @cached_property
+    def fell_back(self) -> set[str]:
+        """Variants that were not made as their name says: AutoRound failed, and a named fallback made them."""
+        table = self.results.variants
+        return set() if table is None or "fallback" not in table else set(table.variant[table.fallback != ""])
 
     @cached_property
     def suite(self) -> pd.DataFrame:

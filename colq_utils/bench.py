@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from . import ceilings, footprint, isolate, kernels, provenance, tuning, workloads
-from .config import Experiment
+from .config import ROOT, Experiment
 from .errors import ColqError
 from .files import read_json, read_table, required, sha256, write_json, write_table
 from .progress import track
@@ -26,7 +26,7 @@ ENOUGH_FOR_P99 = 100
 #: What a driver, and the context of the notebook itself, may hold of an otherwise idle GPU, in bytes.
 IDLE = 1500 << 20
 #: Code that a measurement depends on; a change makes kept parts stale.
-_CODE = ("measure", "workloads", "ceilings", "isolate", "loading", "modeling", "processing", "kernels", "fast", "steps", "steps_triton", "packing", "eightbit", "encode", "sweeps", "tuning", "randomized", "profiling")
+_CODE = ("measure", "workloads", "ceilings", "isolate", "loading", "modeling", "processing", "kernels", "fast", "steps", "steps_triton", "packing", "eightbit", "encode", "sweeps", "tuning", "randomized", "profiling", "cost", "footprint")
 
 
 def run(experiment: Experiment, timeout_s: float = 1800) -> pd.DataFrame:
@@ -114,9 +114,14 @@ def _kept(experiment: Experiment, name: str, function: str, arguments: dict, tim
 
 
 def fingerprint(experiment: Experiment, arguments: dict) -> str:
-    """Digest of all that a measurement depends on: arguments, checkpoint files, code, packages, machine."""
+    """Digest of all that a measurement depends on: arguments, checkpoint files, workloads, schedules, code, packages, machine."""
     machine = provenance.collect(experiment)
     name = arguments.get("variant")
+    if "experiment" in arguments:  # of which this variant, what it runs on and the embedded items alone decide
+        used = experiment.model_dump(mode="json", include={"model", "runtime", "seed"})
+        tuned = os.environ.get(tuning.VARIABLE)
+        arguments = arguments | {"experiment": used, "spec": experiment.by_id[name].model_dump(mode="json"), "suite": experiment.evaluation.suite,
+                                 "schedules": sha256(Path(tuned)) if tuned else None, "items": sha256(ROOT / "data" / "minividore" / "fingerprint.json")}
     folder = None if name is None else Path(experiment.model_path)
     if name is not None and experiment.by_id[name].bits is not None:
         folder = experiment.checkpoint(name)

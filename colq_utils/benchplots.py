@@ -13,6 +13,7 @@ from . import bench
 from .config import Experiment
 from .files import atomic, read_table
 from .footprint import PARTS
+from .kernels import ON_GPU
 
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442", "#000000")
 PART_COLOURS = dict(zip(PARTS, ("#0072B2", "#56B4E9", "#E69F00", "#009E73", "#BBBBBB", "#777777"), strict=True))
@@ -76,7 +77,7 @@ def memory(experiment: Experiment) -> Figure:
     tensors = table[table.metric.str.fullmatch(r"tensors_.+_bytes")].groupby(["metric", "variant"]).bytes.first().unstack()
     tensors.index = tensors.index.str.removeprefix("tensors_").str.removesuffix("_bytes")
     tensors = tensors.reindex([p for p in PARTS if p in tensors.index])[names].fillna(0.0)
-    figure, (left, right) = _axes(2, height=4.0)
+    figure, (left, right) = _axes(2, height=4.4)
     unit, name = _unit(tensors.sum().max())
     _stack(left, tensors, unit)
     for x, variant in enumerate(names):
@@ -94,7 +95,7 @@ def _process_bars(axis, table: pd.DataFrame, names: list[str], device: str) -> N
     """Grouped bars of process or device memory, mean and range over rounds."""
     shown = ({"rss_before_load_bytes": "libraries only", "rss_loaded_bytes": "model loaded", "peak_rss_bytes": "peak of any workload"}
              if device == "cpu" else
-             {"allocated_bytes": "model loaded", "peak_allocated_bytes": "peak allocated", "peak_reserved_bytes": "peak reserved"})
+             {"allocated_bytes": "model loaded", "peak_allocated_bytes": "peak allocated of any workload", "peak_reserved_bytes": "peak reserved of any workload"})
     largest = table[table.metric.isin(shown)].groupby(["variant", "metric", "round"]).bytes.max()
     unit, name = _unit(largest.max() if len(largest) else 0)
     width, rounds = 0.8 / len(shown), "–".join(dict.fromkeys(map(str, sorted(table.groupby("variant")["round"].nunique()))))
@@ -111,7 +112,7 @@ def _process_bars(axis, table: pd.DataFrame, names: list[str], device: str) -> N
     axis.set_xticks(range(len(names)), [_label(name) for name in names])
     axis.margins(y=0.1)
     where = "Process (resident set)" if device == "cpu" else "GPU allocator"
-    axis.set(ylabel=f"bytes, {name}", title=f"{where}: mean and range, n = {rounds} {'process' if rounds == '1' else 'processes'} each")
+    axis.set(ylabel=f"bytes, {name}", title=f"{where}: mean and range of {rounds} process{'' if rounds == '1' else 'es'}")
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, frameon=False, fontsize=8)
 
 
@@ -146,7 +147,7 @@ def _axes(count: int, height: float):
 def _label(name: str) -> str:
     """A variant id on lines of its own: size and scheme, then method and options, broken where they get long."""
     parts = name.split("-")
-    return "\n".join(["-".join(parts[:2]), *textwrap.wrap(" ".join(parts[2:]), 14)]).replace(" ", "-")
+    return "\n".join(["-".join(parts[:2]), *textwrap.wrap(" ".join(parts[2:]), 10)]).replace(" ", "-")
 
 
 def _unit(largest: float) -> tuple[float, str]:
@@ -172,12 +173,12 @@ def gemms(experiment: Experiment) -> Figure | None:
     limits = bench.results(experiment, "ceilings.json")
     figure, (axis,) = _axes(1, height=4.2)
     for i, (kernel, some) in enumerate(table.groupby("kernel", sort=False)):
-        axis.plot(some.tokens, some.layer_s * 1e6, marker="o", markersize=4, color=OKABE_ITO[i], label=kernel)
+        axis.plot(some.tokens, some.layer_s * 1e6, marker="o", markersize=4, color=OKABE_ITO[i], label=f"W4A16, {kernel}" if kernel in ON_GPU else kernel)
     base = table[table.kernel == "bf16"].sort_values("tokens")
     floor = [max(w / limits["copy_bytes_per_s"], f / limits["bfloat16_flop_per_s"]) * 1e6 for w, f in zip(base.weight_bytes, base.flop, strict=True)]
     axis.plot(base.tokens, floor, linestyle="--", color="#777777", label="floor of bf16 (measured ceilings)")
     axis.set(xscale="log", yscale="log", xlabel="tokens a call (batch × tokens of a query, or of a page)", ylabel="µs a decoder layer, products alone",
-             title="Below the crossing 4 bits save reading; above it everyone multiplies")
+             title=f"{experiment.model.size.upper()}: below the crossing 4 bits save reading; above it everyone multiplies")
     axis.set_xticks(ticks := [8, 24, 64, 192, 512, 1024, 4096, 8192], [str(t) for t in ticks], minor=False)
     axis.minorticks_off()
     axis.legend(loc="upper left", frameon=False)

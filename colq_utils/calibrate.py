@@ -3,10 +3,9 @@
 The corpus is tokenized, cut into stretches of the longest block length, shuffled once with the
 languages taking turns, and joined. Every text set is a prefix of that stream folded to its own length:
 sets of one budget hold the same tokens in the same order. A page set holds pages drawn from the same
-text (no evaluation page is ever used) together with queries. Sets are safetensors, never pickles.
+text; no evaluation page is ever used. Sets are safetensors, never pickles.
 """
 import hashlib
-import json
 from itertools import chain, zip_longest
 from pathlib import Path
 
@@ -14,8 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from . import files, minividore, processing
 from .config import ROOT, CalibrationSet, Experiment
@@ -24,6 +22,8 @@ from .loading import fetch_dataset
 from .overlap import eight_gram_overlap
 
 PAGE_SIZE = (704, 384)  # width, height in pixels; that of the embedded benchmark
+#: Columns of the table of sets; a row is what `describe` gives.
+COLUMNS = ["set", "kind", "seqlen", "blocks", "batch_rows", "tokens", "tokens_per_step", "distinct_tokens", "fingerprint"]
 
 
 def corpus(experiment: Experiment) -> pd.DataFrame:
@@ -86,7 +86,13 @@ def draw_page(text: str) -> Image.Image:
 
 
 def page_set(texts: pd.DataFrame, spec: CalibrationSet, seed: int) -> tuple[torch.Tensor, list[str]]:
-    """`blocks` drawn pages ``(blocks, 384, 704)`` uint8 and as many queries, spans of other passages."""
+    """`blocks` drawn pages ``(blocks, 384, 704)`` uint8 and as many queries: 3 to 8 words in a row of each page's own passage.
+
+    The queries are for `study_weights`, which tunes on pages followed by text; an experiment's set keeps the pages alone.
+
+    Raises:
+        ColqError: too few passages of 60 words.
+    """
     rng = np.random.default_rng(seed)
     usable = texts[texts["text"].str.split().str.len() >= 60]
     if len(usable) < spec.blocks:
@@ -108,22 +114,19 @@ def path_of(experiment: Experiment, set_id: str) -> Path:
 
 
 def build(experiment: Experiment) -> pd.DataFrame:
-    """Pack every set of the experiment and describe them, one row a set."""
+    """Pack every set of the experiment and describe them in a table of `COLUMNS`, one row a set (none if nothing is tuned)."""
+    experiment.build("calibration").mkdir(parents=True, exist_ok=True)  # what the stage writes is there even without sets
     texts = corpus(experiment)
     processor = processing.from_pretrained(experiment.model_path, experiment.model.revision, experiment.model.max_visual_tokens)
     longest = max((s.seqlen for s in experiment.calibration.sets), default=0)
     tokens = stream(texts, processor.tokenizer, longest, experiment.seed) if longest else np.empty(0, dtype=np.int64)
     rows = []
     for spec in experiment.calibration.sets:
-        if spec.kind == "text":
-            tensors, notes = {"input_ids": pack(tokens, spec)}, {}
-        else:
-            pages, queries = page_set(texts, spec, experiment.seed)
-            tensors, notes = {"pages": pages}, {"queries": json.dumps(queries, ensure_ascii=False)}
+        tensors = {"input_ids": pack(tokens, spec)} if spec.kind == "text" else {"pages": page_set(texts, spec, experiment.seed)[0]}
         with files.atomic(path_of(experiment, spec.id)) as target:
-            save_file(tensors, target, metadata={"set": spec.model_dump_json(), **notes})
+            save_file(tensors, target, metadata={"set": spec.model_dump_json()})
         rows.append(describe(spec, tensors, processor))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def describe(spec: CalibrationSet, tensors: dict[str, torch.Tensor], processor: processing.ColQwen3Processor) -> dict:
@@ -138,19 +141,13 @@ def describe(spec: CalibrationSet, tensors: dict[str, torch.Tensor], processor: 
             "fingerprint": hashlib.sha256(content.tobytes()).hexdigest()[:16]}
 
 
-def load(experiment: Experiment, set_id: str) -> dict:
-    """A packed set: its tensors, and ``queries`` (list of str) for a page set.
+def load(experiment: Experiment, set_id: str) -> dict[str, torch.Tensor]:
+    """A packed set: ``input_ids`` ``(blocks, seqlen)`` of a text set, ``pages`` ``(blocks, 384, 704)`` of a page set.
 
     Raises:
         ColqError: the set has not been packed yet.
     """
-    path = files.required(path_of(experiment, set_id), f"calibrate EXPERIMENT={experiment.name}")
-    with safe_open(path, framework="pt") as stored:
-        content = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
-        notes = stored.metadata()
-    if "queries" in notes:
-        content["queries"] = json.loads(notes["queries"])
-    return content
+    return load_file(files.required(path_of(experiment, set_id), f"calibrate EXPERIMENT={experiment.name}"))
 
 
 def languages(texts: pd.DataFrame) -> pd.DataFrame:

@@ -88,6 +88,10 @@ class Calibration(Section):
     sets: tuple[CalibrationSet, ...]
 
 
+#: Fields of a variant that change how stored weights are held or run, not what is stored.
+RUNTIME_OPTIONS = {"backend", "encode", "embedding", "vision", "tag"}
+
+
 class Variant(Section):
     """One way of storing the weights; `calibration` names a set, `backend` the kernel to insist on.
 
@@ -117,6 +121,12 @@ class Variant(Section):
             raise ValueError(f"scheme {self.scheme} does not go with method {self.method}")
         if (self.method == "autoround") != (self.calibration is not None and self.iters > 0):
             raise ValueError(f"{self.scheme}: method autoround takes `calibration` and `iters`, others take neither")
+        if self.method == "pack" and not self.sym:
+            raise ValueError(f"{self.scheme}: method pack is symmetric only; take method rtn for `sym: false`, or leave `sym` out")
+        if self.method == "pack" and self.exports != ("auto_round",):
+            raise ValueError(f"{self.scheme}: method pack writes auto_round only; take method rtn for other `exports`, or leave them out")
+        if self.bits is not None and "auto_round" not in self.exports:
+            raise ValueError(f"{self.scheme}: auto_round is the export that is benchmarked and evaluated; add it to `exports`")
         return self
 
     @property
@@ -286,19 +296,29 @@ def load(name: str, output: str | Path = "") -> Experiment:
         output: folder that receives results/, figures/ and build/; the repository by default.
 
     Raises:
-        ColqError: no such experiment, or a value in it that cannot be.
+        ColqError: no such experiment, or a key or value in it that cannot be.
     """
     path = Path(name) if name.endswith(".yaml") else ROOT / "experiments" / f"{name}.yaml"
     if not path.exists():
         raise ColqError(f"no experiment {name!r}; there are: {', '.join(available())} (files in experiments/)")
     try:
         fields = yaml.safe_load(path.read_text()) or {}
+        _check_keys(path, fields)
         kind = Experiment
         if fields.get("task") == "detection":
             from .detector.settings import DetectionExperiment as kind
-        return kind(name=path.stem, output=Path(output).resolve() if output else ROOT, **fields)
+        return kind.model_validate(fields | {"name": path.stem, "output": Path(output).resolve() if output else ROOT})
     except yaml.YAMLError as error:
         raise ColqError(f"{path.name} is not valid YAML: {error}") from None
     except ValidationError as error:
         lines = [f"  {'.'.join(str(p) for p in e['loc']) or 'file'}: {e['msg']}" for e in error.errors()]
         raise ColqError(f"{path.name}:\n" + "\n".join(lines)) from None
+
+
+def _check_keys(path: Path, fields) -> None:
+    """Refuse a file that is no mapping, or that sets what follows from where it is and how it is run."""
+    if not isinstance(fields, dict):
+        raise ColqError(f"{path.name} holds a {type(fields).__name__}: write it as `key: value` lines, as experiments/tiny.yaml is")
+    for key, instead in (("name", "an experiment has the name of its file"), ("output", "the folder is given with --output")):
+        if key in fields:
+            raise ColqError(f"{path.name}: leave out `{key}`; {instead}")

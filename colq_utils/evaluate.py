@@ -7,6 +7,7 @@ and embedded once. mteb does the scoring; per-query scores come from the same ra
 against mteb's mean.
 """
 import difflib
+import functools
 import hashlib
 import os
 import shutil
@@ -38,6 +39,12 @@ FLOOR = ROOT / "data" / "minividore" / "random_init.parquet"
 SMALL = 1 << 28
 #: Language codes of the tasks (ISO 639-3) -> as results and reports name them.
 LANGUAGES = {"eng": "en", "fra": "fr", "deu": "de", "spa": "es", "ita": "it", "por": "pt"}
+#: Code that decides embeddings, what turns them into scores, and what makes the scans and tasks of the embedded suite: a change makes kept work stale.
+_EMBEDDING = ("encode", "processing", "modeling", "loading", "fast", "steps", "steps_triton", "packing", "eightbit", "kernels", "store")
+_SCORING = ("evaluate", "maxsim", "scores")
+_EMBEDDED_SUITE = ("minividore", "minividore_tasks", "scan")
+#: Packages that do.
+_PACKAGES = ("torch", "transformers", "tokenizers", "pillow", "mteb", "auto-round", "auto-round-lib", "humming-kernels", "gptqmodel")
 
 
 class Retriever:
@@ -199,10 +206,32 @@ def run_variant(experiment: Experiment, variant: str, tasks: Iterable, data_fing
 
 
 def _place(experiment: Experiment, variant: str, data_fingerprint: str) -> tuple[str, Path]:
-    """A variant's revision, and the folder that keeps its finished tasks for exactly these weights, data and settings."""
+    """A variant's revision, and the folder that keeps its finished tasks for exactly these weights, data, settings, code and packages."""
     revision = f"{RANDOM_INIT}-{experiment.seed}" if variant == RANDOM_INIT else quantize.revision(experiment, variant)
-    stamp = f"{revision} {data_fingerprint} {experiment.model.max_visual_tokens} {experiment.runtime.model_dump_json()}"
+    spec = experiment.by_id[experiment.base if variant == RANDOM_INIT else variant]
+    code = _code(_EMBEDDING + _SCORING + (_EMBEDDED_SUITE if experiment.evaluation.suite == "minividore" else ()))
+    stamp = repr((revision, data_fingerprint, code, _surroundings(experiment), spec.backend, spec.encode, experiment.evaluation.share_vision))
     return revision, experiment.build("evaluate", f"{variant}-{files.sha256_bytes(stamp.encode())[:16]}")
+
+
+@functools.cache
+def _code(modules: tuple[str, ...]) -> str:
+    """Digest of modules of this package, read once a process: what runs is what was imported."""
+    return files.sha256(*(Path(__file__).with_name(f"{name}.py") for name in modules))
+
+
+def _surroundings(experiment: Experiment) -> tuple:
+    """What embeddings depend on beside weights and code: packages, configuration, processor and tokenizer, settings.
+
+    Variants take the base's processor. A hub id's revision pins those files; random weights follow from size and seed.
+    """
+    folder = Path(experiment.model_path)
+    if experiment.model.is_random or not folder.is_dir():
+        base = quantize.base_digest(experiment)
+    else:
+        base = files.sha256(*sorted(path for path in folder.iterdir() if path.suffix in (".json", ".txt", ".jinja", ".model")))
+    versions = tuple(provenance.version_of(name) for name in _PACKAGES)
+    return base, versions, experiment.model.max_visual_tokens, experiment.runtime.model_dump_json(), experiment.evaluation.batch
 
 
 def _side_by_side(experiment: Experiment, names: list[str], tasks: list, data_fingerprint: str) -> None:
@@ -216,7 +245,8 @@ def _side_by_side(experiment: Experiment, names: list[str], tasks: list, data_fi
         return
     shares = [names[i::at_once] for i in range(at_once)]
     jobs = [{"experiment": experiment.model_dump(mode="json"), "variants": share} for share in shares]
-    expected = [_place(experiment, name, data_fingerprint)[1] / f"{task.metadata.name}.parquet" for name in names for task in tasks]
+    places = [_place(experiment, name, data_fingerprint)[1] for name in names]
+    expected = [place / f"{task.metadata.name}.parquet" for place in places for task in tasks]
     with bar("variants side by side", len(expected), "task") as progress:
         outcomes = isolate.side_by_side("colq_utils.evaluate:run_some", jobs, max(1, (experiment.runtime.threads or os.cpu_count()) // at_once),
                                         lambda: progress.update(sum(path.exists() for path in expected) - progress.n))
@@ -250,11 +280,11 @@ def _first_line(error: Exception) -> str:
 
 
 def _features(experiment: Experiment, loaded: Loaded) -> VectorStore | None:
-    """The store of page features for this model's vision tower and pixel budget, keyed by their digest."""
+    """The store of page features for this model's vision tower and all else that decides them, keyed by their digest."""
     if not experiment.evaluation.share_vision:
         return None
     state = loaded.model.visual.state_dict()
-    key = hashlib.sha256(repr((loaded.processor.image_processor.size, loaded.model.dtype)).encode())
+    key = hashlib.sha256(repr((_code(_EMBEDDING), _surroundings(experiment), loaded.model.dtype, loaded.encode)).encode())
     for name in sorted(state):
         key.update(name.encode() + state[name].cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return VectorStore(experiment.build("features", key.hexdigest()[:16]), encode.feature_width(loaded), loaded.model.dtype)
@@ -322,7 +352,7 @@ def data_fingerprint(experiment: Experiment) -> str:
 
 
 def run_all(experiment: Experiment, tasks: list) -> pd.DataFrame:
-    """Every variant, the random-weight floor and (embedded benchmark) the BM25 ceiling; one row a query and variant.
+    """Every variant, the random-weight floor and (embedded benchmark) BM25; one row a query and variant.
 
     Tasks that raised are written to failures.csv; the same command tries them again.
     """
@@ -337,8 +367,8 @@ def run_all(experiment: Experiment, tasks: list) -> pd.DataFrame:
     if experiment.evaluation.random_init:
         frames.append(floor(experiment, tasks, data))
     if experiment.evaluation.suite == "minividore":
-        frames.append(lexical_ceiling(tasks))
-    _one_machine({experiment.build("evaluate", f["variant"].iloc[0]): f["machine"].iloc[0] for f in frames if "machine" in f})
+        frames.append(word_matching(tasks))
+    _one_machine({_place(experiment, f["variant"].iloc[0], data)[1]: f["machine"].iloc[0] for f in frames if "machine" in f})
     files.write_table(experiment.results("evaluate") / "failures.csv", pd.DataFrame(failed, columns=["variant", "task", "error"]))
     return with_sources(experiment, pd.concat(frames, ignore_index=True))
 
@@ -354,8 +384,8 @@ def with_sources(experiment: Experiment, queries: pd.DataFrame) -> pd.DataFrame:
 def floor(experiment: Experiment, tasks: list, data: str) -> pd.DataFrame:
     """Scores of the random-weight model, kept beside the embedded benchmark because they depend on no variant.
 
-    They are used while benchmark, architecture, seed and runtime are those they were measured with, and measured
-    anew otherwise; `colq_utils.appendix.floor` writes the file.
+    They are used while benchmark, architecture, seed, dtype and visual tokens are those they were measured with, and
+    measured anew otherwise; `colq_utils.appendix.floor` writes the file.
     """
     stamp, names = floor_stamp(experiment, data), [task.metadata.name for task in tasks]
     if FLOOR.exists():
@@ -366,12 +396,18 @@ def floor(experiment: Experiment, tasks: list, data: str) -> pd.DataFrame:
 
 
 def floor_stamp(experiment: Experiment, data: str) -> str:
-    """What the random-weight model's scores depend on."""
+    """What the random-weight model's scores depend on.
+
+    Neither code nor packages: the scores are committed, and every change of either would measure them anew in each
+    clone. `colq_utils.appendix.floor` makes them again; what `_place` keeps for it does depend on both.
+    """
     config = files.sha256(loading.fetch(experiment.model_path, "config.json", experiment.model.revision))
-    return files.sha256_bytes(f"{data} {config} {experiment.seed} {experiment.runtime.dtype}".encode())[:16]
+    limit = experiment.model.max_visual_tokens
+    stamp = f"{data} {config} {experiment.seed} {experiment.runtime.dtype}" + ("" if limit is None else f" {limit}")
+    return files.sha256_bytes(stamp.encode())[:16]
 
 
-def lexical_ceiling(tasks: list) -> pd.DataFrame:
+def word_matching(tasks: list) -> pd.DataFrame:
     """BM25 over the text layer of the embedded pages, scored as the variants are."""
     from . import minividore
     benchmark, frames = minividore.load(), []

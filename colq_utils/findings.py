@@ -64,7 +64,8 @@ def recommend(study: Study) -> Recommendation:
             f"an interval that clears the margin of {points(study)} points.")
     others = [study.labels[n] for n in alike if n != chosen]
     if others:
-        text += f" NDCG@5 does not tell it or {listing(others)} apart from the best of this size; it takes the least time to make."
+        text += f" NDCG@5 does not tell it or {listing(others)} apart from the best of this size; " + (
+            "it takes the least time to make." if seconds.notna().any() else "their times to make are not measured.")
     return Recommendation(chosen, text)
 
 
@@ -111,9 +112,9 @@ def _none_clears(study: Study, table: pd.DataFrame) -> str:
     text = f"No accepted quantized variant is shown to stay within {points(study)} points of the base on this suite."
     if table.diff_low.notna().any():
         row = table.loc[table.diff_low.idxmax()]
-        text += (f" The least possible loss is that of {study.labels[row.name]}: {points_ci(row['diff'], row.diff_low, row.diff_high)} points "
-                 f"({row.verdict}). A suite like this finds a true difference of {number(100 * row.mdd)} points in four of five runs; "
-                 "where a loss inside that interval is too much, keep the base.")
+        text += (f" The smallest loss that cannot be ruled out is that of {study.labels[row.name]}, {number(-100 * row.diff_low)} points (estimate "
+                 f"{points_ci(row['diff'], row.diff_low, row.diff_high)}, {row.verdict}); where that is too much, keep the base. A suite like this finds a "
+                 f"true difference of {number(100 * row.mdd)} points in four of five runs.")
     return text
 
 
@@ -148,11 +149,11 @@ def confounded_lengths(study: Study) -> pd.DataFrame:
 
 
 def _designs(study: Study) -> dict[tuple, list[str]]:
-    """Evaluated AutoRound variants by recipe and by tokens in all and in a step."""
+    """Evaluated AutoRound variants (made by AutoRound) by recipe and by tokens in all and in a step."""
     sets, found = {s.id: s for s in study.experiment.calibration.sets if s.kind == "text"}, {}
     for name in study.names:
         v = study.experiment.by_id[name]
-        if v.method == "autoround" and v.calibration in sets:
+        if v.method == "autoround" and v.calibration in sets and name not in study.fell_back:
             s = sets[v.calibration]
             found.setdefault(((v.scheme, v.group_size, v.sym, v.iters), (s.blocks * s.seqlen, s.batch_rows * s.seqlen)), []).append(name)
     return found
@@ -181,7 +182,7 @@ def _pairs_sentence(study: Study, table: pd.DataFrame, measure: str) -> str:
 
 def rounding_pairs(study: Study) -> pd.DataFrame:
     """AutoRound variants against round-to-nearest of the same scheme, group size and symmetry."""
-    specs = [(n, study.experiment.by_id[n]) for n in study.names]
+    specs = [(n, study.experiment.by_id[n]) for n in study.names if n not in study.fell_back]
     return analysis.pairs(study, [(name, twin) for name, v in specs for twin, u in specs if (v.method, u.method) == ("autoround", "rtn")
                                   and (u.scheme, u.group_size, u.sym) == (v.scheme, v.group_size, v.sym)])
 

@@ -1,4 +1,4 @@
-"""Words of a text and BM25 over them: the ceiling that a model which only reads can be compared with.
+"""Words of a text and BM25 over them: what a model which only reads can be compared with.
 
 BM25 sees the text layer of the pages, which no retriever in this project is given; it knows no
 synonyms and no typing errors. Twenty lines of our own, because the formula is short and the

@@ -19,7 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from . import eightbit, kernels, packing, processing
+from . import eightbit, footprint, kernels, packing, processing
 from .config import Experiment, Runtime, Variant
 from .errors import ColqError
 from .modeling import ColQwen3Config, ColQwen3ForRetrieval
@@ -52,7 +52,7 @@ def load(experiment: Experiment, variant: str, export: str = "auto_round") -> Lo
         export: which packing of a quantized variant.
 
     Raises:
-        ColqError: unknown variant, missing checkpoint, backend not available, anything `open_model` refuses.
+        ColqError: unknown variant, missing or damaged checkpoint, backend not available, anything `open_model` refuses.
     """
     start = time.perf_counter()
     loaded = plain(experiment, variant, export)
@@ -71,14 +71,32 @@ def plain(experiment: Experiment, variant: str, export: str = "auto_round") -> L
     if experiment.model.is_random:
         from . import randomized
         randomized.ensure(experiment)
-    if spec.bits is not None and not experiment.checkpoint(variant, export).is_dir():
-        raise ColqError(f"variant {variant} has no {export} checkpoint yet: run `make quantize EXPERIMENT={experiment.name}`")
+    if spec.bits is not None:
+        _require_checkpoint(experiment, variant, export)
     start = time.perf_counter()
     model = _open(experiment, variant, export, dtype)
     _eight_bits(model, spec)
     load_s = time.perf_counter() - start
     processor = processing.from_pretrained(experiment.model_path, experiment.model.revision, experiment.model.max_visual_tokens)
     return Loaded(variant, model, processor, kernels.census(model), load_s)
+
+
+def _require_checkpoint(experiment: Experiment, variant: str, export: str) -> None:
+    """Refuse a checkpoint that is missing or cut short while the experiment, and so the remedy, is known."""
+    folder, make = experiment.checkpoint(variant, export), f"run `make quantize EXPERIMENT={experiment.name}`"
+    if not folder.is_dir():
+        raise ColqError(f"variant {variant} has no {export} checkpoint yet: {make}")
+    if problem := damage(folder):
+        raise ColqError(f"{problem}. Delete {folder.parent} and {make}")  # a finished stage does not run again while that is there
+
+
+def damage(folder: Path) -> str:
+    """What is wrong with a checkpoint folder's weights, judged by their headers; empty if all files are there and whole."""
+    try:
+        footprint.read_headers(str(folder))
+    except (ColqError, ValueError) as error:  # ValueError: an index that is not JSON
+        return str(error)
+    return ""
 
 
 def encode_path(experiment: Experiment, variant: str) -> str:
@@ -145,7 +163,7 @@ def open_packed(path: str, dtype: torch.dtype, runtime: Runtime) -> ColQwen3ForR
         for shard in sorted(Path(path).glob("*.safetensors")):
             state |= load_file(shard, device=runtime.device)
     except (SafetensorError, OSError) as error:
-        raise ColqError(f"{path} cannot be read: {_first_line(error)}. Make it again with `make quantize`") from error
+        raise ColqError(f"{path} cannot be read: {_first_line(error)}. Restore the file, or make the checkpoint again") from error
     _refuse(path, _differences(model.state_dict(), state))
     model.load_state_dict({name: _as_stored(name, value, dtype) for name, value in state.items() if not HARMLESS_EXTRA.search(name)}, assign=True)
     for module in list(model.modules()):  # what is computed, not stored, is still on the meta device
@@ -199,8 +217,7 @@ def open_model(path: str, dtype: torch.dtype = torch.bfloat16, device: str = "cp
             # mismatched sizes are "ignored" here so that they come back in the report, where they are refused by name
             model, report = ColQwen3ForRetrieval.from_pretrained(path, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise ColqError(f"{path} cannot be read: {_first_line(error)}. Restore the file, or quantize again "
-                        "(`make quantize`) if it is a checkpoint made here") from error
+        raise ColqError(f"{path} cannot be read: {_first_line(error)}. Restore the file, or make the checkpoint again") from error
     problems = [f"{kind.removesuffix('_keys')}: {key if isinstance(key, str) else key[0]}"
                 for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
                 for key in sorted(report[kind], key=str) if not HARMLESS_EXTRA.search(str(key))]

@@ -135,7 +135,7 @@ def sources(benchmark: MiniVidore) -> dict[str, str]:
 def bm25_scores(benchmark: MiniVidore, task: str) -> dict[str, dict[str, float]]:
     """Score a task's queries by BM25 over the pages' text as {query id: {page id: score}}.
 
-    On scanned tasks too the text is the printed one: a ceiling on reading, not a system.
+    On scanned tasks too the text is the printed one, which no system that reads the picture has.
     """
     scores = {}
     for lang in TASKS[task].languages:

@@ -8,6 +8,8 @@ import seaborn as sns
 import torch
 from matplotlib.figure import Figure
 
+from .files import atomic
+
 sns.set_theme(style="whitegrid", palette="colorblind")
 
 
@@ -35,7 +37,8 @@ def token_ranks(sets: dict[str, torch.Tensor]) -> Figure:
         counts = np.sort(np.unique(ids.numpy(), return_counts=True)[1])[::-1]
         axis.loglog(np.arange(1, len(counts) + 1), counts, style, label=f"{name} ({ids.numel():,} tokens)", linewidth=2.5)
     axis.set(xlabel="rank of the token", ylabel="occurrences", title="Equal budgets hold equal tokens")
-    axis.legend()
+    if sets:
+        axis.legend()
     figure.tight_layout()
     plt.close(figure)
     return figure
@@ -45,7 +48,7 @@ def agreement(table: pd.DataFrame, path: Path, bar: float, aim: float) -> Figure
     """Mean token cosine with the base, text and pages, a row a variant and export; written to `path`."""
     exports = table.groupby("variant")["export"].transform("nunique")
     label = table["variant"].where(exports == 1, table["variant"] + "\n" + table["export"])
-    figure, axis = plt.subplots(figsize=(9, 0.6 * len(table) + 1.6))
+    figure, axis = plt.subplots(figsize=(9, 0.6 * len(table) + 1.8), layout="constrained")
     for column, kind, marker in (("cosine_query_mean", "query tokens", "o"), ("cosine_page_mean", "page tokens", "s")):
         axis.plot(table[column], label, marker, markersize=8, label=kind)
     axis.axvline(bar, color="0.3", linestyle="--", linewidth=1)
@@ -54,8 +57,8 @@ def agreement(table: pd.DataFrame, path: Path, bar: float, aim: float) -> Figure
     axis.text(aim, -0.7, f"aim {aim}", ha="center", va="bottom", fontsize=9)
     axis.set(xlabel="mean token cosine with the base (1 = unchanged)", ylabel="")
     axis.set_ylim(len(table) - 0.5, -0.9)
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    with atomic(path) as target:
+        figure.savefig(target, format="png", dpi=130, metadata={"Software": None})
     plt.close(figure)
     return figure

@@ -40,8 +40,13 @@ def make(experiment: Experiment, measured: Path | None = None) -> Plan:
 
     Args:
         measured: results folder of benchmark rows in the same dimensions; results/h200-<size> by default.
+
+    Raises:
+        ColqError: a study of another kind than retrieval.
     """
     from . import evaluate
+    if experiment.task != "retrieval":
+        raise ColqError(f"{experiment.name} is a study of {experiment.task}; a plan is made of retrieval experiments: try EXPERIMENT=tomoro-4b")
     tasks = evaluate.tasks_of(experiment)
     table = task_table(experiment, tasks)
     measured = measured or ROOT / "results" / f"h200-{experiment.model.size}"
@@ -181,13 +186,33 @@ def disk(experiment: Experiment, tasks: pd.DataFrame) -> pd.DataFrame:
     """Bytes that stay (checkpoints) and bytes that come and go (embeddings of one variant at a time, features if shared)."""
     tensors = tensors_of(experiment)
     kept = sum(footprint.total(footprint.quantized(tensors, v.bits, v.group_size, export)) for v in experiment.quantized.values() for export in v.exports)
-    tokens = experiment.model.max_visual_tokens or PUBLISHED_TOKENS
-    dim, pages = next(t.shape[0] for t in tensors if t.name == "embedding_proj_layer.weight"), tasks.pages.sum(skipna=False)
+    tokens, pages = _page_tokens(experiment), _pages(experiment, tasks)
+    dim = next(t.shape[0] for t in tensors if t.name == "embedding_proj_layer.weight")
     rows = [("quantized checkpoints", kept, "build/, until `make clean`"),
             (f"page embeddings, {tokens} tokens x {dim}", pages * tokens * dim * WIDTH[experiment.runtime.dtype], "build/, one variant at a time")]
     if experiment.evaluation.share_vision:
         rows.append(("page features of the vision tower", np.nan, "build/, until `make clean`"))
     return pd.DataFrame(rows, columns=["what", "bytes", "where"])
+
+
+def _pages(experiment: Experiment, tasks: pd.DataFrame) -> float:
+    """Pages to embed: of the embedded benchmark, whose tasks share pages, as many as are different."""
+    if experiment.evaluation.suite != "minividore":
+        return tasks.pages.sum(skipna=False)
+    from . import minividore
+    benchmark = minividore.load()
+    return float(len({(minividore.TASKS[name].pages == "scanned", page) for name in tasks.task for lang in minividore.TASKS[name].languages
+                      for page in minividore.corpus_of(benchmark, name, lang)["page_id"]}))
+
+
+def _page_tokens(experiment: Experiment) -> int:
+    """The most visual tokens of a page: the experiment's limit, or that of the checkpoint's image processor."""
+    limit = experiment.model.max_visual_tokens
+    if limit is not None or not experiment.model.is_local:
+        return limit or PUBLISHED_TOKENS
+    from . import processing
+    images = processing.from_pretrained(experiment.model_path).image_processor
+    return images.size["longest_edge"] // (images.patch_size * images.merge_size) ** 2
 
 
 def text(plan: Plan) -> str:
@@ -206,8 +231,9 @@ def text(plan: Plan) -> str:
         if exp.evaluation.suite == "mteb" else "Tasks share pages: each is embedded once, whatever the sum says.",
         "## Downloads", markdown.table(["What", "Name", "Revision", "GB"], [(r.what, f"`{r.name_}`", r.revision[:12], gigabytes(r.bytes)) for r in
                                        down.rename(columns={"name": "name_"}).itertuples()], left=3) if len(down) else "None.",
-        "## GPU-hours", markdown.table(["Variant", "Tuning", "Pages", "Queries", "Pages rest on"], rows),
-        f"Rates are those measured in results/h200-{exp.model.size} (random weights in the published dimensions, no decoding of images, no MaxSim), on the GPU "
-        "named there; tuning is extrapolated from single blocks, in proportion to iterations and tokens of a step. Reading pages and MaxSim come on top.",
+        "## GPU-hours", *([] if exp.runtime.device == "cuda" else ["None: it runs on a CPU."]), *([] if exp.runtime.device != "cuda" else [
+            markdown.table(["Variant", "Tuning", "Pages", "Queries", "Pages rest on"], rows),
+            f"Rates are those measured in results/h200-{exp.model.size} (random weights in the published dimensions, no decoding of images, no MaxSim), on the GPU "
+            "named there; tuning is extrapolated from single blocks, in proportion to iterations and tokens of a step. Reading pages and MaxSim come on top."]),
         "## Disk", markdown.table(["What", "GB", "Where"], [(r.what, MISSING if pd.isna(r.bytes) else number(r.bytes / 1e9, 2), r.where) for r in disk_.itertuples()]),
         "Downloads come on top, in the hub's cache.")

@@ -123,7 +123,7 @@ def _queries(study: Study, keep) -> str:
 
 
 def average(study: Study) -> Path:
-    """Averages of all variants between ceiling and floor."""
+    """Averages of all variants beside word matching and random weights."""
     table, frame = study.suite.set_index("variant"), analysis.references(study).set_index("variant")
     names = [n for n in ("bm25",) if n in frame.index] + list(table.index) + [n for n in ("random-init",) if n in frame.index]
     figure, axis = canvas(1.3 + 0.36 * len(names))

@@ -270,7 +270,8 @@ def _serving(p: Published) -> str:
     audit = audit[(audit.source == "fp8_serving_report.md")]
     steady = audit[audit.what.str.contains("after the first")]
     return md.table(["Metric", "Unit", "bf16", "FP8", "Change as published", "Recomputed"], rows, left=2) + (
-        f"\n\nAs published: five requests a configuration, another model (`{p.models[p.models.source == 'fp8_serving_report.md'].iloc[0]['name']}`), a GPU without FP8 units. "
+        f"\n\nAs published: five requests a configuration, another model (`{p.models[p.models.source == 'fp8_serving_report.md'].iloc[0]['name']}`), on an RTX 6000 Ada, which the report says has no FP8 units. It has them "
+        "(compute capability 8.9, for which vLLM multiplies in FP8: https://docs.vllm.ai/en/stable/features/quantization/fp8/), so a Marlin fallback, if one ran, was not for want of hardware. "
         f"Without the first request the means give {md.listing([md.number(v, 0) for v in steady.recomputed])} ms, which agrees with the steady state printed."
         + _differs(audit))
 

@@ -29,7 +29,7 @@ def write(study: Study) -> str:
         "## Methodology", "### Quantization configuration", _configuration(study), "### Calibration sets", calibration_sets(study),
         "### Evaluation set", _evaluation_set(study), _failures(study), "### Statistics", statistics(study),
         "## Results", "### All languages", scores(study, study.counted), "### English", scores(study, study.english),
-        "### Task by task", counts(study, study.counted), findings.falling_tasks(study), "### Ceiling and floor", _references(study), "### Reported apart", _apart(study),
+        "### Task by task", counts(study, study.counted), findings.falling_tasks(study), "### Word matching and random weights", _references(study), "### Reported apart", _apart(study),
         "### Drift of the scores", drift(study), "### Acceptance of the checkpoints", acceptance(study),
         "## Memory", memory(study),
         "## Analysis", "### Does the calibration length matter?", _lengths(study), "### AutoRound or round-to-nearest?", _rounding(study),
@@ -102,7 +102,7 @@ def _failures(study: Study) -> str:
     if table is None or table.empty:
         return ""
     rows = [(r.task, study.labels.get(r.variant, r.variant), r.error) for r in table.itertuples()]
-    return ("**Tasks that failed**, so that a variant named here has no average over the suite (`make evaluate` tries them again):\n\n"
+    return (f"**Tasks that failed**, so that a variant named here has no average over the suite (`make evaluate EXPERIMENT={study.experiment.name}` tries them again):\n\n"
             + md.table(["Task", "Variant", "Error"], rows, left=3))
 
 
@@ -171,13 +171,13 @@ def _references(study: Study) -> str:
 
 
 def _below(study: Study) -> str:
-    """The tasks on which exact words are no ceiling: BM25 lies below the base."""
+    """The tasks on which BM25 lies below the base."""
     scores = study.results.scores
     means = scores[scores.counted].pivot_table(index="task", columns="variant", values="ndcg_at_5")
     if "bm25" not in means:
         return ""
     tasks = list(means.index[means["bm25"] < means[study.experiment.base]])
-    return f" BM25 knows exact words and not their order, so it is no ceiling for {md.listing(tasks)}, where it lies below the base." if tasks else ""
+    return f" BM25 is no bound: it knows exact words and not their order, and lies below the base on {md.listing(tasks)}." if tasks else ""
 
 
 def _apart(study: Study) -> str:

@@ -155,7 +155,7 @@ def _details(study: Study) -> str:
         header = ["Variant", "Kernel", "Samples", "Items/s", "Mean (ms)", "Median (ms)", "Std (ms)", "p90 (ms)", "p99 (ms)", "First call (ms)", "Load (s)",
                   "Times the floor"]
         parts.append(f"### {KINDS.get(kind, kind).capitalize()}, batch {int(batch)}\n\n" + md.table(header, rows, left=2))
-    note = ("p99 is given from 100 samples on. The floor is the time that moving the weights once, or the multiplications, would take at the measured "
+    note = ("Items a second and times the floor are of the median. p99 is given from 100 samples on. The floor is the time that moving the weights once, or the multiplications, would take at the measured "
             "ceilings, whichever is longer.")
     failed = study.results.rows[study.results.rows.error != ""]
     errors = "".join(f"\n- {study.labels[r.variant]}, {KINDS.get(r.kind, r.kind)}, batch {int(r.batch)}: {md.cell(r.error)}" for _, r in failed.iterrows())
@@ -166,8 +166,8 @@ def _detail(r) -> list[str]:
     if not np.isfinite(r.latency_s_mean):
         return ["failed", *([md.MISSING] * 10)]
     times = [md.milliseconds(r.get(f"latency_s_{k}")) for k in ("mean", "median", "std", "p90", "p99")]
-    return [r.get("kernel"), int(r.n_samples), md.number(r.get("items_per_s"), 1), *times, md.milliseconds(r.get("first_call_s"), 1),
-            md.number(r.get("load_s")), md.number(r.get("times_floor"), 1)]
+    return [r.get("kernel"), int(r.n_samples), md.number(r.batch / r.latency_s_median, 1), *times, md.milliseconds(r.get("first_call_s"), 1),
+            md.number(r.get("load_s")), md.number(r.latency_s_median / r.floor_s, 1)]
 
 
 def _findings(study: Study) -> str:

@@ -13,6 +13,7 @@ from . import files, published, stats, targets
 from . import markdown as md
 from . import report_gpu_detail as detail
 from .config import Experiment
+from .kernels import BACKENDS
 from .speed import KINDS, PAGES, PUBLISHED, QUERIES, Speed
 
 #: The published reports' MB are torch's bytes over 2^20.
@@ -40,7 +41,14 @@ def text(speed: Speed) -> str:
         "### Load and first call", _loading(speed), "## Where the time goes", detail.profile(speed), "## Memory", "### Predicted and measured", detail.predicted(speed), "### Below the published reduction", detail.options(speed),
         "## Why 4 bits are slower or faster", detail.gemms(speed), detail.tuning(speed), "## MaxSim", detail.scoring(speed), "## What quantizing costs", detail.cost(speed),
         "## The two paths agree", detail.agreement(speed), "## 4B and 8B", _sizes(speed), "## Recommendations", _recommendations(speed),
-        "## Reproduction", f"```bash\nmake benchmark EXPERIMENT={exp.name}\nmake summary EXPERIMENT={exp.name}\n```", "## Figures", _figures(speed))
+        "## Reproduction", _reproduction(speed), "## Figures", _figures(speed))
+
+
+def _reproduction(speed: Speed) -> str:
+    name, gemms = speed.experiment.name, speed.read("benchmark/gemms.csv")
+    install = "".join(f"{BACKENDS[kernel][2].split(' (')[0].replace('pip', '.venv/bin/python -m pip', 1)}\n" for kernel in ("marlin",) if gemms is not None and kernel in set(gemms.kernel))
+    return (f"```bash\nmake .venv/.installed\n.venv/bin/python -m pip install -c requirements.lock -e '.[cuda]'\n{install}make benchmark EXPERIMENT={name}\nmake summary EXPERIMENT={name}\n```\n\n"
+            "`make` installs the versions of requirements.lock; the figures above are of those named under *Test environment*.")
 
 
 def _overview(speed: Speed) -> str:
@@ -61,8 +69,8 @@ def _words(spec) -> str:
 
 def _notes(speed: Speed) -> str:
     notes = list(speed.environment.get("left_out", []))
-    notes += ["The published 8B figures were taken on an A100 with a fallback kernel; this machine is another one. Rows of one column compare with each "
-              "other, published and measured columns do not.",
+    notes += ["The published 8B figures were taken on an A100 with a fallback kernel. Measured figures compare with each other; rows and columns marked "
+              "*published* are of that machine and compare among themselves alone.",
               "Only the language model is quantized, unless a row says otherwise. The unused lm_head is not loaded by any variant here; the published "
               "memory figures include it.",
               "Timed is the forward pass, by CUDA events, inputs already on the GPU. Load and first call stand apart. Medians, unless a column says mean.",
@@ -186,7 +194,8 @@ def _throughput_summary(speed: Speed) -> str:
     if figures is not None:
         rows += [(f"published {label} (A100)", "fallback" if role == "quantized" else "torch", md.number(_metric(figures, "throughput", role), 1),
                   md.number(_metric(figures, "mean latency", role), 2)) for label, role in (("BASE", "original"), ("W4A16", "quantized"))]
-    return md.table(["Variant", "Kernel", "Items/s", "Mean latency (ms/batch)"], rows, left=2)
+    return md.table(["Variant", "Kernel", "Items/s", "Mean latency (ms/batch)"], rows, left=2) + (
+        "\n\nItems over their whole time, as published; other tables give items a second of the median call.")
 
 
 def _as_published(speed: Speed) -> str:
@@ -235,8 +244,9 @@ def _loading(speed: Speed) -> str:
         some = speed.rows[(speed.rows.variant == name) & speed.rows.latency_s_median.notna()]
         if len(some):
             first = some.set_index(["kind", "batch"]).first_call_s
-            rows.append((f"`{name}`", md.number(some.load_s.iloc[0], 1), md.number(first.get((QUERIES, 1)), 2), md.number(first.get((PAGES, 1)), 2)))
-    return md.table(["Variant", "Load (s)", "First call of a query (s)", "First call of a page (s)"], rows) + (
+            rows.append((f"`{name}`", md.number(some.load_s.iloc[0], 1), md.number(first.get((QUERIES, 1)), 2), md.number(first.get((PAGES, 1)), 2),
+                         _mib(speed.bytes(name, "rss_loaded_bytes"))))
+    return md.table(["Variant", "Load (s)", "First call of a query (s)", "First call of a page (s)", "Host process after loading (MiB)"], rows) + (
         "\n\nLoading includes the conversion to the fast path. First calls of the workloads with batch 1, which record their graphs: the comparison of the two "
         "paths came before them and compiled the kernels, and compiled code is kept on disk between processes.")
 
@@ -255,8 +265,8 @@ def _sizes(speed: Speed) -> str:
                              None if small is None else f"{md.number(small / MIB / 1e3, 2)} ({md.number(100 * (small / base - 1), 1, True, ' %')})"))
         old = figures[(figures.source == "benchmark_8b_report.md") & (figures.model == size)]
         rows += [(size.upper(), "published", md.number(r.original_gb, 1), md.number(r.quantized_gb, 1), md.number(-r.reduction_pct, 0, True, " %"), md.MISSING) for _, r in old.iterrows()]
-    return md.table(["Model", "Figures", "BASE memory (GB)", "W4A16 memory (GB)", "Change", "with eight-bit options (GB)"], rows, left=2) + (
-        "\n\nAllocated after loading, in thousands of MiB, the unit of the published figures, which hold the lm_head besides.")
+    return md.table(["Model", "Figures", "BASE memory (1000 MiB)", "W4A16 memory (1000 MiB)", "Change", "with eight-bit options (1000 MiB)"], rows, left=2) + (
+        "\n\nAllocated after loading, in the unit of the published figures (which call it GB), which hold the lm_head besides.")
 
 
 def best(speed: Speed) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from .speed import KINDS, PAGES, PUBLISHED, QUERIES, Speed
 def predicted(speed: Speed) -> str:
     predicted, towers = speed.read("inspect/predicted.csv"), speed.read("inspect/towers.csv")
     if predicted is None or towers is None:
-        return "Not measured (`make inspect`)."
+        return f"Not measured (`make inspect EXPERIMENT={speed.experiment.name}`)."
     sizes = {"bf16": predicted[predicted.scheme == "bf16"].predicted_bytes.iloc[0],
              "w4a16": predicted[(predicted.scheme == "w4a16") & (predicted.group_size == 128) & (predicted.packing == "auto_round")].predicted_bytes.iloc[0]}
     rows = []

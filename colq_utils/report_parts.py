@@ -39,7 +39,9 @@ def limits(study: Study) -> str:
     lines = ["One seed of the quantizer: what another seed moves is not measured, and no ranking of nearly equal variants should rest on this report.",
              "The intervals speak for queries like these on pages like these, not for other collections."]
     if is_embedded(study):
-        lines += ["The embedded model is small and was trained from scratch to read printed words. It can tell whether the pipeline works end to end "
+        lines += ["Arithmetic is not in the intervals: the same weights on another processor, or in fp32, score differently by tenths of a point "
+                  "([measured](../../seqlen-study/reports/seqlen_study.md#what-the-seed-alone-moves)); a verdict that close to the margin can change with it.",
+                  "The embedded model is small and was trained from scratch to read printed words. It can tell whether the pipeline works end to end "
                   "(packing, loading, kernels, scores) and in which order bits and rounding hurt.",
                   "It cannot tell how much a 4B or 8B checkpoint loses: those have wider layers, outlier channels and semantic queries that this one "
                   "has not. Run their experiment files for that.",

@@ -237,9 +237,10 @@ def arithmetic(found: Study) -> list[str]:
     path = found.folder / "agreement.csv"
     if path.exists():
         rows = [(r["variant"], r["other"], f"{r['queries']:,}", md.number(100 * r["equal_ndcg"], 1), md.number(100 * r["equal_rank"], 1), md.number(r["margin_change"], 5),
-                 f"{md.score(r['score'])} / {md.score(r['other_score'])}") for _, r in pd.read_csv(path).iterrows()]
+                 f"{md.score(r['score'])} / {md.score(r['other_score'])}", md.points_ci(r["diff"], r["diff_low"], r["diff_high"])) for _, r in pd.read_csv(path).iterrows()]
         lines += ["The same weights scored by the evaluate stage (through mteb, on a CPU, packed where they are quantized):",
-                  md.table(["Here", "There", "Queries", "Equal NDCG@5 (%)", "Equal first rank (%)", "Mean change of the margin", "Suite score here / there"], rows, left=2)]
+                  md.table(["Here", "There", "Queries", "Equal NDCG@5 (%)", "Equal first rank (%)", "Mean change of the margin", "Suite score here / there", "There minus here (points)"], rows, left=2),
+                  "No interval of a comparison holds such a difference: a verdict that lies this close to the margin can change with the arithmetic of its base."]
     return lines
 
 
@@ -337,7 +338,7 @@ def tuned_formats(found: Study) -> list[tuple[str, dict]]:
         mine = some["variant"].tolist()
         gain = analysis.contrast(found, mine, twin * len(mine)) if twin else None
         label = f"{form.upper()} g{group} {'symmetric' if sym else 'asymmetric'}"
-        made.append((label, {**analysis.mean_score(found, mine), "bytes": some["bytes"].iloc[0], "gain": gain}))
+        made.append((label, {**analysis.mean_score(found, mine), "names": mine, "bytes": some["bytes"].iloc[0], "gain": gain}))
     return sorted(made, key=lambda pair: -pair[1]["score"])
 
 
@@ -413,9 +414,9 @@ def power_section(found: Study) -> str:
 def choice_section(found: Study) -> str:
     """The smallest checkpoint whose whole interval clears the margin, with the vision tower and without it, in words."""
     table = analysis.scores(found)
-    rows = [{"label": spoken(r), "vision": r["visual"] != "bf16", **r[["bytes", "diff", "diff_low", "diff_high"]]}
+    rows = [{"label": spoken(r), "vision": r["visual"] != "bf16", "names": [r["variant"]], **r[["bytes", "diff", "diff_low", "diff_high"]]}
             for _, r in table[table["family"].isin(["rtn", "float", "vision"])].iterrows()]
-    rows += [{"label": f"AutoRound {label}", "vision": False, **{k: r[k] for k in ("bytes", "diff", "diff_low", "diff_high")}} for label, r in tuned_formats(found)]
+    rows += [{"label": f"AutoRound {label}", "vision": False, **{k: r[k] for k in ("names", "bytes", "diff", "diff_low", "diff_high")}} for label, r in tuned_formats(found)]
     every = pd.DataFrame(rows)
     clear = every[every["diff_low"] > -found.spec.margin].sort_values(["bytes", "diff"], ascending=[True, False])
     margin, parts = two(found.spec.margin, 1), []
@@ -425,13 +426,21 @@ def choice_section(found: Study) -> str:
         else:
             best = some.iloc[0]
             parts.append(f"The smallest checkpoint{what} whose whole interval lies above -{margin} points is {best['label']}, {md.megabytes(best['bytes'])} MB, "
-                         f"{md.points_ci(best['diff'], best['diff_low'], best['diff_high'])} points.")
+                         f"{md.points_ci(best['diff'], best['diff_low'], best['diff_high'])} points{against_fp32(found, best['names'])}.")
     parts = list(dict.fromkeys(parts))
     apart = [r["resolved"].any() for r in (analysis.pairs(found, t) for _, t in designs(found, "length"))]
     parts.append("No length is told apart by NDCG@5 at one budget, so choose it by what it costs to run." if apart and not any(apart) else
                  "Lengths differ where the tables above say so." if apart else "")
     parts.append(f"These are the best of {len(every)} recipes, picked after the fact; with a single seed their order would be chance: compare means over seeds, with an interval.")
     return " ".join(filter(None, parts))
+
+
+def against_fp32(found: Study, names: list[str]) -> str:
+    """The same recipe against the base in fp32, whose arithmetic is not that of one bf16 run."""
+    if "fp32" not in found.names:
+        return ""
+    other = analysis.contrast(found, names, ["fp32"] * len(names))
+    return f" ({md.points_ci(other['diff'], other['low'], other['high'])} against the base computed in fp32)"
 
 
 def spoken(row: pd.Series) -> str:

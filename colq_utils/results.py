@@ -87,7 +87,7 @@ def load(experiment: Experiment) -> Results:
     """
     folder = experiment.output / "results" / experiment.name
     for essential in ("scores", "queries"):
-        files.required(folder / FILES[essential], "evaluate")
+        files.required(folder / FILES[essential], f"evaluate EXPERIMENT={experiment.name}")
     found = {field: _read(folder / path, field) for field, path in FILES.items() if (folder / path).exists()}
     results = Results(experiment=experiment, **found)
     _check_origin(results)
@@ -104,13 +104,17 @@ def _read(path: Path, field: str):
             return json.loads(path.read_text())
         table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
     except (ValueError, OSError) as error:  # JSON, CSV and parquet errors are ValueErrors (ArrowInvalid too)
-        raise ColqError(f"{path} cannot be read ({error}): remove it and run `make {path.parent.name}` again") from None
+        raise ColqError(f"{path} cannot be read ({error}): remove it and {_again(path.parent.parent.name, path.parent.name)}") from None
     missing = COLUMNS.get(field, set()) - set(table.columns)
     if missing:
-        raise ColqError(f"{path} has no column {', '.join(sorted(missing))}: run `make {path.parent.name}` again")
+        raise ColqError(f"{path} has no column {', '.join(sorted(missing))}: {_again(path.parent.parent.name, path.parent.name)}")
     for column in {"error", "fallback", "calibration"} & set(table.columns):
         table[column] = table[column].fillna("")
     return table
+
+
+def _again(experiment: str, *stages: str) -> str:
+    return "run " + " and ".join(f"`make {stage} EXPERIMENT={experiment}`" for stage in stages) + " again"
 
 
 def _check_origin(results: Results) -> None:
@@ -122,33 +126,30 @@ def _check_origin(results: Results) -> None:
         for key, wanted in (("experiment", name), ("seed", seed), ("dtype", exp.runtime.dtype), ("max_visual_tokens", exp.model.max_visual_tokens)):
             if record.get(key, wanted) != wanted:
                 raise ColqError(f"results/{name}/{stage}/environment.json was made with {key} {record[key]!r}, the experiment "
-                                f"file says {wanted!r}: run `make {stage} EXPERIMENT={name}` again")
+                                f"file says {wanted!r}: {_again(name, stage)}")
 
 
 def _check_names(results: Results) -> None:
     """No table speaks of a variant that the experiment does not have."""
-    known = set(results.experiment.by_id) | set(REFERENCES)
+    name, known = results.experiment.name, set(results.experiment.by_id) | set(REFERENCES)
     for field in ("variants", "rows", "samples", "scores", "queries"):
         table = getattr(results, field)
         unknown = [] if table is None else sorted(set(table.variant) - known)
         if unknown:
             raise ColqError(f"{FILES[field]} speaks of {', '.join(unknown)}, which the experiment file does not have: "
-                            f"run `make {FILES[field].split('/')[0]}` again")
+                            f"{_again(name, FILES[field].split('/')[0])}")
     if results.base not in set(results.queries.variant):
-        raise ColqError(f"{FILES['queries']} has no scores of the base {results.base}: run `make evaluate` again")
-    _unique(results.scores, ["variant", *ENTRY], FILES["scores"])
-    _unique(results.queries, ["variant", *ENTRY, "query_id"], FILES["queries"])
-    if results.rows is not None:
-        _unique(results.rows, ["variant", "kind", "batch"], FILES["rows"])
-    if results.variants is not None:
-        _unique(results.variants, ["variant", "export"], FILES["variants"])
+        raise ColqError(f"{FILES['queries']} has no scores of the base {results.base}: {_again(name, 'evaluate')}")
+    for field, keys in (("scores", ["variant", *ENTRY]), ("queries", ["variant", *ENTRY, "query_id"]), ("rows", ["variant", "kind", "batch"]), ("variants", ["variant", "export"])):
+        if getattr(results, field) is not None:
+            _unique(getattr(results, field), keys, FILES[field], name)
 
 
-def _unique(table: pd.DataFrame, keys: list[str], path: str) -> None:
+def _unique(table: pd.DataFrame, keys: list[str], path: str, experiment: str) -> None:
     twice = table[table.duplicated(keys)]
     if len(twice):
         raise ColqError(f"{path} has two rows for {', '.join(str(v) for v in twice.iloc[0][keys])}: "
-                        f"remove the file and run `make {path.split('/')[0]}` again")
+                        f"remove the file and {_again(experiment, path.split('/')[0])}")
 
 
 def _check_revisions(results: Results) -> None:
@@ -159,7 +160,7 @@ def _check_revisions(results: Results) -> None:
     for revision, names in quantized.groupby("revision").variant:
         if names.nunique() > 1:
             raise ColqError(f"{FILES['variants']}: {' and '.join(sorted(set(names)))} have one revision, {revision}; scores are "
-                            "cached by revision, so one of them may be the other's: run `make quantize` and `make evaluate` again, or drop one "
+                            f"cached by revision, so one of them may be the other's: {_again(results.experiment.name, 'quantize', 'evaluate')}, or drop one "
                             "of them from the experiment if their weights are the same")
 
 
@@ -173,7 +174,7 @@ def _check_scores(results: Results) -> None:
     for rows, what in ((lost, "only one of them has"), (off, "they disagree on")):
         if len(rows):
             raise ColqError(f"{FILES['scores']} and {FILES['queries']} contradict each other: {what} "
-                            f"{', '.join(str(v) for v in rows.iloc[0][keys])}: run `make evaluate` again")
+                            f"{', '.join(str(v) for v in rows.iloc[0][keys])}: {_again(results.experiment.name, 'evaluate')}")
 
 
 def _check_queries(results: Results) -> None:
@@ -182,4 +183,4 @@ def _check_queries(results: Results) -> None:
     asked = queries.groupby([*ENTRY, "variant"]).query_id.agg(tuple)
     for entry, sets in asked.groupby(level=ENTRY):
         if sets.nunique() > 1:
-            raise ColqError(f"{FILES['queries']}: the variants answered different queries of {' '.join(entry)}: run `make evaluate` again")
+            raise ColqError(f"{FILES['queries']}: the variants answered different queries of {' '.join(entry)}: {_again(results.experiment.name, 'evaluate')}")

@@ -7,6 +7,7 @@ lives in build/, so a fresh clone measures everything itself, whatever results a
 import ast
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -31,6 +32,10 @@ SECTIONS = {
     "evaluate": ("model", "runtime", "variants", "evaluation", "seed"),
     "report": ("title", "model", "runtime", "calibration", "variants", "benchmark", "evaluation", "seed"),
 }
+
+
+#: How the code names a function for a process of its own.
+CHILD = re.compile(r"^colq_utils\.(\w+):\w+$")
 
 
 class StageFailed(Exception):
@@ -82,7 +87,7 @@ def outputs(experiment: Experiment, stage: str) -> list[Path]:
 
 
 def modules_of(source: str) -> set[str]:
-    """Names of the package's modules that a piece of code imports, directly or not."""
+    """Names of the package's modules that a piece of code imports or has a child process import, directly or not."""
     found, todo = set(), _imports(source)
     while todo:
         name = todo.pop()
@@ -100,6 +105,8 @@ def _imports(source: str) -> set[str]:
             module = (node.module or "").removeprefix("colq_utils").lstrip(".")
             if node.level or (node.module or "").startswith("colq_utils"):
                 names |= {module.split(".")[0]} if module else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names |= set(CHILD.findall(node.value))  # what `colq_utils.isolate` starts, by name
     return names
 
 
@@ -126,7 +133,19 @@ def is_fresh(experiment: Experiment, stage: str, parameters: dict) -> bool:
     if stage == "evaluate" and failures.exists() and len(failures.read_text().splitlines()) > 1:
         return False
     kept = json.loads(state.read_text())
-    return kept == {"inputs": fingerprint(experiment, stage, parameters), "outputs": files.sha256(*outputs(experiment, stage))}
+    drawn = kept.pop("figures", None)
+    return drawn is not None and drawn == _digests(experiment.figures / name for name in drawn) and kept.pop("weights", None) == _weights(experiment, stage) and kept == {
+        "inputs": fingerprint(experiment, stage, parameters), "outputs": files.sha256(*outputs(experiment, stage))}
+
+
+def _weights(experiment: Experiment, stage: str) -> dict[str, int]:
+    """Bytes of every weight file that 03_quantize made: enough to notice a file that is gone or cut short."""
+    folder = experiment.build("checkpoints")
+    return {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*.safetensors"))} if stage == "quantize" else {}
+
+
+def _digests(figures) -> dict[str, str]:
+    return {path.name: files.sha256(path) for path in figures if path.exists()}
 
 
 def check_parameters(stage: str, parameters: dict) -> None:
@@ -219,9 +238,11 @@ def run(experiment: Experiment, source: str, stages: tuple[str, ...] = STAGES, p
             continue
         say(f"{NOTEBOOKS[stage][:-6]:14} running")
         state.unlink(missing_ok=True)
-        before = fingerprint(experiment, stage, parameters)
+        before, began = fingerprint(experiment, stage, parameters), time.time() - 1  # file systems round their clocks
         run_stage(experiment, stage, source, parameters)
-        files.write_json(state, {"inputs": before, "outputs": files.sha256(*outputs(experiment, stage))})
+        drawn = _digests(path for path in sorted(experiment.figures.glob("*.png")) if path.stat().st_mtime >= began)
+        files.write_json(state, {"inputs": before, "outputs": files.sha256(*outputs(experiment, stage)),
+                                 "figures": drawn, "weights": _weights(experiment, stage)})
         outcomes.append(Outcome(stage, "done", time.perf_counter() - start))
         say(f"{NOTEBOOKS[stage][:-6]:14} done in {outcomes[-1].seconds:.0f} s")
     return outcomes

@@ -3,7 +3,9 @@
 Page features and page embeddings of a whole corpus do not fit in memory for the real benchmarks
 (19,000 pages of 1,280 vectors), so they live in one raw file that is mapped, not read. A record
 counts only once its line stands in the index, which is written after the data: a run killed
-half-way loses the record under way and nothing else. Raw bits are kept, so bfloat16 survives exactly.
+half-way loses the records under way and nothing else. What it left behind is cut off by the next
+append, under the lock; opening and reading cut nothing, because another process may be appending.
+Raw bits are kept, so bfloat16 survives exactly.
 """
 import fcntl
 import json
@@ -30,35 +32,45 @@ class VectorStore:
         self.folder, self.width, self.dtype = Path(folder), width, dtype
         self._numpy = _AS_NUMPY[dtype]
         self._row = width * self._numpy.itemsize
+        self._index: dict[str, dict] = {}
+        self._rows = self._end = 0  # rows of data and bytes of index up to which both are whole
+        self._held = False
         self.folder.mkdir(parents=True, exist_ok=True)
         for file in (self._data_file, self._index_file):
             file.open("ab").close()  # made if missing, and not a byte or date changed otherwise
         self._read()
 
     def _read(self) -> None:
-        """Take up what is on disk, and cut off what a killed run left behind it."""
-        self._index: dict[str, dict] = {}
-        lines = self._index_file.read_text().splitlines(keepends=True)
+        """Take up the records that were appended since the last time, up to the first that is not whole."""
+        with self._index_file.open("rb") as index:
+            index.seek(self._end)
+            lines = index.readlines()
+        stored = self._data_file.stat().st_size // self._row
         for line in lines:
             try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                break  # the last line of a killed run
+                record = json.loads(line[:line.rindex(b"\n")])
+            except ValueError:
+                break  # the last line of a killed run, or one being written
+            end = record["start"] + record["n"]
+            if end > stored:
+                break
             self._index[record["key"]] = record
-        self._rows = max((r["start"] + r["n"] for r in self._index.values()), default=0)
-        whole = "".join(json.dumps(r) + "\n" for r in self._index.values())
-        if whole != "".join(lines) or self._data_file.stat().st_size > self._rows * self._row:  # several processes may read what is whole
-            with self._data_file.open("ab") as data:
-                data.truncate(self._rows * self._row)
-            self._index_file.write_text(whole)
+            self._rows, self._end = max(self._rows, end), self._end + len(line)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Hold the right to append; other processes wait for it, and find afterwards what this one has appended."""
+        if self._held:
+            yield
+            return
         with (self.folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            self._read()
-            yield
+            self._held = True
+            try:
+                self._read()
+                yield
+            finally:
+                self._held = False
 
     @property
     def _data_file(self) -> Path:
@@ -76,17 +88,19 @@ class VectorStore:
 
     def extend(self, keys: list[str], matrices: list[torch.Tensor], **notes: list) -> None:
         """Append records; each of `notes` gives one JSON-ready value a record, read back by `note`."""
-        records, start = [], self._rows
-        with self._data_file.open("ab") as data:
-            for i, (key, matrix) in enumerate(zip(keys, matrices, strict=True)):
-                bits = matrix.detach().to("cpu", self.dtype).contiguous()
-                data.write((bits.view(torch.int16) if self.dtype == torch.bfloat16 else bits).numpy().tobytes())
-                records.append({"key": key, "start": start, "n": len(bits), **{k: v[i] for k, v in notes.items()}})
-                start += len(bits)
-        with self._index_file.open("a") as index:
-            index.writelines(json.dumps(record) + "\n" for record in records)
-        self._index.update((record["key"], record) for record in records)
-        self._rows = start
+        with self.alone():
+            records, start = [], self._rows
+            with self._data_file.open("ab") as data:
+                data.truncate(start * self._row)  # a failed append left bytes there: what follows them would be read shifted
+                for i, (key, matrix) in enumerate(zip(keys, matrices, strict=True)):
+                    bits = matrix.detach().to("cpu", self.dtype).contiguous()
+                    data.write((bits.view(torch.int16) if self.dtype == torch.bfloat16 else bits).numpy().tobytes())
+                    records.append({"key": key, "start": start, "n": len(bits), **{k: v[i] for k, v in notes.items()}})
+                    start += len(bits)
+            with self._index_file.open("ab") as index:
+                index.truncate(self._end)
+                index.writelines(json.dumps(record).encode() + b"\n" for record in records)
+            self._read()
 
     def __getitem__(self, key: str) -> torch.Tensor:
         """The matrix of `key`, ``(n_tokens, width)``; its record alone is mapped, so that reading a corpus leaves nothing resident."""

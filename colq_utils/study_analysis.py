@@ -293,18 +293,20 @@ def agreement(found: Study, reference: Path) -> pd.DataFrame:
 
     Returns:
         A row a pair: queries, share with equal NDCG@5, share with an equal first rank, mean change of the margin (without
-        sign), suite scores of both.
+        sign), suite scores of both, and the other's minus this study's with its interval over queries.
     """
     other, rows = files.read_table(reference, "evaluate"), []
-    counted = {name for name, task in minividore.TASKS.items() if task.counted}
     for mine, theirs in ((m, f"{found.spec.model.size}-{t}") for m, t in TWINS.items()):
         if mine not in found.names or theirs not in set(other["variant"]):
             continue
         both = found.queries[found.queries["variant"] == mine].merge(other[other["variant"] == theirs], on=[*ENTRY, "query_id"], suffixes=("", "_other"))
-        suite = both[both["task"].isin(counted)].groupby(ENTRY)[["ndcg_at_5", "ndcg_at_5_other"]].mean().mean()
+        counted = both.drop(columns="source", errors="ignore").merge(found.asked[found.asked["counted"]][[*ENTRY, "query_id", "source"]], on=[*ENTRY, "query_id"])
+        (score, other_score), draws = stats.bootstrap(counted[["ndcg_at_5", "ndcg_at_5_other"]], (counted["task"] + "\t" + counted["lang"]).to_numpy(str),
+                                                      counted["source"].to_numpy(str), found.resamples, found.spec.seed).suite()
+        low, high = stats.interval(draws[:, 1] - draws[:, 0])
         rows.append({"variant": mine, "other": theirs, "queries": len(both), "equal_ndcg": (both["ndcg_at_5"] - both["ndcg_at_5_other"]).abs().lt(1e-5).mean(),
                      "equal_rank": (both["first_rank"] == both["first_rank_other"]).mean(), "margin_change": (both["margin"] - both["margin_other"]).abs().mean(),
-                     "score": suite["ndcg_at_5"], "other_score": suite["ndcg_at_5_other"]})
+                     "score": score, "other_score": other_score, "diff": other_score - score, "diff_low": low, "diff_high": high})
     return pd.DataFrame(rows)
 
 

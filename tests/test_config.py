@@ -39,10 +39,24 @@ def test_variant_ids():
     ({"benchmark": {"variants": ["tiny-w9"], "workloads": []}}, "benchmark names the variant 'tiny-w9'"),
     ({"model": {"path": "TomoroAI/tomoro-colqwen3-embed-4b", "size": "4b"}}, "full 40-digit commit hash"),
     ({"colour": "blue"}, "colour"),
+    ({"name": "other"}, "mine.yaml: leave out `name`; an experiment has the name of its file"),
+    ({"output": "/elsewhere"}, "mine.yaml: leave out `output`; the folder is given with --output"),
+    ({"variants": [{"scheme": "bf16"}, {"scheme": "w4a16", "method": "pack", "sym": False}]}, "take method rtn for `sym: false`"),
+    ({"variants": [{"scheme": "bf16"}, {"scheme": "w4a16", "method": "pack", "exports": ["auto_round", "auto_awq"]}]}, "take method rtn for other `exports`"),
+    ({"variants": [{"scheme": "bf16"}, {"scheme": "w4a16", "method": "rtn", "exports": ["auto_awq"]}]}, "auto_round is the export .* add it to `exports`"),
 ])
 def test_mistakes_are_named(tmp_path, changes, message):
     with pytest.raises(ColqError, match=message.replace("(", r"\(")):
         config.load(changed(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ("- scheme: bf16\n", "mine.yaml holds a list: write it as `key: value` lines"), ("tiny\n", "mine.yaml holds a str: write it as"),
+    ("3: blue\n", "3: Keys should be strings")])
+def test_a_file_that_is_no_mapping_of_names_is_named(tmp_path, content, message):
+    (tmp_path / "mine.yaml").write_text(content)
+    with pytest.raises(ColqError, match=message):
+        config.load(str(tmp_path / "mine.yaml"))
 
 
 def test_unknown_experiment_lists_those_there_are():

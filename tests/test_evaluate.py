@@ -1,14 +1,19 @@
-"""NDCG by hand, against mteb and trec_eval, what queries share, and a corpus that is encoded once."""
+"""NDCG by hand, against mteb and trec_eval, what queries share, a corpus that is encoded once, and what is kept between runs."""
+import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from colq_utils import config, evaluate, scores
+from colq_utils import config, evaluate, run, scores
 from colq_utils.errors import ColqError
+from colq_utils.store import VectorStore
 
 
 @pytest.mark.parametrize(("ranked", "ideal", "expected"), [
@@ -128,7 +133,6 @@ class Task:
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_corpus_is_encoded_once_and_scores_agree_with_mteb(random_model, page_images, tmp_path, shared):
     from colq_utils import encode
-    from colq_utils.store import VectorStore
     features = VectorStore(tmp_path / "features", encode.feature_width(random_model), torch.bfloat16) if shared else None
     retriever = evaluate.Retriever(random_model, "r1", tmp_path / "pages", features, batch=2)
     frame = evaluate.evaluate_task(retriever, Task(page_images))
@@ -144,3 +148,134 @@ def test_an_unknown_task_is_refused_with_those_that_come_close():
     wrong = experiment.evaluation.model_copy(update={"tasks": ("VidoreArxivQARetrieval", "VidoreDocVQARetrival")})
     with pytest.raises(ColqError, match="no task 'VidoreDocVQARetrival'; did you mean VidoreDocVQARetrieval"):
         evaluate.tasks_of(experiment.model_copy(update={"evaluation": wrong}))
+
+
+class Meddling:
+    """A matrix that does something when its turn to be stored has come."""
+
+    def __init__(self, matrix: torch.Tensor, meddle):
+        self.matrix, self.meddle = matrix, meddle
+
+    def detach(self) -> torch.Tensor:
+        self.meddle()
+        return self.matrix
+
+
+LARGE = 5000  # rows of two fp32: more than a file buffer, so that they are on disk before the next record's turn
+
+
+def test_a_failed_append_shifts_no_later_record(tmp_path):
+    def fail():
+        raise MemoryError
+
+    store = VectorStore(tmp_path, 2, torch.float32)
+    store.extend(["a"], [torch.ones(3, 2)])
+    with pytest.raises(MemoryError):
+        store.extend(["b", "c"], [torch.full((LARGE, 2), 9.0), Meddling(torch.ones(1, 2), fail)])
+    assert "b" not in store
+    store.extend(["d"], [torch.full((4, 2), 2.0)])
+    for found in (store, VectorStore(tmp_path, 2, torch.float32)):
+        assert len(found) == 2 and torch.equal(found["a"], torch.ones(3, 2)) and torch.equal(found["d"], torch.full((4, 2), 2.0))
+
+
+def test_opening_a_store_leaves_another_process_s_append_alone(tmp_path):
+    store, others = VectorStore(tmp_path, 2, torch.float32), []
+    store.extend(["a", "b"], [torch.full((LARGE, 2), 1.0), Meddling(torch.full((3, 2), 2.0), lambda: others.append(VectorStore(tmp_path, 2, torch.float32)))])
+    assert "a" not in others[0], "a record counts once its append has ended"
+    others[0].extend(["c"], [torch.full((2, 2), 3.0)])
+    for found in (others[0], VectorStore(tmp_path, 2, torch.float32)):
+        assert [found[key].unique().tolist() for key in "abc"] == [[1.0], [2.0], [3.0]]
+
+
+@pytest.fixture
+def study(random_checkpoint, random_model, tmp_path, monkeypatch):
+    """An experiment on a copy of the random checkpoint, loaded by a stand-in; code is read from a copy and its digest forgotten afterwards."""
+    package = shutil.copytree(Path(evaluate.__file__).parent, tmp_path / "package", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(evaluate, "__file__", str(package / "evaluate.py"))
+    monkeypatch.setattr(evaluate.loading, "load", lambda experiment, variant: random_model)
+    fields = config.load("smoke").model_dump()
+    fields["model"]["path"], fields["output"] = str(shutil.copytree(random_checkpoint, tmp_path / "checkpoint")), tmp_path
+    evaluate._code.cache_clear()
+    yield config.Experiment.model_validate(fields)
+    evaluate._code.cache_clear()
+
+
+def changed(experiment, section: str, **values):
+    """`experiment` with other values in a section; "base": in its first variant."""
+    fields = experiment.model_dump()
+    (fields["variants"][0] if section == "base" else fields[section]).update(values)
+    return config.Experiment.model_validate(fields)
+
+
+def alter_file(name: str):
+    def alter(experiment, tmp_path, monkeypatch):
+        path = tmp_path / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"altered": 1}) if path.suffix == ".json" else path.read_text() + "# altered\n")
+        evaluate._code.cache_clear()
+        return experiment
+    return alter
+
+
+def alter_package(experiment, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate.provenance, "version_of", lambda name: "another" if name == "transformers" else "1")
+    return experiment
+
+
+CHANGES = {
+    "code": alter_file("package/maxsim.py"), "scans": alter_file("package/scan.py"), "package": alter_package,
+    "processor": alter_file("checkpoint/processor_config.json"), "tokenizer": alter_file("checkpoint/tokenizer.json"),
+    "configuration": alter_file("checkpoint/config.json"),
+    "visual tokens": lambda e, *_: changed(e, "model", max_visual_tokens=8), "batch": lambda e, *_: changed(e, "evaluation", batch=3),
+    "path of features": lambda e, *_: changed(e, "evaluation", share_vision=False), "runtime": lambda e, *_: changed(e, "runtime", attention="eager"),
+    "kernel": lambda e, *_: changed(e, "base", backend="torch")}
+
+
+@pytest.mark.parametrize("variant", ["tiny-bf16", evaluate.RANDOM_INIT])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_kept_scores_are_used_until_what_they_depend_on_changes(study, variant, change, tmp_path, monkeypatch):
+    task, measured = SimpleNamespace(metadata=SimpleNamespace(name="T")), []
+    monkeypatch.setattr(evaluate, "evaluate_task", lambda *_: measured.append(1) or pd.DataFrame({"query_id": ["q"], "ndcg_at_5": [0.5]}))
+    for _ in range(2):
+        evaluate.run_variant(study, variant, [task], "data")
+        evaluate._code.cache_clear()  # the next process
+    assert len(measured) == 1
+    evaluate.run_variant(change(study, tmp_path, monkeypatch), variant, [task], "data")
+    assert len(measured) == 2
+
+
+@pytest.mark.parametrize("change", ["package", "processor", "encode"])
+def test_page_features_are_made_anew_with_what_decides_them(study, random_model, change, tmp_path, monkeypatch):
+    before = evaluate._features(study, random_model).folder
+    assert evaluate._features(study, random_model).folder == before
+    alter = CHANGES.get(change, alter_file("package/encode.py"))
+    assert evaluate._features(alter(study, tmp_path, monkeypatch), random_model).folder != before
+
+
+def test_code_that_decides_scores_is_told_from_code_that_does_not():
+    """A module that these come to import has to be put on one side: into evaluate's lists, or here."""
+    decisive = evaluate._EMBEDDING + evaluate._SCORING + evaluate._EMBEDDED_SUITE
+    used = set().union(*(run._imports((config.ROOT / "colq_utils" / f"{name}.py").read_text()) for name in decisive))
+    plain = {"config", "errors", "files", "isolate", "progress", "provenance"}
+    checkpoints = {"quantize", "footprint", "randomized"}  # seen in the weights' own digest
+    assert used - set(decisive) <= plain | checkpoints | {"tuning", "lexical"}  # times, and BM25, which is scored anew
+
+
+def test_the_committed_floor_is_that_of_the_default_experiment():
+    tiny = config.load("tiny")
+    data = evaluate.data_fingerprint(tiny)
+    stamp = evaluate.floor_stamp(tiny, data)
+    assert set(pd.read_parquet(evaluate.FLOOR, columns=["stamp"])["stamp"]) == {stamp}
+    others = {evaluate.floor_stamp(changed(tiny, "model", max_visual_tokens=limit), data) for limit in (64, 128)}
+    assert len(others | {stamp}) == 3
+
+
+def test_scores_of_two_machines_are_told_by_their_folders(study, monkeypatch):
+    machines = {"tiny-bf16": "GPU A", "tiny-w4a16-rtn": "GPU B", "tiny-w4a16-autoround-s64": "GPU A"}
+    monkeypatch.setattr(evaluate, "data_fingerprint", lambda experiment: "data")
+    monkeypatch.setattr(evaluate.quantize, "revision", lambda experiment, variant: f"weights of {variant}")
+    monkeypatch.setattr(evaluate, "_side_by_side", lambda *_: None)
+    monkeypatch.setattr(evaluate, "run_variant", lambda experiment, name, *_: pd.DataFrame({"variant": [name], "machine": [machines[name]]}))
+    monkeypatch.setattr(evaluate, "word_matching", lambda tasks: pd.DataFrame({"variant": ["bm25"]}))
+    with pytest.raises(ColqError) as caught:
+        evaluate.run_all(study, [])
+    assert f"remove {evaluate._place(study, 'tiny-w4a16-rtn', 'data')[1]} and run" in str(caught.value)

@@ -5,9 +5,10 @@ import sys
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
-from colq_utils import encode, kernels, loading, packing
+from colq_utils import config, encode, kernels, loading, packing
 from colq_utils.errors import ColqError
 from colq_utils.modeling import ColQwen3Config
 
@@ -68,8 +69,25 @@ def test_wrong_tensors_are_refused_by_name(copy, change, message):
 def test_truncated_weights(copy):
     content = (copy / "model.safetensors").read_bytes()
     (copy / "model.safetensors").write_bytes(content[:len(content) // 2])
-    with pytest.raises(ColqError, match="cannot be read"):
+    with pytest.raises(ColqError, match="cannot be read") as refusal:
         loading.open_model(str(copy))
+    assert "make quantize" not in str(refusal.value), "which experiment made it, if any, is not known here"
+
+
+def test_missing_or_damaged_checkpoint_names_the_experiment(copy, tmp_path):
+    fields = {"title": "mine", "model": {"path": str(copy), "size": "random"}, "calibration": {"source": "data/calibration", "sets": []},
+              "variants": [{"scheme": "bf16"}, {"scheme": "w4a16", "method": "rtn"}],
+              "benchmark": {"variants": [], "workloads": []}, "evaluation": {"tasks": []}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(fields))
+    experiment = config.load(str(tmp_path / "mine.yaml"), tmp_path)
+    folder = experiment.checkpoint("random-w4a16-rtn")
+    with pytest.raises(ColqError, match="no auto_round checkpoint yet: run `make quantize EXPERIMENT=mine`"):
+        loading.load(experiment, "random-w4a16-rtn")
+    shutil.copytree(copy, folder)
+    with (folder / "model.safetensors").open("r+b") as weights:
+        weights.truncate(1000)
+    with pytest.raises(ColqError, match=rf"model.safetensors is damaged.* Delete {folder.parent} and run `make quantize EXPERIMENT=mine`"):
+        loading.load(experiment, "random-w4a16-rtn")
 
 
 def test_missing_folder_and_foreign_architecture(copy, tmp_path):

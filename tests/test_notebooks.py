@@ -7,7 +7,7 @@ import sys
 import nbformat
 import pytest
 
-from colq_utils import config, run, tasks
+from colq_utils import bench, config, run, tasks
 
 NOTEBOOKS = sorted((config.ROOT / "notebooks").rglob("*.ipynb"))
 
@@ -97,7 +97,28 @@ def test_only_what_depends_on_a_change_is_stale(outcome, monkeypatch):
     section = experiment.evaluation.model_copy(update={"margin": 0.01})
     after = {stage: run.fingerprint(experiment.model_copy(update={"evaluation": section}), stage, {}) for stage in config.STAGES}
     assert [s for s in config.STAGES if before[s] != after[s]] == ["evaluate", "report"]
+    assert set(bench._CODE) <= run.modules_of("from colq_utils import bench"), "code that a measurement depends on makes the stage stale"
     assert "modeling" in run.modules_of("from colq_utils import loading") and "plots" not in run.modules_of("from colq_utils import loading")
+
+
+def test_a_checkpoint_that_is_cut_short_is_made_again(outcome):
+    experiment, _ = outcome
+    weights = next(experiment.build("checkpoints").rglob("*.safetensors"))
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1])
+    assert not run.is_fresh(experiment, "quantize", {})
+    weights.write_bytes(content)
+    assert run.is_fresh(experiment, "quantize", {})
+
+
+def test_a_figure_that_is_gone_is_drawn_again(outcome):
+    experiment, _ = outcome
+    figure = experiment.figures / "headline.png"
+    content = figure.read_bytes()
+    figure.unlink()
+    assert not run.is_fresh(experiment, "report", {}) and run.is_fresh(experiment, "evaluate", {})
+    figure.write_bytes(content)
+    assert run.is_fresh(experiment, "report", {})
 
 
 def test_render(outcome):
@@ -129,7 +150,7 @@ def command(*arguments):
     (["run", "smoke", "--stage", "train"], "no stage 'train'; the stages are: inspect"),
     (["run", "smoke", "--stage", "inspect", "-p", "colour=blue"], "has no parameter 'colour'; it has: experiment, output"),
     (["run", "smoke", "--stage", "evaluate"], "make quantize EXPERIMENT=smoke"),
-    (["run", "smoke", "--stage", "report"], "make evaluate"),
+    (["run", "smoke", "--stage", "report"], "make evaluate EXPERIMENT=smoke"),
 ])
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, message):
     extra = ["--output", str(tmp_path)] if arguments[1] == "smoke" else []

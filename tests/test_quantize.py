@@ -6,9 +6,10 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
 from safetensors.torch import save_file
 
-from colq_utils import calibrate, config, files, loading, quantize
+from colq_utils import calibrate, config, files, loading, quantize, run
 from colq_utils.errors import ColqError
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu"]
@@ -40,6 +41,23 @@ def test_sets_of_one_budget_hold_the_same_tokens(experiment):
     short, long = (calibrate.load(experiment, s)["input_ids"] for s in ("s32", "s64"))
     assert short.shape == (16, 32) and long.shape == (8, 64)
     assert torch.equal(short.flatten(), long.flatten())
+
+
+def test_a_page_set_holds_pages_alone(experiment):
+    assert list(calibrate.load(experiment, "pages")) == ["pages"]
+    with safe_open(calibrate.path_of(experiment, "pages"), "pt") as stored:
+        assert set(stored.metadata()) == {"set"}
+
+
+def test_nothing_to_calibrate_is_an_empty_table(experiment, tmp_path):
+    """What the notebook and the driver do with the result of a study that tunes nothing."""
+    without = experiment.model_copy(update={"output": tmp_path, "calibration": experiment.calibration.model_copy(update={"sets": ()})})
+    table = calibrate.build(without)
+    assert list(table) == list(calibrate.build(experiment.model_copy(update={"output": tmp_path / "full"})))
+    assert table["tokens"].tolist() == table["fingerprint"].tolist() == []
+    read = pd.read_csv(files.write_table(tmp_path / "sets.csv", table.assign(overlap_8grams=0, padding_pct=0.0)))
+    assert read.empty and "padding_pct" in read
+    assert files.sha256(*run.outputs(without, "calibrate")[-1:])
 
 
 def test_corpus_too_short(experiment):
@@ -98,6 +116,60 @@ def test_fallbacks_are_named(experiment, tmp_path, monkeypatch):
     manifest = quantize.run(experiment.model_copy(update={"output": tmp_path}), "random-w4a16-rtn")
     assert tried == [("rtn", 128), ("rtn", 32)]
     assert "rtn group 128 failed: RuntimeError: no" in manifest["fallback"] and manifest["used"]["group_size"] == 32
+
+
+def test_a_failure_after_writing_is_not_in_the_way_of_the_fallback(experiment, tmp_path, monkeypatch):
+    """AutoRound has written every export, and one is in its place, when the second cannot be settled."""
+    settle, seen = quantize._settle, []
+
+    def failing(folder, export, processor):
+        seen.append(export)
+        if len(seen) == 2:
+            raise RuntimeError("late")
+        settle(folder, export, processor)
+    monkeypatch.setattr(quantize, "_settle", failing)
+    elsewhere = experiment.model_copy(update={"output": tmp_path})
+    manifest = quantize.run(elsewhere, "random-w4a16-rtn")
+    assert manifest["fallback"] == "rtn group 128 failed: RuntimeError: late" and manifest["used"]["group_size"] == 32
+    folder = elsewhere.build("checkpoints", "random-w4a16-rtn")
+    assert sorted(p.name for p in folder.iterdir()) == ["auto_awq", "auto_gptq", "auto_round", "manifest.json"]
+    assert not any(loading.damage(folder / export) for export in manifest["exports"])
+
+
+def cut_short(folder):
+    weights = max(folder.glob("*.safetensors"), key=lambda p: p.stat().st_size)
+    with weights.open("r+b") as stream:
+        stream.truncate(weights.stat().st_size // 2)
+
+
+@pytest.mark.parametrize(("export", "spoil"), [("auto_round", cut_short), ("auto_awq", shutil.rmtree)])
+def test_a_damaged_variant_is_made_again(experiment, manifests, tmp_path, caplog, export, spoil):
+    elsewhere = experiment.model_copy(update={"output": tmp_path})
+    name, folder = "random-w4a16-rtn", elsewhere.build("checkpoints", "random-w4a16-rtn")
+    shutil.copytree(experiment.build("checkpoints", name), folder)
+    spoil(folder / export)
+    with pytest.raises(ColqError, match="make quantize EXPERIMENT=random"):
+        loading.load(elsewhere, name, export)
+    assert quantize.run(elsewhere, name)["revision"] == manifests[name]["revision"]
+    assert [r.getMessage() for r in caplog.records if r.name == quantize.__name__] == [f"{name}: {export} damaged or incomplete, making the variant again"]
+    loading.load(elsewhere, name, export)
+
+
+def test_a_fingerprint_is_of_what_decides_the_weights(experiment):
+    text, pages = (experiment.by_id[f"random-w4a16-autoround-{s}"] for s in ("s32", "pages"))
+    before = quantize._fingerprint(experiment, text)
+    for options in ({"backend": "torch"}, {"encode": "fast"}, {"embedding": "int8"}, {"vision": "fp8"}, {"tag": "other"}):
+        assert quantize._fingerprint(experiment, text.model_copy(update=options)) == before, options
+    for options in ({"iters": 3}, {"group_size": 32}, {"sym": False}, {"exports": ("auto_round", "auto_gptq")}):
+        assert quantize._fingerprint(experiment, text.model_copy(update=options)) != before, options
+    smaller = experiment.model_copy(update={"model": experiment.model.model_copy(update={"max_visual_tokens": 16})})
+    assert quantize._fingerprint(smaller, text) == before, "text has no pixel budget"
+    assert quantize._fingerprint(smaller, pages) != quantize._fingerprint(experiment, pages)
+
+
+def test_a_manifest_that_is_missing_names_the_experiment(experiment, tmp_path):
+    with pytest.raises(ColqError, match="make quantize EXPERIMENT=random"):
+        quantize.compare(experiment.model_copy(update={"output": tmp_path}), "random-w4a16-rtn", "auto_round", [], [], {})
 
 
 def test_a_tensor_lost_on_the_way_is_noticed(experiment, manifests, tmp_path):

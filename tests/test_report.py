@@ -195,6 +195,14 @@ def test_benchmark_says_slower_only_with_an_interval(study):
     assert text.index("Kernel census") < text.index("Latency against the base")
 
 
+def test_a_variant_that_fell_back_is_not_taken_for_autoround(study):
+    made = study.results.variants
+    fallen = made.assign(fallback=made.fallback.where(made.variant != "toy-w4a16-autoround-s256", "rtn group 128"))
+    torn = dataclasses.replace(study, results=dataclasses.replace(study.results, variants=fallen))
+    assert torn.labels["toy-w4a16-autoround-s256"] == "W4A16 AutoRound s256 (fell back)" and "(fell back)" in report.headline(torn)
+    assert set(findings.rounding_pairs(torn)["first"]) == {"toy-w4a16-autoround-s1024"} and findings.lengths(torn).empty
+
+
 def test_processes_that_disagree_leave_it_open(study):
     some = study.results.samples
     luck = some.latency_s * some["round"].map({1: 0.5, 2: 1.0}).where(some.variant != study.experiment.base, 1.0)

@@ -147,7 +147,7 @@ def test_a_task_that_fails_leaves_the_others_and_a_named_hole(outcome):
     text = (outcome.results("reports") / "quantization_analysis.md").read_text()
     assert "| LocalBroken | BF16 (base) | ConnectionError: the data cannot be had |" in text
     state = outcome.build("state", "evaluate.json")
-    kept = {"inputs": run.fingerprint(outcome, "evaluate", {}), "outputs": None}
+    kept = {"inputs": run.fingerprint(outcome, "evaluate", {}), "outputs": None, "figures": {}, "weights": {}}
     state.parent.mkdir(parents=True, exist_ok=True)
     (outcome.results("notebooks") / run.NOTEBOOKS["evaluate"]).write_text("{}")
     state.write_text(json.dumps(kept | {"outputs": run.files.sha256(*run.outputs(outcome, "evaluate"))}))
