@@ -176,6 +176,8 @@ def test_a_missed_bar_changes_the_recommendation(study):
     worse = found.scores.assign(same_box=0.2, shift_px_mean=7.0)
     assert "Keep BF16" in report.recommendation(replace(found, scores=worse)) and "Keep BF16" not in report.recommendation(found)
     assert "whether it is faster is not measured" in report.recommendation(replace(found, timed=None, run=None))
+    halved = found.timed.assign(latency_s=found.timed.latency_s.where(found.timed.variant != "fp8", found.timed.latency_s / 2))
+    assert "misses the bar of 0.75" in report.recommendation(found) and "Use FP8" in report.recommendation(replace(found, timed=halved))
 
 
 def test_the_committed_run_at_7b_dimensions_is_complete():

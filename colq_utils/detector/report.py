@@ -182,9 +182,9 @@ def _comparison(study: Study) -> str:
             ("steady-state latency", "ms", [1e3 * first.loc[v, "latency_s_p50"] for v in (study.base, study.fp8)],
              [1e3 * seven_rows(study.timed).loc[(n, 1), "latency_s_p50"] if run else np.nan for n in ("bf16", "fp8")])):
         row = stated.loc[metric]
-        own = change(row.quantized, row.original)
-        printed = f"{row.change_pct:+.0f} %"
-        published = f"{row.original:g} to {row.quantized:g} {row.unit} ({printed if own == printed else f'printed {printed}, by its own figures {own}'})"
+        off = abs(row.change_pct - 100 * (row.quantized / row.original - 1)) > 0.5 + 1e-9
+        own = f"; by its own figures {change(row.quantized, row.original)}" if off else ""
+        published = f"{row.original:g} to {row.quantized:g} {row.unit} ({row.change_pct:+.0f} %{own})"
         small = md.MISSING + " (no GPU)" if mine is None else f"{md.number(mine[0], 2)} to {md.number(mine[1], 2)} {unit} ({change(mine[1], mine[0])})"
         lines.append((metric, published, small, f"{md.number(big[0], 1)} to {md.number(big[1], 1)} {row.unit} ({change(big[1], big[0])})" if run else md.MISSING))
     row = score.loc[study.fp8]
