@@ -301,24 +301,36 @@ def load(name: str, output: str | Path = "") -> Experiment:
     path = Path(name) if name.endswith(".yaml") else ROOT / "experiments" / f"{name}.yaml"
     if not path.exists():
         raise ColqError(f"no experiment {name!r}; there are: {', '.join(available())} (files in experiments/)")
+    fields, kind = read(path, {"name": "an experiment has the name of its file", "output": "the folder is given with --output"}), Experiment
+    if fields.get("task") == "detection":
+        from .detector.settings import DetectionExperiment as kind
+    return validated(kind, path, fields | {"name": path.stem, "output": Path(output).resolve() if output else ROOT})
+
+
+def read(path: Path, given: dict[str, str]) -> dict:
+    """The keys and values of a YAML file.
+
+    Args:
+        given: keys that may not stand in it, because they follow from elsewhere, and from where.
+
+    Raises:
+        ColqError: not valid YAML, no mapping, one of the keys `given`.
+    """
     try:
         fields = yaml.safe_load(path.read_text()) or {}
-        _check_keys(path, fields)
-        kind = Experiment
-        if fields.get("task") == "detection":
-            from .detector.settings import DetectionExperiment as kind
-        return kind.model_validate(fields | {"name": path.stem, "output": Path(output).resolve() if output else ROOT})
     except yaml.YAMLError as error:
         raise ColqError(f"{path.name} is not valid YAML: {error}") from None
+    if not isinstance(fields, dict):
+        raise ColqError(f"{path.name} holds a {type(fields).__name__}: write it as `key: value` lines, as experiments/tiny.yaml is")
+    for key in given.keys() & fields.keys():
+        raise ColqError(f"{path.name}: leave out `{key}`; {given[key]}")
+    return fields
+
+
+def validated(kind: type[BaseModel], path: Path, fields: dict):
+    """`fields` of a file as a `kind`; a value that cannot be is a `ColqError` that names file and key."""
+    try:
+        return kind.model_validate(fields)
     except ValidationError as error:
         lines = [f"  {'.'.join(str(p) for p in e['loc']) or 'file'}: {e['msg']}" for e in error.errors()]
         raise ColqError(f"{path.name}:\n" + "\n".join(lines)) from None
-
-
-def _check_keys(path: Path, fields) -> None:
-    """Refuse a file that is no mapping, or that sets what follows from where it is and how it is run."""
-    if not isinstance(fields, dict):
-        raise ColqError(f"{path.name} holds a {type(fields).__name__}: write it as `key: value` lines, as experiments/tiny.yaml is")
-    for key, instead in (("name", "an experiment has the name of its file"), ("output", "the folder is given with --output")):
-        if key in fields:
-            raise ColqError(f"{path.name}: leave out `{key}`; {instead}")

@@ -292,7 +292,7 @@ def _features(experiment: Experiment, loaded: Loaded) -> VectorStore | None:
 
 def random_init(experiment: Experiment) -> Loaded:
     """The base's architecture with random weights: the floor of every task."""
-    base = loading.load(experiment, experiment.base)
+    base = loading.plain(experiment, experiment.base)  # the fast path is a converted model, which has no constructor
     torch.manual_seed(experiment.seed)
     model = type(base.model)(base.model.config).to(base.model.dtype).to(base.device).eval().requires_grad_(False)
     return Loaded(RANDOM_INIT, model, base.processor, base.census, 0.0)

@@ -9,10 +9,9 @@ from itertools import product
 from pathlib import Path
 from typing import Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
-from .config import ROOT, CalibrationSet, Model, Runtime
+from .config import ROOT, CalibrationSet, Model, Runtime, read, validated
 from .errors import ColqError
 
 STUDIES = ROOT / "studies"
@@ -165,10 +164,4 @@ def load(name: str) -> StudySpec:
     path = Path(name) if name.endswith(".yaml") else STUDIES / f"{name}.yaml"
     if not path.exists():
         raise ColqError(f"no study {name!r}; there are: {', '.join(sorted(p.stem for p in STUDIES.glob('*.yaml')))} (files in studies/)")
-    try:
-        return StudySpec(name=path.stem, **(yaml.safe_load(path.read_text()) or {}))
-    except yaml.YAMLError as error:
-        raise ColqError(f"{path.name} is not valid YAML: {error}") from None
-    except ValidationError as error:
-        lines = [f"  {'.'.join(str(p) for p in e['loc']) or 'file'}: {e['msg']}" for e in error.errors()]
-        raise ColqError(f"{path.name}:\n" + "\n".join(lines)) from None
+    return validated(StudySpec, path, read(path, {"name": "a study has the name of its file"}) | {"name": path.stem})
