@@ -119,9 +119,9 @@ def fingerprint(experiment: Experiment, arguments: dict) -> str:
     name = arguments.get("variant")
     if "experiment" in arguments:  # of which this variant, what it runs on and the embedded items alone decide
         used = experiment.model_dump(mode="json", include={"model", "runtime", "seed"})
-        tuned = os.environ.get(tuning.VARIABLE)
+        tuned, items = os.environ.get(tuning.VARIABLE), ROOT / "data" / "minividore" / "fingerprint.json"
         arguments = arguments | {"experiment": used, "spec": experiment.by_id[name].model_dump(mode="json"), "suite": experiment.evaluation.suite,
-                                 "schedules": sha256(Path(tuned)) if tuned else None, "items": sha256(ROOT / "data" / "minividore" / "fingerprint.json")}
+                                 "schedules": sha256(Path(tuned)) if tuned and Path(tuned).exists() else tuned, "items": sha256(items) if items.exists() else None}
     folder = None if name is None else Path(experiment.model_path)
     if name is not None and experiment.by_id[name].bits is not None:
         folder = experiment.checkpoint(name)
@@ -177,9 +177,9 @@ def _line(experiment: Experiment, name: str, parts: list[dict], kind: str, batch
     plain = "float32" if spec.scheme == "fp32" else experiment.runtime.dtype
     floors = {} if "error" in limits else ceilings.floors(need, limits, "fp8" if spec.scheme == "fp8" else plain, spec.vision or plain, plain)
     if floors:
-        floors["times_floor"] = line["latency_s_mean"] / floors["floor_s"]
+        floors["times_floor"] = line["latency_s_median"] / floors["floor_s"]
     return line | mean | floors | {
-        "items_per_s": batch / line["latency_s_mean"], "weight_bytes": need.weight_bytes, "flop": need.flop,
+        "items_per_s": batch / line["latency_s_median"], "weight_bytes": need.weight_bytes, "flop": need.flop,
         "load_s": float(np.mean([part["load_s"] for part in parts if "load_s" in part]))}
 
 

@@ -196,7 +196,7 @@ def run_variant(experiment: Experiment, variant: str, tasks: Iterable, data_fing
                 continue
             files.write_table(done / f"{task.metadata.name}.parquet", frame.assign(variant=variant, machine=provenance.machine()))
         if all((done / f"{task.metadata.name}.parquet").exists() for task in todo):
-            shutil.rmtree(done / "pages")  # else kept: a task that failed is tried again
+            shutil.rmtree(done / "pages", ignore_errors=True)  # else kept: a task that failed is tried again
     made = [path for task in tasks if (path := done / f"{task.metadata.name}.parquet").exists()]
     if not made:
         raise ColqError(f"{variant}: every task failed, the last with {failed[-1]['error']}")

@@ -91,11 +91,13 @@ def _require_checkpoint(experiment: Experiment, variant: str, export: str) -> No
 
 
 def damage(folder: Path) -> str:
-    """What is wrong with a checkpoint folder's weights, judged by their headers; empty if all files are there and whole."""
+    """What is wrong with a checkpoint folder, its weights judged by their headers; empty if all files are there and whole."""
+    if not (folder / "config.json").exists():
+        return f"{folder} has no config.json"
     try:
         footprint.read_headers(str(folder))
-    except (ColqError, ValueError) as error:  # ValueError: an index that is not JSON
-        return str(error)
+    except (ColqError, ValueError, KeyError, TypeError, AttributeError) as error:  # an index that is not JSON, or not an index
+        return str(error) if isinstance(error, ColqError) else f"{folder} has an index that cannot be read ({error!r})"
     return ""
 
 

@@ -208,7 +208,7 @@ def _pages(experiment: Experiment, tasks: pd.DataFrame) -> float:
 def _page_tokens(experiment: Experiment) -> int:
     """The most visual tokens of a page: the experiment's limit, or that of the checkpoint's image processor."""
     limit = experiment.model.max_visual_tokens
-    if limit is not None or not experiment.model.is_local:
+    if limit is not None or not experiment.model.is_local or experiment.model.is_random:
         return limit or PUBLISHED_TOKENS
     from . import processing
     images = processing.from_pretrained(experiment.model_path).image_processor

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from . import calibrate, encode, files, footprint, loading, packing, processing, provenance
+from . import calibrate, encode, files, footprint, loading, packing, processing, provenance, randomized
 from .config import RUNTIME_OPTIONS, CalibrationSet, Experiment, Variant
 from .errors import ColqError
 from .progress import bar
@@ -245,7 +245,7 @@ def base_digest(experiment: Experiment) -> str:
     """What identifies the base: the digest of its weights, or the pinned revision."""
     path = Path(experiment.model_path)
     if experiment.model.is_random:
-        return files.sha256_bytes(f"random {experiment.model.size} {experiment.seed}".encode())
+        return files.sha256_bytes(f"random {experiment.model.size} {experiment.seed} {randomized.drawn_by()}".encode())
     if not path.is_dir():
         return experiment.model.revision
     weights = sorted(path.glob("*.safetensors"))

@@ -166,8 +166,8 @@ def _detail(r) -> list[str]:
     if not np.isfinite(r.latency_s_mean):
         return ["failed", *([md.MISSING] * 10)]
     times = [md.milliseconds(r.get(f"latency_s_{k}")) for k in ("mean", "median", "std", "p90", "p99")]
-    return [r.get("kernel"), int(r.n_samples), md.number(r.batch / r.latency_s_median, 1), *times, md.milliseconds(r.get("first_call_s"), 1),
-            md.number(r.get("load_s")), md.number(r.latency_s_median / r.floor_s, 1)]
+    return [r.get("kernel"), int(r.n_samples), md.number(r.get("items_per_s"), 1), *times, md.milliseconds(r.get("first_call_s"), 1),
+            md.number(r.get("load_s")), md.number(r.get("times_floor"), 1)]
 
 
 def _findings(study: Study) -> str:

@@ -30,7 +30,7 @@ FILES = {
 }
 COLUMNS = {
     "variants": {"variant", "export", "tensor_bytes", "base_bytes", "revision"},
-    "rows": {"variant", "kind", "batch", "latency_s_mean", "latency_s_std", "n_samples", "error"},
+    "rows": {"variant", "kind", "batch", "latency_s_mean", "latency_s_median", "n_samples", "error"},
     "samples": {"variant", "round", "kind", "batch", "latency_s"},
     "scores": {"variant", "task", "lang", "n_queries", "n_pages", "ndcg_at_5", "counted", "group"},
     "queries": {"variant", "task", "lang", "query_id", "ndcg_at_5", "margin", "top5"},

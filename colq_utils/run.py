@@ -82,7 +82,7 @@ def outputs(experiment: Experiment, stage: str) -> list[Path]:
         return [results / stage, results / "notebooks" / NOTEBOOKS[stage], *experiment.outputs(stage)]
     places = {"calibrate": [experiment.build("calibration")],
               "quantize": [experiment.build("checkpoints", v, "manifest.json") for v in experiment.quantized],
-              "report": [results / "reports", experiment.output / "results" / "published" / "reports"]}
+              "report": [results / "reports", experiment.output / "results" / "published" / "reports", experiment.output / "figures" / "published"]}
     return [results / stage, results / "notebooks" / NOTEBOOKS[stage], *places.get(stage, [])]
 
 
@@ -139,9 +139,11 @@ def is_fresh(experiment: Experiment, stage: str, parameters: dict) -> bool:
 
 
 def _weights(experiment: Experiment, stage: str) -> dict[str, int]:
-    """Bytes of every weight file that 03_quantize made: enough to notice a file that is gone or cut short."""
-    folder = experiment.build("checkpoints")
-    return {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*.safetensors"))} if stage == "quantize" else {}
+    """Bytes of every file of the checkpoints that 03_quantize made: enough to notice one that is gone or cut short."""
+    if stage != "quantize" or experiment.task == "detection":
+        return {}
+    folders = [experiment.checkpoint(name, export) for name, spec in experiment.quantized.items() for export in spec.exports]
+    return {f"{folder.parent.name}/{folder.name}/{path.name}": path.stat().st_size for folder in folders for path in sorted(folder.glob("*"))}
 
 
 def _digests(figures) -> dict[str, str]:
