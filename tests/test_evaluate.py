@@ -192,7 +192,8 @@ def study(random_checkpoint, random_model, tmp_path, monkeypatch):
     """An experiment on a copy of the random checkpoint, loaded by a stand-in; code is read from a copy and its digest forgotten afterwards."""
     package = shutil.copytree(Path(evaluate.__file__).parent, tmp_path / "package", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(evaluate, "__file__", str(package / "evaluate.py"))
-    monkeypatch.setattr(evaluate.loading, "load", lambda experiment, variant: random_model)
+    for opened in ("load", "plain"):
+        monkeypatch.setattr(evaluate.loading, opened, lambda experiment, variant: random_model)
     fields = config.load("smoke").model_dump()
     fields["model"]["path"], fields["output"] = str(shutil.copytree(random_checkpoint, tmp_path / "checkpoint")), tmp_path
     evaluate._code.cache_clear()
