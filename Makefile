@@ -58,7 +58,7 @@ vllm-check: $(ENVIRONMENT) ## exported FP8 checkpoints through a real vLLM serve
 	PATH="$(VLLM):$$PATH" $(COLQ).detector.vllm_check nutrition-fp8 -- --enforce-eager
 
 lint: $(ENVIRONMENT) ## style and common mistakes
-	$(PYTHON) -m ruff check colq_utils tests
+	$(PYTHON) -m ruff check colq_utils tests notebooks
 
 lab: $(ENVIRONMENT) ## JupyterLab on the notebooks
 	$(PYTHON) -m jupyterlab --notebook-dir=notebooks

@@ -243,7 +243,7 @@ def left_out(experiment: Experiment) -> list[str]:
     if experiment.runtime.device == "cuda":
         notes = ["Resident memory of the host process is given, but the GPU figures are those that limit the batch size."]
         if experiment.model.is_random:
-            notes.append("Random weights in the published dimensions: bytes and times do not depend on their values, embeddings and scores would.")
+            notes.append("Random weights in the published dimensions: bytes do not depend on their values; that times do not is assumed, not measured. Embeddings and scores would.")
         others = foreign()
         if others:
             notes.append(f"Before and after the run other processes held {others / 1e6:,.0f} MB of the GPU: times may have suffered.")

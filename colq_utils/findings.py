@@ -33,6 +33,11 @@ def accepted(study: Study, name: str) -> bool | None:
     return bool((table.accepted[table.variant == name].astype(str).str.lower() == "true").all())
 
 
+def _refused(study: Study, names) -> list[str]:
+    """Variants that are not recommended, whatever they score: not accepted, or not made as their name says."""
+    return [n for n in names if accepted(study, n) is False or n in study.fell_back]
+
+
 def rule(study: Study) -> str:
     """How `recommend` decides, in words."""
     return (f"Rule: of the accepted variants whose whole 95 % interval lies above -{points(study)} points, the smallest checkpoint; "
@@ -49,7 +54,7 @@ def recommend(study: Study) -> Recommendation:
     """Apply `rule` to the counted tasks."""
     table = study.suite.merge(analysis.sizes(study.results)[["variant", "bytes"]], on="variant", how="left").set_index("variant")
     table = table[table.index.isin(study.experiment.quantized)]
-    refused = [n for n in table.index if accepted(study, n) is False or n in study.fell_back]
+    refused = _refused(study, table.index)
     clear = table[(table.verdict == "non-inferior") & ~table.index.isin(refused)]
     if clear.empty:
         return Recommendation(None, _none_clears(study, table.drop(index=refused)))
@@ -81,7 +86,7 @@ def use_cases(study: Study) -> list[tuple[str, str, str]]:
     """What to take for which purpose, and why: rows (purpose, choice, reason)."""
     table = study.suite.merge(analysis.sizes(study.results)[["variant", "bytes"]], on="variant", how="left").set_index("variant")
     usable = table[table.index.isin(study.experiment.quantized) & table.score.notna()]
-    usable = usable.drop(index=[n for n in usable.index if accepted(study, n) is False or n in study.fell_back])
+    usable = usable.drop(index=_refused(study, usable.index))
     change = lambda n: f"{points_ci(table['diff'][n], table.diff_low[n], table.diff_high[n])} points"  # noqa: E731
     best, rows = recommend(study).variant, [("No loss that this suite could show", study.labels[study.experiment.base], "the base itself")]
     rows.append((f"Less memory, at most {points(study)} points lost", study.labels[best] if best else "none shown", change(best) if best else "no interval clears the margin"))

@@ -231,7 +231,7 @@ def text(plan: Plan) -> str:
         if exp.evaluation.suite == "mteb" else "Tasks share pages: each is embedded once, whatever the sum says.",
         "## Downloads", markdown.table(["What", "Name", "Revision", "GB"], [(r.what, f"`{r.name_}`", r.revision[:12], gigabytes(r.bytes)) for r in
                                        down.rename(columns={"name": "name_"}).itertuples()], left=3) if len(down) else "None.",
-        "## GPU-hours", *([] if exp.runtime.device == "cuda" else ["None: it runs on a CPU."]), *([] if exp.runtime.device != "cuda" else [
+        "## GPU-hours", *(["None: it runs on a CPU."] if exp.runtime.device != "cuda" else [
             markdown.table(["Variant", "Tuning", "Pages", "Queries", "Pages rest on"], rows),
             f"Rates are those measured in results/h200-{exp.model.size} (random weights in the published dimensions, no decoding of images, no MaxSim), on the GPU "
             "named there; tuning is extrapolated from single blocks, in proportion to iterations and tokens of a step. Reading pages and MaxSim come on top."]),

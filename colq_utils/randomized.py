@@ -1,4 +1,4 @@
-"""A checkpoint with random weights in the published dimensions, for what does not depend on their values: bytes and time.
+"""A checkpoint with random weights in the published dimensions, for bytes, which do not depend on values, and times, which are assumed not to.
 
 Every report of an experiment on it says so. The published tokenizer is on the hub; in its place stands a byte-level BPE
 of 50,000 entries trained on the embedded calibration text, which cuts the published questions into nearly as many tokens

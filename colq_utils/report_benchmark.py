@@ -81,7 +81,8 @@ def _notes(study: Study) -> str:
     notes = ["Only the language model is quantized. Vision tower, embedding table and projection stay as they are, which bounds what memory and page "
              "encoding can gain.",
              "Timed is the forward pass: no tokenizing, image processing or MaxSim. Load and first call are given apart and are not in the means.",
-             "Ratios are of median latencies. Their intervals draw processes (one a round) and the calls in each anew; the machine is one."]
+             "Ratios are of median latencies. Their intervals draw processes (one a round) and the calls in each anew. Fewer than three processes make them "
+             "narrow, and another hour of a shared machine is not in them."]
     notes += (study.results.benchmark_environment or {}).get("left_out", [])
     if (_quantized(study).word == "slower").any():
         notes.append(SLOWER[study.experiment.runtime.device])

@@ -46,7 +46,8 @@ def text(speed: Speed) -> str:
 
 def _reproduction(speed: Speed) -> str:
     name, gemms = speed.experiment.name, speed.read("benchmark/gemms.csv")
-    install = "".join(f"{BACKENDS[kernel][2].split(' (')[0].replace('pip', '.venv/bin/python -m pip', 1)}\n" for kernel in ("marlin",) if gemms is not None and kernel in set(gemms.kernel))
+    marlin = gemms is not None and "marlin" in set(gemms.kernel)
+    install = f".venv/bin/python -m {BACKENDS['marlin'][2].split(' (')[0]}\n" if marlin else ""
     return (f"```bash\nmake .venv/.installed\n.venv/bin/python -m pip install -c requirements.lock -e '.[cuda]'\n{install}make benchmark EXPERIMENT={name}\nmake summary EXPERIMENT={name}\n```\n\n"
             "`make` installs the versions of requirements.lock; the figures above are of those named under *Test environment*.")
 
@@ -129,7 +130,7 @@ def _ratios(speed: Speed) -> str:
                                      f"({md.milliseconds(base.latency_s_median)} ms against {md.milliseconds(base.floor_s)} ms).")
     return (md.table(["Comparison", "Workload", "Batch", "Times the speed"], rows, left=2)
             + "\n\nRatio of median latencies; in brackets its 95 % interval, processes (one a round) and their calls drawn anew; "
-              "of one process it covers the calls alone. Machines of one kind are not covered." + floor)
+              "of one process it covers the calls alone, of two it is narrow. Machines of one kind are not covered." + floor)
 
 
 def headline(speed: Speed) -> str:

@@ -203,6 +203,9 @@ def median_ratio(above: list[np.ndarray], below: list[np.ndarray], draws: int = 
     """Ratio of two medians and its 95 % interval, by a bootstrap with a fixed seed of processes and of the calls in each.
 
     Calls of one process share its luck with the host, so several processes are drawn as wholes; of one, the calls alone are.
+    Means of n drawn from n vary by (n - 1) / n of what they should, so deviations are widened accordingly; of a few processes
+    the interval is still narrow: where processes differ as calls do, simulated 95 % intervals held the truth in 86 of 100 cases
+    with two processes and in 94 with three (tests/test_stats.py).
 
     Args:
         above, below: an array of calls a process, all of one length.
@@ -210,5 +213,7 @@ def median_ratio(above: list[np.ndarray], below: list[np.ndarray], draws: int = 
     rng, drawn = np.random.default_rng(0), []
     for calls in map(np.stack, (above, below)):  # (n_processes, n_calls)
         processes = rng.integers(len(calls), size=(draws, len(calls), 1))
-        drawn.append(np.median(calls[processes, rng.integers(calls.shape[1], size=(draws, *calls.shape))].reshape(draws, -1), axis=1))
-    return (float(np.median(above) / np.median(below)), *map(float, np.percentile(drawn[0] / drawn[1], [2.5, 97.5])))
+        medians = np.median(calls[processes, rng.integers(calls.shape[1], size=(draws, *calls.shape))].reshape(draws, -1), axis=1)
+        drawn.append(np.log(medians / np.median(calls)) * np.sqrt(len(calls) / max(1, len(calls) - 1)))
+    ratio = float(np.median(above) / np.median(below))
+    return (ratio, *map(float, ratio * np.exp(np.percentile(drawn[0] - drawn[1], [2.5, 97.5]))))

@@ -119,8 +119,11 @@ def test_a_suite_of_full_size(rng):
     x, strata = rng.random((3000, 9)), rng.integers(0, 50, 3000)
     mean, drawn = stats.bootstrap(x, strata).suite()
     low, high = stats.interval(drawn)
-    assert (low < mean).all() and (mean < high).all() and (high - low < 0.1).all()
-    assert (stats.randomization_test(x[:, 1:] - x[:, :1], strata) <= 1).all()
+    each = [x[strata == s] for s in range(50)]
+    error = np.sqrt(sum(part.var(0, ddof=1) / len(part) for part in each)) / 50
+    assert np.allclose(high - low, 2 * 1.96 * error, rtol=0.1) and ((low < mean) & (mean < high)).all()
+    p = stats.randomization_test(np.column_stack([x[:, 1:] - x[:, :1], x[:, 1] - x[:, 0] + 0.1]), strata)
+    assert p[-1] == 1 / (1 + stats.FLIPS) and (p[:-1] > 0.001).all(), "a shift of 0.1 is found, noise is not"
 
 
 def test_ratio_of_medians():
@@ -138,3 +141,15 @@ def test_ratio_of_medians_covers_processes_that_differ():
     ours = [rng.normal(2, 0.01, 100), rng.normal(2.5, 0.01, 100)]
     _, low, high = stats.median_ratio(base, ours)
     assert low < 1.21 and high > 1.49
+
+
+@pytest.mark.parametrize("processes, held", [(2, 0.8), (3, 0.9)])
+def test_ratio_of_medians_holds_the_truth(processes, held):
+    """Processes that differ as much as calls do; the share of intervals with the true ratio, 1."""
+    rng = np.random.default_rng(5)
+
+    def sample():
+        return [np.exp(rng.normal(0, 0.1) + rng.normal(0, 0.1, 20)) for _ in range(processes)]
+
+    found = [stats.median_ratio(sample(), sample(), draws=400) for _ in range(200)]
+    assert np.mean([low <= 1 <= high for _, low, high in found]) >= held
