@@ -83,7 +83,7 @@ def gemms(speed: Speed) -> str:
         faster = [int(n) for n in sorted(wide.index) if wide.loc[n, kernel] < 0.98 * base[n]]
         slower = [int(n) for n in sorted(wide.index) if wide.loc[n, kernel] > 1.02 * base[n]]
         words.append(f"- `{kernel}`: faster than bf16 at {_ranges(faster)} tokens a call, slower at {_ranges(slower)}.")
-    errors = [f"- `{r.kernel}`: {r.error}" for _, r in table.iterrows() if "error" in table and isinstance(r.get("error"), str)]
+    errors = [f"- `{r.kernel}`: not measured here, {r.error.removeprefix('ColqError: ')}." for _, r in table.iterrows() if "error" in table and isinstance(r.get("error"), str)]
     absent = [f"`{name}`" for name in ON_GPU if name not in set(table.kernel)]
     errors += [f"- {md.listing(absent)}: not measured here."] if absent else []
     return ("All products of the language model as one CUDA graph (ms), by tokens a call: no launches, no attention, no norms.\n\n"
@@ -129,7 +129,7 @@ def scoring(speed: Speed) -> str:
 def cost(speed: Speed) -> str:
     cost = speed.read("benchmark/autoround_cost.json")
     if cost is None:
-        return "Not measured."
+        return "Not measured." if speed.experiment.benchmark.autoround else "Not measured: this experiment does not ask for it (`benchmark.autoround`)."
     if "error" in cost:
         return f"Failed: {cost['error']}"
     each, whole = cost["block_s"][1:] or cost["block_s"], _layers(speed)
