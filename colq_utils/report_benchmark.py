@@ -144,7 +144,7 @@ def _comparison(study: Study) -> str:
         return missing("benchmark", "latency against the base")
     rows = [(study.labels[r.variant], KINDS.get(r.kind, r.kind), r.batch, md.number(r.tokens_per_call, 0), r.kernel,
              md.value_ci(r.ratio, r.low, r.high, 2), r.word) for _, r in table.iterrows()]
-    return md.table(["Variant", "Workload", "Batch", "Tokens a call", "Kernel", "Latency / base", "Against the base"], rows, left=2)
+    return md.table(["Variant", "Workload", "Batch", "Tokens a call", "Kernel", "Latency / base", "In this run"], rows, left=2)
 
 
 def _details(study: Study) -> str:

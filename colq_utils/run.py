@@ -133,9 +133,14 @@ def is_fresh(experiment: Experiment, stage: str, parameters: dict) -> bool:
     if stage == "evaluate" and failures.exists() and len(failures.read_text().splitlines()) > 1:
         return False
     kept = json.loads(state.read_text())
-    drawn = kept.pop("figures", None)
-    return drawn is not None and drawn == _digests(experiment.figures / name for name in drawn) and kept.pop("weights", None) == _weights(experiment, stage) and kept == {
-        "inputs": fingerprint(experiment, stage, parameters), "outputs": files.sha256(*outputs(experiment, stage))}
+    drawn = [experiment.figures / name for name in kept.get("figures", ())]
+    return kept == _state(experiment, stage, fingerprint(experiment, stage, parameters), drawn)
+
+
+def _state(experiment: Experiment, stage: str, before: str, drawn: list[Path]) -> dict:
+    """What is kept of a finished stage, and has to be found again for it to be fresh: `before` is its fingerprint, `drawn` are its figures."""
+    return {"inputs": before, "outputs": files.sha256(*outputs(experiment, stage)),
+            "figures": {path.name: files.sha256(path) for path in drawn if path.exists()}, "weights": _weights(experiment, stage)}
 
 
 def _weights(experiment: Experiment, stage: str) -> dict[str, int]:
@@ -144,10 +149,6 @@ def _weights(experiment: Experiment, stage: str) -> dict[str, int]:
         return {}
     folders = [experiment.checkpoint(name, export) for name, spec in experiment.quantized.items() for export in spec.exports]
     return {f"{folder.parent.name}/{folder.name}/{path.name}": path.stat().st_size for folder in folders for path in sorted(folder.glob("*"))}
-
-
-def _digests(figures) -> dict[str, str]:
-    return {path.name: files.sha256(path) for path in figures if path.exists()}
 
 
 def check_parameters(stage: str, parameters: dict) -> None:
@@ -242,9 +243,8 @@ def run(experiment: Experiment, source: str, stages: tuple[str, ...] = STAGES, p
         state.unlink(missing_ok=True)
         before, began = fingerprint(experiment, stage, parameters), time.time() - 1  # file systems round their clocks
         run_stage(experiment, stage, source, parameters)
-        drawn = _digests(path for path in sorted(experiment.figures.glob("*.png")) if path.stat().st_mtime >= began)
-        files.write_json(state, {"inputs": before, "outputs": files.sha256(*outputs(experiment, stage)),
-                                 "figures": drawn, "weights": _weights(experiment, stage)})
+        drawn = [path for path in sorted(experiment.figures.glob("*.png")) if path.stat().st_mtime >= began]
+        files.write_json(state, _state(experiment, stage, before, drawn))
         outcomes.append(Outcome(stage, "done", time.perf_counter() - start))
         say(f"{NOTEBOOKS[stage][:-6]:14} done in {outcomes[-1].seconds:.0f} s")
     return outcomes
