@@ -64,6 +64,10 @@ def act(options: argparse.Namespace) -> int:
         except run.StageFailed as failure:
             print(f"error: {failure}", file=sys.stderr)
             return 2 if failure.mistake else 1
+        if run.rejected(experiment):
+            print(f"error: 03_quantize rejected {', '.join(run.rejected(experiment))}: results/{experiment.name}/quantize/variants.csv says why; "
+                  "everything else is done and kept", file=sys.stderr)
+            return 1
     return 0
 
 

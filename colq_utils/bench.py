@@ -26,7 +26,7 @@ ENOUGH_FOR_P99 = 100
 #: What a driver, and the context of the notebook itself, may hold of an otherwise idle GPU, in bytes.
 IDLE = 1500 << 20
 #: Code that a measurement depends on; a change makes kept parts stale.
-_CODE = ("measure", "workloads", "ceilings", "isolate", "loading", "modeling", "processing", "kernels", "fast", "steps", "steps_triton", "packing", "eightbit", "encode", "sweeps", "tuning", "randomized", "profiling", "cost", "footprint")
+_CODE = ("arithmetic", "measure", "workloads", "ceilings", "isolate", "loading", "modeling", "processing", "kernels", "fast", "steps", "steps_triton", "packing", "eightbit", "encode", "sweeps", "tuning", "randomized", "profiling", "cost", "footprint")
 
 
 def run(experiment: Experiment, timeout_s: float = 1800) -> pd.DataFrame:
@@ -42,7 +42,7 @@ def run(experiment: Experiment, timeout_s: float = 1800) -> pd.DataFrame:
         ColqError: a checkpoint that is not there yet, a backend that is not installed, no CUDA device
             where the experiment asks for one, no embedded benchmark.
     """
-    check(experiment)
+    idle = check(experiment)
     plan = workloads.plan(experiment)
     runtime = experiment.runtime
     _tune(experiment, timeout_s)
@@ -52,8 +52,8 @@ def run(experiment: Experiment, timeout_s: float = 1800) -> pd.DataFrame:
     jobs = [(round_, name) for round_ in range(1, experiment.benchmark.rounds + 1) for name in experiment.benchmark.variants]
     parts: list[dict] = []
     for round_, name in track(jobs, "benchmark", unit="process"):
-        parts.append({"variant": name, "round": round_,
-                      **_kept(experiment, f"{name}-r{round_}", "colq_utils.measure:run", arguments | {"variant": name}, timeout_s)})
+        parts.append({"variant": name, "round": round_, **({"error": idle[name]} if name in idle else
+                      _kept(experiment, f"{name}-r{round_}", "colq_utils.measure:run", arguments | {"variant": name}, timeout_s))})
         table = _write(experiment, parts, limits)  # each time: a run that is cut off leaves what it measured
         if (round_, name) == (1, experiment.benchmark.variants[-1]):
             _sweep(experiment, timeout_s)
@@ -87,18 +87,29 @@ def _sweep(experiment: Experiment, timeout_s: float) -> None:
         write_json(folder / "autoround_cost.json", _kept(experiment, "autoround", "colq_utils.cost:measure", arguments, timeout_s))
 
 
-def check(experiment: Experiment) -> None:
-    """Raise now what every child would otherwise fail with; see `run` for the errors."""
+def check(experiment: Experiment) -> dict[str, str]:
+    """Raise now what every child would otherwise fail with; see `run` for the errors.
+
+    Returns:
+        Variants that this processor cannot run while others take their place, with the reason: they become rows of it.
+    """
     import torch
+    idle = {}
     if experiment.runtime.device == "cuda" and not torch.cuda.is_available():
         raise ColqError("the experiment asks for device cuda and no CUDA device is visible; set runtime.device to cpu")
     for name in experiment.benchmark.variants:
         spec = experiment.by_id[name]
         if spec.bits is not None:
             required(experiment.checkpoint(name) / "config.json", f"quantize EXPERIMENT={experiment.name}")
-            kernels.require(spec.backend or experiment.runtime.backend)
+            try:
+                kernels.require(spec.backend or experiment.runtime.backend)
+            except ColqError as reason:
+                if spec.backend != "ark":  # the one kernel here that hangs on the processor
+                    raise
+                idle[name] = str(reason)
     for _, work in workloads.plan(experiment):
         workloads.items(experiment, work, 1)
+    return idle
 
 
 def _kept(experiment: Experiment, name: str, function: str, arguments: dict, timeout_s: float) -> dict:
@@ -249,7 +260,8 @@ def left_out(experiment: Experiment) -> list[str]:
             notes.append(f"Before and after the run other processes held {others / 1e6:,.0f} MB of the GPU: times may have suffered.")
         return notes
     return ["No GPU: allocated, peak and reserved device memory and CUDA kernels are not measured.",
-            "Speed on this CPU says nothing about the speed of 4-bit kernels on a GPU."]
+            "Speed on this CPU says nothing about the speed of 4-bit kernels on a GPU.",
+            *(f"{name} is not measured: {reason}." for name, reason in check(experiment).items())]
 
 
 def unfinished(experiment: Experiment, parts: list[dict]) -> list[str]:

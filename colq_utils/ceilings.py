@@ -24,9 +24,9 @@ def measure(device: str, threads: int | None, repeats: int = 8) -> dict:
     """Best rate of `repeats` tries each.
 
     Returns:
-        ``copy_bytes_per_s`` (bytes read plus bytes written), ``bfloat16_flop_per_s``,
-        ``float32_flop_per_s`` and, where the GPU has it, ``fp8_flop_per_s`` of a square matrix
-        product, with the sizes used.
+        ``copy_bytes_per_s`` (bytes read plus bytes written), ``float32_flop_per_s``, on a GPU
+        ``bfloat16_flop_per_s`` and, where it has it, ``fp8_flop_per_s`` of a square matrix product,
+        with the sizes used.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -34,7 +34,7 @@ def measure(device: str, threads: int | None, repeats: int = 8) -> dict:
     found = {"device": device, "threads": torch.get_num_threads(),
              "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"), "buffer_bytes": buffer_bytes, "matrix_side": side,
              "copy_bytes_per_s": _copy_rate(buffer_bytes, device, repeats)}
-    for dtype in (torch.bfloat16, torch.float32):
+    for dtype in (torch.float32,) if device == "cpu" else (torch.bfloat16, torch.float32):
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
         name = str(dtype).removeprefix("torch.")
         found[f"{name}_flop_per_s"] = 2 * side**3 / _best_s(lambda a=a, b=b: a @ b, device, repeats)

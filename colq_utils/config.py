@@ -18,6 +18,10 @@ STAGES = ("inspect", "calibrate", "quantize", "benchmark", "evaluate", "report")
 SCHEMES = {"bf16": None, "fp32": None, "fp8": None, "w8a16": 8, "w4a16": 4, "w3a16": 3, "w2a16": 2}
 
 
+#: What is computed in, by device.
+DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
+
+
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -32,7 +36,7 @@ class Model(Section):
     path: str
     size: str
     revision: str | None = None
-    max_visual_tokens: int | None = None
+    max_visual_tokens: int | None = None  # of a page; None: the checkpoint's own limit, but at most 1,280, as published
 
     @property
     def is_local(self) -> bool:
@@ -52,15 +56,29 @@ class Model(Section):
 class Runtime(Section):
     """What all variants share, so that only the weights differ.
 
+    `dtype` is what is computed in, not what is stored: bfloat16 on CUDA, float32 on a CPU (`colq_utils.arithmetic`).
+    `backend` is the kernel of packed layers; ``unpack``, the default on a CPU, turns them into floats once, at loading.
     `encode` is the forward pass: ``plain`` is transformers' own, ``fast`` is `colq_utils.fast`, ``auto`` is fast on CUDA.
     """
 
     device: Literal["cpu", "cuda"] = "cpu"
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    dtype: Literal["bfloat16", "float32"]
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     threads: int | None = None
-    backend: Literal["ark", "torch", "marlin", "humming", "tritonv2", "unpack"] = "ark"
+    backend: Literal["ark", "torch", "marlin", "humming", "tritonv2", "unpack"] = "unpack"
     encode: Literal["auto", "plain", "fast"] = "auto"
+
+    @model_validator(mode="before")
+    @classmethod
+    def of_the_device(cls, fields: dict) -> dict:
+        return {"dtype": DTYPES[fields.get("device", "cpu")], **fields} if fields.get("device", "cpu") in DTYPES else fields
+
+    @model_validator(mode="after")
+    def portable(self):
+        if (self.device, self.dtype) == ("cpu", "bfloat16"):
+            raise ValueError("on a CPU everything is computed in float32 (many processors emulate bfloat16, ten times slower and with other "
+                             "results): leave `dtype` out; weights are stored in bfloat16 all the same")
+        return self
 
 
 class CalibrationSet(Section):

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from . import files, footprint, kernels, loading, processing, provenance, study_scores, study_spec, study_weights
-from .config import ROOT
+from .config import DTYPES, ROOT
 from .errors import ColqError
 from .isolate import describe
 from .loading import Loaded
@@ -137,7 +137,7 @@ def tower_of(variant: Variant) -> str:
 
 def open_tower(spec: StudySpec, device: str, variant: Variant) -> Loaded:
     """The base in the precision of `variant`'s vision tower."""
-    loaded = open_base(spec, device, torch.float32 if tower_of(variant) == "fp32" else torch.bfloat16)
+    loaded = open_base(spec, device, torch.float32 if tower_of(variant) == "fp32" else None)
     if tower_of(variant) in ("bf16", "fp32"):
         return loaded
     state = loaded.model.state_dict()
@@ -146,7 +146,9 @@ def open_tower(spec: StudySpec, device: str, variant: Variant) -> Loaded:
     return loaded
 
 
-def open_base(spec: StudySpec, device: str, dtype: torch.dtype = torch.bfloat16) -> Loaded:
+def open_base(spec: StudySpec, device: str, dtype: torch.dtype | None = None) -> Loaded:
+    """The base on `device`, computed in `dtype` or in what that device computes in (`config.DTYPES`)."""
+    dtype = dtype or getattr(torch, DTYPES[device.split(":")[0]])
     model = loading.open_model(spec.model_path, dtype, device)
     return Loaded(spec.base, model, processing.from_pretrained(spec.model_path), kernels.census(model), 0.0)
 

@@ -37,6 +37,7 @@ class Fp8Linear(nn.Module):
         rows = values.reshape(-1, self.in_features)
         product = torch._scaled_mm(rows, self.weight.t(), scale.reshape(-1, 1), self.scale, bias=self.bias,
                                    out_dtype=torch.bfloat16, use_fast_accum=rows.is_cuda)
+        product = product if isinstance(x, tuple) else product.to(x.dtype)
         return product.view(*values.shape[:-1], self.out_features)
 
 

@@ -40,7 +40,7 @@ SMALL = 1 << 28
 #: Language codes of the tasks (ISO 639-3) -> as results and reports name them.
 LANGUAGES = {"eng": "en", "fra": "fr", "deu": "de", "spa": "es", "ita": "it", "por": "pt"}
 #: Code that decides embeddings, what turns them into scores, and what makes the scans and tasks of the embedded suite: a change makes kept work stale.
-_EMBEDDING = ("encode", "processing", "modeling", "loading", "fast", "steps", "steps_triton", "packing", "eightbit", "kernels", "store")
+_EMBEDDING = ("arithmetic", "encode", "processing", "modeling", "loading", "fast", "steps", "steps_triton", "packing", "eightbit", "kernels", "store")
 _SCORING = ("evaluate", "maxsim", "scores")
 _EMBEDDED_SUITE = ("minividore", "minividore_tasks", "scan")
 #: Packages that do.

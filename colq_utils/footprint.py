@@ -27,6 +27,8 @@ WIDTH = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2, 
 PARTS = ("language_model", "embedding", "visual", "projection", "lm_head", "other")
 #: Layers that AutoRound quantizes: every Linear of the language model's blocks (their norms are vectors).
 QUANTIZABLE = re.compile(r"^vlm\.model\.language_model\.layers\.\d+\..*\.weight$")
+#: The projection's weight and, where the checkpoint has one, its bias.
+PROJECTION, BIAS = "embedding_proj_layer.weight", "embedding_proj_layer.bias"
 #: Packings and the weight bits each exists for. The first is what AutoRound writes by default.
 PACKINGS = {"auto_round": (8, 4, 3, 2), "auto_gptq": (8, 4, 3, 2), "auto_awq": (4,)}
 GROUP_SIZES = (32, 64, 128)
@@ -213,7 +215,7 @@ def architecture(config: dict, tensors: list[Tensor]) -> dict:
     return {
         "language_model": {name: getattr(built.text_config, name) for name in text} | {"tied_embedding": built.tie_word_embeddings},
         "visual": {name: getattr(built.vision_config, name) for name in vision},
-        "projection": {"embed_dim": built.embed_dim, "bias": any(t.name == "embedding_proj_layer.bias" for t in tensors)},
+        "projection": {"embed_dim": built.embed_dim, "bias": any(t.name == BIAS for t in tensors)},
         "stored": {"tensors": len(tensors), "parameters": sum(t.parameters for t in tensors), "bytes": total(tensors),
                    "dtypes": sorted({t.dtype for t in tensors}), "unused_head_bytes": total(t for t in tensors if t.part == UNUSED)},
         "quantizable": {"layers": len(chosen), "parameters": sum(t.parameters for t in chosen), "bytes": total(chosen)},
@@ -264,7 +266,16 @@ def real_config(size: str) -> dict:
     vision = {"patch_size": 16, "spatial_merge_size": 2, "num_heads": 16, "num_position_embeddings": 2304, "out_hidden_size": wide}
     vision |= {"4b": {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "deepstack_visual_indexes": [5, 11, 17]},
                "8b": {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "deepstack_visual_indexes": [8, 16, 24]}}[size]
-    return {"text_config": text, "vision_config": vision, "embed_dim": 320, "tie_word_embeddings": size == "4b"}
+    return {"text_config": text, "vision_config": vision, "embed_dim": 320, "projection_bias": True, "tie_word_embeddings": size == "4b"}
+
+
+def unlike(predicted: Iterable[Tensor], stored: Iterable[Tensor]) -> list[str]:
+    """Where stored tensors are not those predicted: a line each, with name, dtype and shape."""
+    wanted, found = ({t.name: t for t in tensors} for tensors in (predicted, stored))
+    lines = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
+    lines += [f"{name} ({found[name].dtype}, {found[name].bytes:,} bytes) is not expected" for name in sorted(found.keys() - wanted.keys())]
+    return lines + [f"{name} is stored as {found[name].dtype} {found[name].shape} where {wanted[name].dtype} {wanted[name].shape} was predicted"
+                    for name in sorted(wanted.keys() & found.keys()) if wanted[name] != found[name]]
 
 
 def published() -> pd.DataFrame:

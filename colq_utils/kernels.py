@@ -4,13 +4,16 @@ AutoRound's loader picks a backend by what is installed and says so only in a lo
 choices computes with random weights (``auto_round:fake``). A throughput without the kernel that made
 it is worthless, so every result carries the census taken here.
 """
+import importlib
 import importlib.util
+import platform
 from collections import Counter
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from . import arithmetic
 from .errors import ColqError
 
 #: gptqmodel asks for a newer torch than the one pinned here and for much that its Marlin layer does without: this is what it
@@ -77,7 +80,37 @@ def require(backend: str) -> None:
                         "or name another one as `backend` in the experiment file")
     if backend in ON_GPU and not torch.cuda.is_available():
         raise ColqError(f"the quantization backend {backend!r} needs a CUDA device and none is visible; "
-                        "use backend ark or torch on the CPU")
+                        "use backend unpack, ark or torch on the CPU")
+    if backend == "ark":
+        _require_ark()
+
+
+def _require_ark() -> None:
+    """ark is a compiled library for x86-64 with AVX2 (it takes AVX-512 and AMX by itself where they are)."""
+    if platform.machine() not in arithmetic.X86 or not torch.cpu._is_avx2_supported():
+        raise ColqError(f"the quantization backend 'ark' needs an x86-64 processor with AVX2, and this is {arithmetic.processor()}; use backend torch")
+    try:
+        importlib.import_module("auto_round_kernel.auto_round_kernel_cpu")
+    except ImportError as error:
+        raise ColqError(f"the quantization backend 'ark' is installed and cannot be loaded ({error}): pip install --force-reinstall auto-round-lib; "
+                        "or use backend torch") from None
+
+
+def on_cpu(packing: str, bits: int) -> str:
+    """The kernel under which AutoRound's own loader opens a checkpoint on this CPU.
+
+    Raises:
+        ColqError: there is none here; says why.
+    """
+    if packing == "auto_awq":
+        require("ark")  # the loader's only one for this packing
+    if bits == 3:
+        return "torch"  # ark has no three bits
+    try:
+        require("ark")
+    except ColqError:
+        return "torch"
+    return "ark"
 
 
 class Scheduled(nn.Module):

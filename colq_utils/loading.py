@@ -19,7 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from . import eightbit, footprint, kernels, packing, processing
+from . import arithmetic, eightbit, footprint, kernels, packing, processing
 from .config import Experiment, Runtime, Variant
 from .errors import ColqError
 from .modeling import ColQwen3Config, ColQwen3ForRetrieval
@@ -126,11 +126,17 @@ def _open(experiment: Experiment, variant: str, export: str, dtype: torch.dtype)
     spec, runtime = experiment.by_id[variant], experiment.runtime
     if spec.bits is None:
         return open_model(experiment.model_path, dtype, runtime.device, runtime.attention, None, experiment.model.revision)
-    path, backend = str(experiment.checkpoint(variant, export)), spec.backend or runtime.backend
-    if backend == "unpack" or encode_path(experiment, variant) == "fast":
-        kernels.require(backend)
-        return open_packed(path, dtype, runtime)
-    return open_model(path, dtype, runtime.device, runtime.attention, backend)
+    path, backend, fast = str(experiment.checkpoint(variant, export)), spec.backend or runtime.backend, encode_path(experiment, variant) == "fast"
+    if backend != "unpack" and not fast:
+        return open_model(path, dtype, runtime.device, runtime.attention, backend)
+    kernels.require(backend)
+    model = open_packed(path, dtype, runtime)
+    if fast:
+        _refuse_unless_symmetric(path)
+    else:
+        packing.unpack_(model, dtype)
+        kernels.check(model, "unpack", expected_layers(read_config(path)))
+    return model
 
 
 def _eight_bits(model: ColQwen3ForRetrieval, spec: Variant) -> None:
@@ -147,19 +153,21 @@ def open_packed(path: str, dtype: torch.dtype, runtime: Runtime) -> ColQwen3ForR
     """Open a quantized checkpoint folder with its layers still packed (`packing.PackedLinear`), as strictly as `open_model`.
 
     Raises:
-        ColqError: as `open_model`; or a packing other than AutoRound's symmetric GPTQ layout of 2, 4 or 8 bits.
+        ColqError: as `open_model`; or a packing that is not read here.
     """
     config = read_config(path)
     how = config.pop("quantization_config", None) or {}
-    if "gptq" not in how.get("packing_format", "") or not how.get("sym") or how.get("bits") not in packing.BITS:
-        raise ColqError(f"{path} is not packed as AutoRound's symmetric GPTQ layout of {', '.join(map(str, packing.BITS))} bits; set encode to plain")
+    words = layout(how)
+    if words not in ("gptq", "awq") or how.get("bits") not in packing.READABLE:
+        raise ColqError(f"{path} is packed as {words or 'nothing known'} with {how.get('bits')} bits; read are the layouts of GPTQ and AWQ with "
+                        f"{', '.join(map(str, packing.READABLE))} bits")
     with torch.device("meta"):
-        model = ColQwen3ForRetrieval._from_config(ColQwen3Config(**config), dtype=dtype, attn_implementation=runtime.attention)
+        model = ColQwen3ForRetrieval._from_config(_as_stored_config(path, config), dtype=dtype, attn_implementation=runtime.attention)
         for layer in model.language_model.layers:
             for parent in (layer.self_attn, layer.mlp):
                 for name, child in list(parent.named_children()):
                     if isinstance(child, torch.nn.Linear):
-                        setattr(parent, name, packing.PackedLinear(child.in_features, child.out_features, how["bits"], how["group_size"]))
+                        setattr(parent, name, packing.PackedLinear(child.in_features, child.out_features, how["bits"], how["group_size"], words == "awq"))
     try:
         state = {}
         for shard in sorted(Path(path).glob("*.safetensors")):
@@ -167,12 +175,48 @@ def open_packed(path: str, dtype: torch.dtype, runtime: Runtime) -> ColQwen3ForR
     except (SafetensorError, OSError) as error:
         raise ColqError(f"{path} cannot be read: {_first_line(error)}. Restore the file, or make the checkpoint again") from error
     _refuse(path, _differences(model.state_dict(), state))
+    _refuse_reordered(path, state, how["group_size"])
     model.load_state_dict({name: _as_stored(name, value, dtype) for name, value in state.items() if not HARMLESS_EXTRA.search(name)}, assign=True)
     for module in list(model.modules()):  # what is computed, not stored, is still on the meta device
         for name, child in module.named_children():
             if any(buffer.is_meta for buffer in child.buffers(recurse=False)):
                 setattr(module, name, type(child)(child.config).to(runtime.device))
     return model.eval().requires_grad_(False)
+
+
+def layout(quantization: dict) -> str:
+    """``gptq`` or ``awq``, as a quantization config names the layout of its words; else the name it gives."""
+    name = str(quantization.get("packing_format") or quantization.get("quant_method") or "")
+    return next((known for known in ("awq", "gptq") if known in name), name)
+
+
+def _refuse_unless_symmetric(path: str) -> None:
+    """The kernels of the fast path take AutoRound's symmetric GPTQ layout of 2, 4 or 8 bits alone."""
+    how = read_config(path)["quantization_config"]
+    if layout(how) != "gptq" or not how.get("sym") or how.get("bits") not in packing.BITS:
+        raise ColqError(f"{path} is not packed as AutoRound's symmetric GPTQ layout of {', '.join(map(str, packing.BITS))} bits; set encode to plain")
+
+
+def _refuse_reordered(path: str, state: dict[str, torch.Tensor], group_size: int) -> None:
+    """Refuse a checkpoint whose columns were quantized in another order than they stand in (GPTQ's ``desc_act``)."""
+    for name, columns in state.items():
+        if name.endswith(".g_idx") and not torch.equal(columns.cpu(), torch.arange(len(columns), dtype=columns.dtype) // group_size):
+            raise ColqError(f"{path}: {name} reorders the columns (desc_act), which is not read here; quantize without it")
+
+
+def _as_stored_config(path: str, config: dict, revision: str | None = None) -> ColQwen3Config:
+    """A configuration whose projection has a bias if, and only if, the checkpoint stores one.
+
+    Raises:
+        ColqError: the projection has another width than the configuration says.
+    """
+    stored = {tensor.name: tensor for tensor in footprint.read_headers(path, revision)}
+    made = ColQwen3Config(**config | {"projection_bias": footprint.BIAS in stored})
+    shape = stored[footprint.PROJECTION].shape if footprint.PROJECTION in stored else None
+    if shape is not None and shape != (made.embed_dim, made.text_config.hidden_size):
+        raise ColqError(f"{path}: the projection is {shape[0]} x {shape[-1]} where config.json says {made.embed_dim} x {made.text_config.hidden_size} "
+                        "(embed_dim x hidden_size); correct config.json, or fetch the checkpoint again")
+    return made
 
 
 def _as_stored(name: str, value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -192,7 +236,7 @@ def _refuse(path: str, problems: list[str]) -> None:
         raise ColqError(f"{path} does not hold exactly the tensors of a ColQwen3: {'; '.join(problems[:5])}{more}")
 
 
-def open_model(path: str, dtype: torch.dtype = torch.bfloat16, device: str = "cpu", attention: str = "sdpa",
+def open_model(path: str, dtype: torch.dtype = torch.float32, device: str = "cpu", attention: str = "sdpa",
                backend: str | None = None, revision: str | None = None) -> ColQwen3ForRetrieval:
     """Open a checkpoint folder (or hub id), accepting nothing but a complete ColQwen3.
 
@@ -206,6 +250,7 @@ def open_model(path: str, dtype: torch.dtype = torch.bfloat16, device: str = "cp
     if device == "cuda" and not torch.cuda.is_available():
         raise ColqError("the experiment asks for device cuda and no CUDA device is visible; set runtime.device to cpu")
     config = read_config(path, revision)
+    arithmetic.check()
     options = {"dtype": dtype, "attn_implementation": attention, "device_map": device, "revision": revision}
     quantized = config.get("quantization_config")
     if (quantized is None) != (backend is None):
@@ -214,6 +259,7 @@ def open_model(path: str, dtype: torch.dtype = torch.bfloat16, device: str = "cp
         kernels.require(backend)
         from transformers import AutoRoundConfig
         options["quantization_config"] = AutoRoundConfig(backend=_loader_backend(backend, quantized))
+    options["config"] = _as_stored_config(path, config, revision)
     try:
         with _quiet():
             # mismatched sizes are "ignored" here so that they come back in the report, where they are refused by name

@@ -1,8 +1,10 @@
 """Weights rounded to the nearest integer and packed as AutoRound stores them, and the way back.
 
-The layout is GPTQ's: 32-bit words along the input dimension, one fp16 scale a group and output, zero points stored less
-one. The rounding is AutoRound's plain symmetric one, bit for bit (tested), without its pass over a model: what a benchmark
-of speed and memory needs. Two, four and eight bits; three straddle words and are left to AutoRound.
+The layout written is GPTQ's: 32-bit words along the input dimension, one fp16 scale per group and output, zero points
+stored less one. The rounding is AutoRound's plain symmetric one, bit for bit (tested), without its pass over a model: what
+a benchmark of speed and memory needs; two, four and eight bits. Read are three bits as well (they straddle words) and the
+layout of AWQ (words along the output dimension, in an order of its own), so that every export can be checked and scored
+without a kernel that this machine may lack.
 """
 import json
 import shutil
@@ -15,9 +17,19 @@ from torch import nn
 
 from . import files
 from .errors import ColqError
-from .footprint import QUANTIZABLE
+from .footprint import BIAS, QUANTIZABLE, read_headers
+from .modeling import DIMENSION_KEYS
+
+#: The language model's blocks, as quantization configs name what they quantize.
+BLOCKS = "vlm.model.language_model.layers"
+#: The one of `modeling.DIMENSION_KEYS` that vLLM's ColQwen3 does not read.
+UNREAD_BY_VLLM = "embedding_dim"
 
 BITS = (2, 4, 8)
+#: Read, not written.
+READABLE = (2, 3, 4, 8)
+#: Where AWQ keeps the eight outputs of a word: output i stands in place AWQ_ORDER[i] (Lin et al. 2023, the authors' kernels).
+AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 #: Smallest scale, as in AutoRound: a group of zeros must not divide by zero.
 SMALLEST = 1e-5
 
@@ -52,8 +64,18 @@ def pack(integers: torch.Tensor, bits: int) -> torch.Tensor:
 
 def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
     """What `pack` was given, ``(n_words * 32 / bits, m)``, int32."""
+    if 32 % bits:
+        return _unpack_straddling(words, bits)
     shifts = torch.arange(0, 32, bits, device=words.device, dtype=torch.int32).view(1, -1, 1)
     return ((words.unsqueeze(1) >> shifts) & (2**bits - 1)).flatten(0, 1)
+
+
+def _unpack_straddling(words: torch.Tensor, bits: int) -> torch.Tensor:
+    """As `unpack`, of bits that run on from one word into the next."""
+    first = torch.arange(len(words) * 32 // bits, device=words.device) * bits
+    wide = torch.cat((words, words[-1:])).to(torch.int64) & 0xFFFFFFFF
+    pairs = wide[first // 32] | wide[first // 32 + 1] << 32  # the two words that a number may lie in
+    return (pairs >> (first % 32).unsqueeze(1) & 2**bits - 1).to(torch.int32)
 
 
 def packed_tensors(weight: torch.Tensor, bits: int, group_size: int) -> dict[str, torch.Tensor]:
@@ -66,23 +88,30 @@ def packed_tensors(weight: torch.Tensor, bits: int, group_size: int) -> dict[str
 class PackedLinear(nn.Module):
     """A Linear without bias that keeps its weight packed and multiplies after unpacking all of it: slow, and simple to trust.
 
-    Buffers are those of the checkpoint, so it loads strictly, and `colq_utils.kernels.build` makes a fast layer of it.
+    Buffers are those of the checkpoint, so it loads strictly; `colq_utils.kernels.build` makes a fast layer of it, and
+    `unpack_` one that unpacks once. `awq` tells the layout.
     """
 
     QUANT_TYPE = "unpack"
 
-    def __init__(self, in_features: int, out_features: int, bits: int, group_size: int):
+    def __init__(self, in_features: int, out_features: int, bits: int, group_size: int, awq: bool = False):
         super().__init__()
-        self.in_features, self.out_features, self.bits, self.group_size = in_features, out_features, bits, group_size
+        self.in_features, self.out_features, self.bits, self.group_size, self.awq = in_features, out_features, bits, group_size, awq
         groups = in_features // group_size
-        self.register_buffer("qweight", torch.empty(in_features * bits // 32, out_features, dtype=torch.int32))
+        shape = (in_features, out_features * bits // 32) if awq else (in_features * bits // 32, out_features)
+        self.register_buffer("qweight", torch.empty(shape, dtype=torch.int32))
         self.register_buffer("qzeros", torch.empty(groups, out_features * bits // 32, dtype=torch.int32))
         self.register_buffer("scales", torch.empty(groups, out_features, dtype=torch.float16))
 
     def weight(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight, ``(out, in)``."""
-        zeros = unpack(self.qzeros.T.contiguous(), self.bits).T + 1  # (n_groups, out); stored less one
-        groups = unpack(self.qweight, self.bits).view(len(zeros), self.group_size, self.out_features)
+        zeros = unpack(self.qzeros.T.contiguous(), self.bits).T  # (n_groups, out)
+        if self.awq:
+            order = torch.arange(self.out_features, device=zeros.device).view(-1, 8)[:, list(AWQ_ORDER)].flatten()
+            integers, zeros = unpack(self.qweight.T.contiguous(), self.bits).T[:, order], zeros[:, order]
+        else:
+            integers, zeros = unpack(self.qweight, self.bits), zeros + 1  # stored less one
+        groups = integers.reshape(len(zeros), self.group_size, self.out_features)
         return ((groups - zeros.unsqueeze(1)) * self.scales.unsqueeze(1)).view(self.in_features, self.out_features).T.to(dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -99,6 +128,27 @@ class PackedLinear(nn.Module):
         for name in ("qweight", "qzeros", "scales"):
             setattr(made, name, torch.cat([getattr(layer, name) for layer in layers], dim=1))
         return made
+
+
+class UnpackedLinear(nn.Linear):
+    """A Linear whose weight was unpacked at loading: the numbers of the packed one, multiplied like any other's, no memory saved."""
+
+    QUANT_TYPE = "unpack"
+
+    def __init__(self, packed: PackedLinear, dtype: torch.dtype):
+        with torch.device("meta"):
+            super().__init__(packed.in_features, packed.out_features, bias=False)
+        self.bits = packed.bits
+        self.weight = nn.Parameter(packed.weight(dtype).contiguous(), requires_grad=False)
+
+
+def unpack_(module: nn.Module, dtype: torch.dtype) -> None:
+    """Replace every `PackedLinear` under `module` by an `UnpackedLinear`, in place."""
+    for name, child in module.named_children():
+        if isinstance(child, PackedLinear):
+            setattr(module, name, UnpackedLinear(child, dtype))
+        else:
+            unpack_(child, dtype)
 
 
 def write_checkpoint(source: Path, target: Path, bits: int, group_size: int, device: str) -> None:
@@ -131,7 +181,21 @@ def write_checkpoint(source: Path, target: Path, bits: int, group_size: int, dev
     for path in source.iterdir():
         if path.suffix in (".json", ".jinja", ".txt") and path.name != "model.safetensors.index.json":
             shutil.copy2(path, target / path.name)
-    config = json.loads((source / "config.json").read_text())
-    files.write_json(target / "config.json", config | {"dtype": "bfloat16", "quantization_config": {
+    files.write_json(target / "config.json", export_config(source, {
         "quant_method": "auto-round", "packing_format": "auto_round:auto_gptq", "bits": bits, "group_size": group_size, "sym": True,
-        "data_type": "int", "block_name_to_quantize": "vlm.model.language_model.layers"}})
+        "data_type": "int", "block_name_to_quantize": BLOCKS}))
+
+
+def export_config(source: Path, quantization: dict) -> dict:
+    """The config.json of a quantized checkpoint: the base's own, and how the layers are packed.
+
+    A projection with a bias says so, and the width of the embedding goes by a name that vLLM does not look for: where it
+    finds the width in the config, vLLM (0.32) builds the projection without bias and drops the stored one silently.
+    """
+    config = json.loads((source / "config.json").read_text())
+    biased = any(tensor.name == BIAS for tensor in read_headers(str(source)))
+    if biased:
+        width = next((config.pop(key) for key in DIMENSION_KEYS if key in config), None)
+        config |= {"projection_bias": True} | ({} if width is None else {UNREAD_BY_VLLM: width})
+    declared = config.pop("torch_dtype", None) or config.get("dtype") or "bfloat16"
+    return config | {"dtype": declared, "quantization_config": quantization}

@@ -15,6 +15,8 @@ from .modeling import ColQwen3Config
 IMAGE_TOKEN = "<|image_pad|>"
 PAGE_PREFIX = f"<|im_start|>user\n<|vision_start|>{IMAGE_TOKEN}<|vision_end|>Describe the image."
 PAGE_SUFFIX = "<|im_end|><|endoftext|>"
+#: Most image tokens of a page where nothing else is asked for; the published processor never goes beyond.
+MOST_VISUAL_TOKENS = 1280
 #: Ten augmentation tokens, room in which a query can gather context (ColBERT's [MASK] trick).
 QUERY_SUFFIX = "<|endoftext|>" * 10
 
@@ -83,17 +85,16 @@ def from_pretrained(path: str, revision: str | None = None, max_visual_tokens: i
     """The processor of a checkpoint (folder or hub id).
 
     Args:
-        max_visual_tokens: upper limit of image tokens a page; the published default is 1280.
+        max_visual_tokens: upper limit of image tokens per page; None: the checkpoint's own, but at most `MOST_VISUAL_TOKENS`.
 
     Raises:
         OSError: no tokenizer or processor files there.
     """
     tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
     image_processor = Qwen2VLImageProcessorPil.from_pretrained(path, revision=revision)
-    if max_visual_tokens is not None:
-        tile = (image_processor.patch_size * image_processor.merge_size) ** 2
-        shortest = image_processor.size["shortest_edge"]
-        image_processor.size = {"shortest_edge": shortest, "longest_edge": max_visual_tokens * tile}
+    tile, size = (image_processor.patch_size * image_processor.merge_size) ** 2, image_processor.size
+    limit = min(size["longest_edge"], MOST_VISUAL_TOKENS * tile) if max_visual_tokens is None else max_visual_tokens * tile
+    image_processor.size = {"shortest_edge": size["shortest_edge"], "longest_edge": limit}
     config, _ = ColQwen3Processor.get_processor_dict(path, revision=revision)
     names = ("visual_prompt_prefix", "visual_prompt_suffix", "query_prefix", "query_suffix", "page_tokens")
     return ColQwen3Processor(image_processor, tokenizer, **{name: config[name] for name in names if name in config})

@@ -4,6 +4,7 @@ import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 
+from . import arithmetic
 from .config import ROOT, Experiment
 
 PACKAGES = ("torch", "transformers", "auto-round", "auto-round-lib", "humming-kernels", "gptqmodel", "mteb", "pandas", "numpy")
@@ -19,7 +20,8 @@ def collect(experiment: Experiment) -> dict:
         "max_visual_tokens": experiment.model.max_visual_tokens,
         "python": platform.python_version(),
         "packages": {name: version_of(name) for name in PACKAGES},
-        "cpu": _cpu(),
+        "cpu": arithmetic.processor(),
+        "arithmetic": arithmetic.describe(experiment.runtime.dtype),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -30,9 +32,9 @@ def collect(experiment: Experiment) -> dict:
 
 
 def machine() -> str:
-    """The processor that the model runs on: the GPU if one is visible."""
+    """What the model runs on, as far as it decides results: the GPU if one is visible, else the kind of CPU arithmetic."""
     import torch
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu()
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else arithmetic.kind()
 
 
 def commit() -> str | None:
@@ -46,14 +48,6 @@ def version_of(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _cpu() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _git(*command: str) -> str | None:

@@ -2,8 +2,9 @@
 
 AutoRound (Cheng et al., 2023, arXiv:2309.05516) does the rounding; this module feeds it exact batches,
 turns its logged errors into real ones, mends what it writes (tensors in a second file that loaders
-overlook; a GPTQ config that makes them misread the vision tower) and records everything in a manifest.
-A variant's folder appears only when complete; a finished one is not made again while its files are whole.
+overlook; a GPTQ config that makes them misread the vision tower; on a CPU, where it tunes in fp32,
+everything it left alone in fp32) and records everything in a manifest. What is not quantized is the base's
+byte for byte, and a checkpoint that is not exactly what `colq_utils.footprint` predicts ends the stage. A variant's folder appears only when complete; a finished one is not made again while its files are whole.
 """
 import gc
 import json
@@ -16,9 +17,10 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from . import calibrate, encode, files, footprint, loading, packing, processing, provenance, randomized
+from . import calibrate, encode, files, footprint, kernels, loading, packing, processing, provenance, randomized
 from .config import RUNTIME_OPTIONS, CalibrationSet, Experiment, Variant
 from .errors import ColqError
 from .progress import bar
@@ -28,6 +30,8 @@ FALLBACKS = ({"method": "rtn", "calibration": None, "iters": 0},
              {"method": "rtn", "calibration": None, "iters": 0, "group_size": 32})
 #: The published acceptance bar for the mean token cosine with the base, and its aim.
 COSINE_BAR, COSINE_AIM = 0.90, 0.95
+#: Least mean token cosine between a checkpoint as its numbers say and as a packed kernel of the loader computes it.
+KERNEL_BAR = 0.99
 MANIFEST = "manifest.json"
 
 
@@ -50,6 +54,8 @@ def run(experiment: Experiment, variant: str) -> dict:
     with files.atomic(folder, folder=True) as target:
         start = time.perf_counter()
         used, fallback = _with_fallbacks(experiment, spec, target)
+        for export in spec.exports:
+            _require_predicted(experiment, variant, target / export, spec.bits, used.group_size, export)
         manifest = {
             "variant": variant, "fingerprint": fingerprint,
             "requested": spec.model_dump(exclude=RUNTIME_OPTIONS), "used": used.model_dump(exclude=RUNTIME_OPTIONS),
@@ -60,6 +66,22 @@ def run(experiment: Experiment, variant: str) -> dict:
         }
         files.write_json(target / MANIFEST, manifest)
     return json.loads((folder / MANIFEST).read_text())
+
+
+def _require_predicted(experiment: Experiment, variant: str, folder: Path, bits: int, group_size: int, export: str) -> None:
+    """Refuse a checkpoint that does not hold exactly the tensors predicted from the base's headers.
+
+    Raises:
+        ColqError: it does not; names the first tensors with their dtypes.
+    """
+    base = footprint.read_headers(str(base_folder(experiment)))
+    layout = loading.layout(loading.read_config(str(folder))["quantization_config"])
+    words = "auto_awq" if layout == "awq" else export  # AutoRound's own format takes AWQ's layout for asymmetric weights
+    lines = footprint.unlike(footprint.quantized(base, bits, group_size, words), footprint.read_headers(str(folder)))
+    if lines:
+        more = f" and {len(lines) - 3} more" if len(lines) > 3 else ""
+        raise ColqError(f"{variant}, {export}: AutoRound wrote another checkpoint than predicted, nothing of it is kept: {'; '.join(lines[:3])}{more}. "
+                        f"Install the pinned versions (pip install -c requirements.lock -e .) and run the same command again")
 
 
 def _with_fallbacks(experiment: Experiment, spec: Variant, target: Path) -> tuple[Variant, str]:
@@ -110,10 +132,11 @@ def _autoround(experiment: Experiment, spec: Variant, target: Path) -> None:
     model = loading.open_model(experiment.model_path, getattr(torch, experiment.runtime.dtype), experiment.runtime.device,
                                experiment.runtime.attention, revision=experiment.model.revision).requires_grad_(True)
     processor = processing.from_pretrained(experiment.model_path, experiment.model.revision, experiment.model.max_visual_tokens)
-    options = {"iters": 0, "disable_opt_rtn": True}
+    options = {"iters": 0, "disable_opt_rtn": True} | precision(experiment.runtime.device)
     if spec.method == "autoround":
         batches, seqlen, rows = _batches(experiment, spec.calibration, processor)
-        options = {"iters": spec.iters, "dataset": batches, "seqlen": seqlen, "nsamples": rows * len(batches), "batch_size": rows}
+        options = precision(experiment.runtime.device) | {
+            "iters": spec.iters, "dataset": batches, "seqlen": seqlen, "nsamples": rows * len(batches), "batch_size": rows}
     blocks = model.config.text_config.num_hidden_layers
     with listening(target.parent / "autoround.log", blocks if spec.method == "autoround" else 0, spec.name(experiment.model.size)):
         engine = AutoRound(model, tokenizer=processor.tokenizer, processor=processor, scheme=f"W{spec.bits}A16", sym=spec.sym,
@@ -123,9 +146,14 @@ def _autoround(experiment: Experiment, spec: Variant, target: Path) -> None:
             _, folders = engine.quantize_and_save(str(target / "raw"), format=",".join(spec.exports))
     for export, made in zip(spec.exports, folders if isinstance(folders, list) else [folders], strict=True):
         os.replace(made, target / export)
-        _settle(target / export, export, processor)
+        _settle(target / export, export, processor, base_folder(experiment))
     _remove_empty(target / "raw")
     shutil.rmtree(target.parent / "scratch", ignore_errors=True)
+
+
+def precision(device: str) -> dict:
+    """What AutoRound tunes in: fp32 on a CPU, where it would otherwise ask the processor for bf16; the model's dtype on CUDA."""
+    return {"amp": False} if device == "cpu" else {}
 
 
 @contextmanager
@@ -183,7 +211,7 @@ def listening(log: Path, blocks: int, label: str):
         raise RuntimeError(f"AutoRound logged an error: {errors[0]}")
 
 
-def _settle(folder: Path, export: str, processor) -> None:
+def _settle(folder: Path, export: str, processor, base: Path) -> None:
     """Make what AutoRound wrote readable by every loader; see the module's first lines."""
     extra, index = folder / "model_extra_tensors.safetensors", folder / "model.safetensors.index.json"
     if extra.exists() and (folder / "model.safetensors").exists():
@@ -193,33 +221,49 @@ def _settle(folder: Path, export: str, processor) -> None:
         for old, new in names.items():
             os.replace(folder / old, folder / new)
         files.write_json(index, content)
-    _drop_head(folder)
-    config = json.loads((folder / "config.json").read_text())
+    _restore(folder, base)
+    quantization = json.loads((folder / "config.json").read_text())["quantization_config"]
+    # AutoRound lists names in the order of a set, which changes from one process to the next
+    quantization = {key: sorted(value) if isinstance(value, list) else value for key, value in quantization.items()}
     if export == "auto_gptq":
-        config["quantization_config"]["block_name_to_quantize"] = "vlm.model.language_model.layers"
-    config["dtype"] = "bfloat16"
-    config.pop("torch_dtype", None)
-    files.write_json(folder / "config.json", config)
+        quantization["block_name_to_quantize"] = packing.BLOCKS
+    files.write_json(folder / "config.json", packing.export_config(base, quantization))
+    files.write_json(folder / "quantization_config.json", quantization)
     processor.save_pretrained(folder)
 
 
-def _drop_head(folder: Path) -> None:
-    """Leave out the unused ``lm_head`` that AutoRound copies over from the base (1.2 GB in the 8B)."""
-    dropped = set()
-    for path in folder.glob("*.safetensors"):
-        tensors = load_file(path) if any("lm_head." in name for name in _header(path)) else {}
-        head = {name for name in tensors if "lm_head." in name}
-        if head and head == set(tensors):
-            path.unlink()
-        elif head:
-            with files.atomic(path) as target:
-                save_file({name: t for name, t in tensors.items() if name not in head}, target, metadata={"format": "pt"})
-        dropped |= head
-    index = folder / "model.safetensors.index.json"
-    if dropped and index.exists():
+def _restore(folder: Path, base: Path) -> None:
+    """Give back the base's own bytes to every tensor that was not quantized, and leave out the unused ``lm_head``.
+
+    AutoRound stores them in the dtype it tuned in, and copies the head over (1.2 GB in the 8B).
+
+    Raises:
+        ColqError: AutoRound changed a tensor that it should have left alone.
+    """
+    stored = {name: file for file in sorted(base.glob("*.safetensors")) for name in _header(file)}
+    index, dropped = folder / "model.safetensors.index.json", set()
+    for path in sorted(folder.glob("*.safetensors")):
+        tensors = {name: _original(name, tensor, stored) for name, tensor in load_file(path).items() if "lm_head." not in name}
+        dropped |= _header(path).keys() - tensors.keys()
+        path.unlink()  # rewritten whole: the folder itself appears only when it is complete
+        if tensors:
+            save_file(tensors, path, metadata={"format": "pt"})
+    if index.exists():
         content = json.loads(index.read_text())
         content["weight_map"] = {name: file for name, file in content["weight_map"].items() if name not in dropped}
+        content["metadata"] = content.get("metadata", {}) | {"total_size": tensor_bytes(folder)}
         files.write_json(index, content)
+
+
+def _original(name: str, tensor: torch.Tensor, stored: dict[str, Path]) -> torch.Tensor:
+    """The base's tensor of this name, if it has one; AutoRound may have stored it in another dtype, not with other numbers."""
+    if name not in stored:
+        return tensor
+    with safe_open(stored[name], "pt") as content:
+        original = content.get_tensor(name)
+    if not torch.equal(original.to(tensor.dtype), tensor):
+        raise ColqError(f"AutoRound changed {name}, which is not quantized; install the pinned versions (requirements.lock) and run the same command again")
+    return original
 
 
 def _header(path: Path) -> dict:
@@ -281,7 +325,8 @@ def compare(experiment: Experiment, variant: str, export: str, texts: list[str],
         base: what `embeddings` gave for the base on the same texts and images, its headers and bytes.
 
     Returns:
-        One row of the acceptance table.
+        One row of the acceptance table. ``opened_by`` is the kernel with which AutoRound's own loader, the users' way,
+        opens the export here, ``opened_cosine`` how well that agrees; on CUDA the comparison itself is made that way.
     """
     spec = experiment.by_id[variant]
     manifest = files.read_json(experiment.build("checkpoints", variant, MANIFEST), f"quantize EXPERIMENT={experiment.name}")
@@ -295,11 +340,32 @@ def compare(experiment: Experiment, variant: str, export: str, texts: list[str],
     own = embeddings(loading.load(experiment, variant, export), texts, images)
     row |= {"loads": True, "runs": True, "finite": all(bool(torch.isfinite(v).all()) for v in own["query"] + own["page"])}
     for kind in ("query", "page"):
-        cosine = torch.cat([torch.cosine_similarity(a.float(), b.float(), dim=-1) for a, b in zip(own[kind], base[kind], strict=True)])
+        cosine = _cosines(own[kind], base[kind])
         row |= {f"cosine_{kind}_mean": cosine.mean().item(), f"cosine_{kind}_min": cosine.min().item()}
+    row |= _opened(experiment, variant, export, texts[:4], images[:1], own)
     close = min(row["cosine_query_mean"], row["cosine_page_mean"]) > COSINE_BAR or experiment.model.is_random  # says nothing of random weights
-    row["accepted"] = row["finite"] and size < base["tensor_bytes"] and close
+    row["accepted"] = row["finite"] and size < base["tensor_bytes"] and close and not row["opened_cosine"] < KERNEL_BAR
     return row
+
+
+def _cosines(some: list[torch.Tensor], others: list[torch.Tensor]) -> torch.Tensor:
+    """Cosine of each token's two embeddings, ``(n_tokens,)`` over all texts or pages."""
+    return torch.cat([torch.cosine_similarity(a.float(), b.float(), dim=-1) for a, b in zip(some, others, strict=True)])
+
+
+def _opened(experiment: Experiment, variant: str, export: str, texts: list[str], images: list, own: dict) -> dict:
+    """Open an export as users do, by AutoRound's loader on a packed kernel of this CPU; text and a page, for either may break alone."""
+    if experiment.runtime.device != "cpu":
+        return {"opened_by": "", "opened_cosine": float("nan")}
+    try:
+        kernel = kernels.on_cpu(export, experiment.by_id[variant].bits)
+    except ColqError as reason:
+        return {"opened_by": f"not opened: {reason}", "opened_cosine": float("nan")}
+    model = loading.open_model(str(experiment.checkpoint(variant, export)), torch.float32, "cpu", experiment.runtime.attention, kernel)
+    processor = processing.from_pretrained(experiment.model_path, experiment.model.revision, experiment.model.max_visual_tokens)
+    packed = embeddings(loading.Loaded(variant, model, processor, kernels.census(model), 0.0), texts, images)
+    cosines = [_cosines(packed[kind], own[kind][:len(packed[kind])]).mean().item() for kind in ("query", "page")]
+    return {"opened_by": kernel, "opened_cosine": min(cosines)}
 
 
 def embeddings(loaded: loading.Loaded, texts: list[str], images: list) -> dict:

@@ -10,7 +10,7 @@ import pandas as pd
 from . import analysis, findings, stats
 from . import markdown as md
 from .analysis import Study
-from .report_parts import environment, figures, limits, missing
+from .report_parts import environment, figures, limits, missing, rejected
 
 GROUPS = {"graded": "counted suite", "reading": "reading check", "crosslingual": "cross-lingual", "mteb": "mteb"}
 FIGURES = {
@@ -25,7 +25,7 @@ FIGURES = {
 def write(study: Study) -> str:
     """The whole report as markdown."""
     return md.document(
-        f"# Quantization analysis: {study.experiment.title}", "## Executive summary", _summary(study), "### Key findings", _key_findings(study),
+        f"# Quantization analysis: {study.experiment.title}", rejected(study), "## Executive summary", _summary(study), "### Key findings", _key_findings(study),
         "## Methodology", "### Quantization configuration", _configuration(study), "### Calibration sets", calibration_sets(study),
         "### Evaluation set", _evaluation_set(study), _failures(study), "### Statistics", statistics(study),
         "## Results", "### All languages", scores(study, study.counted), "### English", scores(study, study.english),

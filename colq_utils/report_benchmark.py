@@ -9,7 +9,7 @@ import pandas as pd
 from . import markdown as md
 from . import results, stats
 from .analysis import Study
-from .report_parts import environment, figures, missing
+from .report_parts import environment, figures, missing, rejected
 
 KINDS = {"queries": "text queries", "pages": "pages", "queries_published": "text queries as published"}
 FIGURES = {"latency.png": "Latency of a call against the base, by workload, 95 % intervals."}
@@ -35,7 +35,7 @@ SLOWER = {
 def write(study: Study) -> str:
     """The whole report as markdown; every part says 'not measured' where the stage has not run."""
     return md.document(
-        f"# Benchmark: {study.experiment.title}", "## Overview", _overview(study), "## Important notes", _notes(study),
+        f"# Benchmark: {study.experiment.title}", rejected(study), "## Overview", _overview(study), "## Important notes", _notes(study),
         "### Kernel census", _census(study), "## Test environment", environment(study.results.benchmark_environment, "benchmark"), _ceilings(study),
         "## Summary", "### Memory", _memory(study), "### Latency against the base", _comparison(study),
         "## Detailed results", _details(study), "## Key findings", _findings(study), "## Recommendations", _recommendations(study),
@@ -91,7 +91,12 @@ def _notes(study: Study) -> str:
 
 def _quantized(study: Study) -> pd.DataFrame:
     table = ratios(study)
-    return table[table.variant.isin(study.experiment.quantized)]
+    return table[table.variant.isin(_packed(study))]
+
+
+def _packed(study: Study) -> list[str]:
+    """Variants that run quantized weights, on whatever kernel."""
+    return [name for name, spec in study.experiment.by_id.items() if spec.bits is not None]
 
 
 def _census(study: Study) -> str:
@@ -176,7 +181,7 @@ def _findings(study: Study) -> str:
     if study.experiment.base in wide.index and "tensors_bytes" in wide:
         base = wide.tensors_bytes[study.experiment.base]
         lines += [f"**Memory.** {study.labels[n]} holds {md.megabytes(wide.tensors_bytes[n], 1)} MB of tensors against {md.megabytes(base, 1)} MB of the base "
-                  f"({md.number(100 * (wide.tensors_bytes[n] / base - 1), 1, True)} %)." for n in wide.index if n in study.experiment.quantized]
+                  f"({md.number(100 * (wide.tensors_bytes[n] / base - 1), 1, True)} %)." for n in wide.index if n in _packed(study)]
     for (name, kind), t in ratios(study).groupby(["variant", "kind"], sort=False):
         words = [f"{word} in {int((t.word == word).sum())}" for word in ("faster", "slower", "not resolved", md.MISSING) if (t.word == word).any()]
         which = t.word.iloc[0] if len(t) == 1 else f"of {len(t)} batch sizes {md.listing(words)}"

@@ -9,7 +9,7 @@ from . import analysis, findings
 from . import markdown as md
 from .analysis import Study
 from .report_analysis import calibration_sets, counts, scores, statistics
-from .report_parts import environment, figures, is_embedded, missing
+from .report_parts import environment, figures, is_embedded, missing, rejected
 
 FIGURES = {"comparison_english.png": "NDCG@5 of English queries by task, 95 % intervals.",
            "difference_english.png": "Change of NDCG@5 against the base by task, English queries, 95 % intervals."}
@@ -21,7 +21,7 @@ def write(study: Study) -> str:
     if not study.english.any():
         return md.document(title, f"No counted task has English queries: {md.MISSING}.")
     return md.document(
-        title, "## Model information", _model(study), "## Quantization configuration", _configuration(study), calibration_sets(study),
+        title, rejected(study), "## Model information", _model(study), "## Quantization configuration", _configuration(study), calibration_sets(study),
         "## NDCG@5 by task", _by_task(study), "## Summary", _entries(study), "### Improved, degraded, unchanged", counts(study, study.english),
         "### Overall scores", scores(study, study.english), "### How to read the numbers", statistics(study),
         "## Environment", environment(study.results.evaluate_environment, "evaluate"), "## Performance graphs", figures(study, FIGURES))

@@ -11,11 +11,23 @@ def missing(stage: str, what: str) -> str:
     return f"{what[0].upper()}{what[1:]}: {md.MISSING} (`make {stage}` measures it)."
 
 
+def rejected(study: Study) -> str:
+    """A warning for the top of a report where 03_quantize rejected a variant; empty where it rejected none."""
+    made = study.results.variants
+    if made is None or "accepted" not in made or made.accepted.all():
+        return ""
+    rows = made[~made.accepted]
+    names = md.listing([f"{study.labels[r.variant]} ({r.export})" for _, r in rows.iterrows()])
+    return (f"> **Rejected: {names}.** 03_quantize did not accept {'it' if len(rows) == 1 else 'them'} (see `quantize/variants.csv`: finite, smaller "
+            "than the base, close to the base on text and pages). No figure below that rests on such a checkpoint should be used.")
+
+
 def environment(record: dict | None, stage: str) -> str:
     """Machine, versions and code that made a stage's results."""
     if record is None:
         return missing(stage, "the environment")
-    flat = {k: v for k, v in record.items() if k not in ("packages", "left_out")} | {k: v for k, v in (record.get("packages") or {}).items()}
+    flat = {k: v for k, v in record.items() if k not in ("packages", "left_out", "arithmetic")} | (record.get("packages") or {})
+    flat |= {k: v for k, v in (record.get("arithmetic") or {}).items() if k != "dtype"}
     shown = {True: "yes", False: "no", None: "none"}
     rows = [(key.replace("_", " "), shown[v] if v is None or isinstance(v, bool) else v) for key, v in flat.items() if not isinstance(v, (dict, list))]
     return md.table(["Property", f"Stage {stage}"], rows, left=2)

@@ -250,6 +250,12 @@ def run(experiment: Experiment, source: str, stages: tuple[str, ...] = STAGES, p
     return outcomes
 
 
+def rejected(experiment: Experiment) -> list[str]:
+    """Variants whose checkpoints the last run of 03_quantize did not accept."""
+    path = experiment.output / "results" / experiment.name / "quantize" / "recorded.json"
+    return json.loads(path.read_text()).get("rejected", []) if path.exists() else []
+
+
 def clean(experiment: Experiment) -> None:
     """Remove what can be made again: checkpoints, caches, state. Results and figures stay."""
     shutil.rmtree(experiment.build(), ignore_errors=True)

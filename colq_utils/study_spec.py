@@ -113,7 +113,7 @@ class StudySpec(Section):
     margin: float
     sets: tuple[CalibrationSet, ...]
     arms: tuple[Arm, ...]
-    runtime: Runtime = Runtime()  # dtype and attention of every variant; the device is named when the study is run
+    runtime: Runtime = Runtime(device="cuda")  # of the committed results; a run on a CPU computes in its float32
 
     @model_validator(mode="after")
     def consistent(self):

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import nn
 
 from . import calibrate, files, footprint, loading, processing, quantize
-from .config import ROOT, CalibrationSet
+from .config import DTYPES, ROOT, CalibrationSet
 from .errors import ColqError
 from .study_spec import FORMATS, StudySpec, Variant
 
@@ -220,10 +220,11 @@ def tune(spec: StudySpec, variant: Variant, device: str, cache: Path) -> dict[st
     if wanted.kind == "pages":
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.pad_token = UNUSED_TOKEN
-    model = loading.open_model(spec.model_path, torch.bfloat16, device).requires_grad_(True)
+    model = loading.open_model(spec.model_path, getattr(torch, DTYPES[device.split(":")[0]]), device).requires_grad_(True)
     with quantize.listening(cache / f"autoround-{variant.id}.log", spec.layers, variant.id):
         engine = AutoRound(model, tokenizer=tokenizer, processor=processor, scheme=f"W{variant.bits}A16", sym=variant.sym,
                            group_size=variant.group_size, device_map=device, seed=variant.seed, enable_torch_compile=False,
-                           iters=variant.iters, dataset=data, seqlen=wanted.seqlen, nsamples=wanted.blocks, batch_size=wanted.batch_rows)
+                           iters=variant.iters, dataset=data, seqlen=wanted.seqlen, nsamples=wanted.blocks, batch_size=wanted.batch_rows,
+                           **quantize.precision(device.split(":")[0]))
         tuned, _ = engine.quantize()
     return {name: weight.detach().cpu().clone() for name, weight in tuned.state_dict().items() if in_scope(name, "all")}

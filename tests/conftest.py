@@ -1,4 +1,5 @@
-"""A random ColQwen3 of two layers with tokenizer and processor: the right shape, no knowledge."""
+"""A random ColQwen3 of two layers with tokenizer and processor: the right shape, no knowledge. Its projection has a bias, as published."""
+import json
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -29,7 +30,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token=SPECIAL[0], eos_token=SPECIAL[0])
 
 
-def configuration() -> ColQwen3Config:
+def configuration(bias: bool = True) -> ColQwen3Config:
     """Two layers of 128, a vision tower of two layers of 64, deepstack on the first."""
     return ColQwen3Config(
         text_config=dict(
@@ -38,7 +39,7 @@ def configuration() -> ColQwen3Config:
             rope_parameters=dict(rope_type="default", rope_theta=1e4, mrope_section=[24, 20, 20], mrope_interleaved=True)),
         vision_config=dict(depth=2, hidden_size=64, num_heads=2, intermediate_size=128, patch_size=16, spatial_merge_size=2,
                            out_hidden_size=128, num_position_embeddings=64, deepstack_visual_indexes=[0]),
-        embed_dim=32, image_token_id=3, vision_start_token_id=1, vision_end_token_id=2, video_token_id=4, tie_word_embeddings=True)
+        embed_dim=32, projection_bias=bias, image_token_id=3, vision_start_token_id=1, vision_end_token_id=2, video_token_id=4, tie_word_embeddings=True)
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +47,12 @@ def random_checkpoint(tmp_path_factory):
     """Folder of a complete random checkpoint in bfloat16."""
     folder = tmp_path_factory.mktemp("models") / "random-colqwen3"
     torch.manual_seed(0)
-    ColQwen3ForRetrieval(configuration()).bfloat16().save_pretrained(folder)
+    model = ColQwen3ForRetrieval(configuration()).bfloat16()
+    torch.nn.init.normal_(model.embedding_proj_layer.bias)
+    model.save_pretrained(folder)
+    fields = json.loads((folder / "config.json").read_text())
+    del fields["projection_bias"]  # no published config tells; the stored tensors do
+    (folder / "config.json").write_text(json.dumps(fields))
     images = Qwen2VLImageProcessorPil(size={"shortest_edge": 32 * 32, "longest_edge": 64 * 32 * 32}, patch_size=16, merge_size=2,
                                       temporal_patch_size=2, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     processing.ColQwen3Processor(

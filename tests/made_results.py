@@ -107,7 +107,7 @@ def write_benchmark(exp) -> None:
         for load in exp.benchmark.workloads:
             latency = 0.020 if name == exp.base else 0.030
             samples += [(name, load.kind, load.batch, r, latency * slow) for r in (1, 2) for slow in (0.99, 1.0, 1.01)]
-            rows.append(dict(variant=name, scheme=exp.by_id[name].scheme, kernel="torch bfloat16" if name == exp.base else "ark", kind=load.kind,
+            rows.append(dict(variant=name, scheme=exp.by_id[name].scheme, kernel="torch float32" if name == exp.base else "ark", kind=load.kind,
                              batch=load.batch, n_samples=100, items_per_s=load.batch / latency, latency_s_mean=latency,
                              latency_s_median=latency * 0.99, latency_s_std=latency * 0.05, latency_s_p90=latency * 1.1,
                              latency_s_p99=latency * 1.2, first_call_s=latency * 3, load_s=0.5, tokens_per_call=24 * load.batch,
@@ -123,7 +123,7 @@ def write_benchmark(exp) -> None:
                   (None, "tensors_bytes", 3e7 if name == exp.base else 2e7), (None, "rss_loaded_bytes", 5e8),
                   ("queries", "peak_rss_bytes", 6e8), ("pages", "peak_rss_bytes", 7e8))]
     pd.DataFrame(memory).to_csv(folder / "memory.csv", index=False)
-    (folder / "ceilings.json").write_text(json.dumps({"device": "cpu", "threads": 2, "copy_bytes_per_s": 1.2e10, "bfloat16_flop_per_s": 4e11}))
+    (folder / "ceilings.json").write_text(json.dumps({"device": "cpu", "threads": 2, "copy_bytes_per_s": 1.2e10, "float32_flop_per_s": 4e11}))
 
 
 def write_inspect(exp) -> None:

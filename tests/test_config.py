@@ -39,6 +39,8 @@ def test_variant_ids():
     ({"benchmark": {"variants": ["tiny-w9"], "workloads": []}}, "benchmark names the variant 'tiny-w9'"),
     ({"model": {"path": "TomoroAI/tomoro-colqwen3-embed-4b", "size": "4b"}}, "full 40-digit commit hash"),
     ({"colour": "blue"}, "colour"),
+    ({"runtime": {"device": "cpu", "dtype": "bfloat16"}}, "on a CPU everything is computed in float32"),
+    ({"runtime": {"device": "gpu"}}, "'cpu' or 'cuda'"),
     ({"name": "other"}, "mine.yaml: leave out `name`; an experiment has the name of its file"),
     ({"output": "/elsewhere"}, "mine.yaml: leave out `output`; the folder is given with --output"),
     ({"variants": [{"scheme": "bf16"}, {"scheme": "w4a16", "method": "pack", "sym": False}]}, "take method rtn for `sym: false`"),

@@ -133,7 +133,7 @@ class Task:
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_corpus_is_encoded_once_and_scores_agree_with_mteb(random_model, page_images, tmp_path, shared):
     from colq_utils import encode
-    features = VectorStore(tmp_path / "features", encode.feature_width(random_model), torch.bfloat16) if shared else None
+    features = VectorStore(tmp_path / "features", encode.feature_width(random_model), random_model.model.dtype) if shared else None
     retriever = evaluate.Retriever(random_model, "r1", tmp_path / "pages", features, batch=2)
     frame = evaluate.evaluate_task(retriever, Task(page_images))
     assert retriever.encoded == len(page_images) == frame["encoded_pages"].iloc[0]

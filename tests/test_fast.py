@@ -139,7 +139,7 @@ def packed_checkpoint(random_checkpoint, tmp_path_factory):
 
 def test_a_packed_checkpoint_is_autorounds(packed_checkpoint, random_model, page_images):
     """AutoRound's own loader reads it, and its torch kernel gives the same embeddings as the fast path on unpacked weights."""
-    ours = loading.Loaded("ours", loading.open_packed(str(packed_checkpoint), torch.bfloat16, RUNTIME), random_model.processor, (), 0.0)
+    ours = loading.Loaded("ours", loading.open_packed(str(packed_checkpoint), torch.float32, RUNTIME), random_model.processor, (), 0.0)
     theirs = loading.Loaded("theirs", loading.open_model(str(packed_checkpoint), backend="torch"), random_model.processor, (), 0.0)
     expected = encode.queries(theirs, TEXTS), encode.pages(theirs, page_images)
     assert fast.agreement(expected[0], encode.queries(ours, TEXTS))["mean"] > 0.9995
@@ -171,7 +171,7 @@ def test_a_damaged_packed_checkpoint_is_refused(packed_checkpoint, tmp_path, dam
     save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text((packed_checkpoint / "config.json").read_text())
     with pytest.raises(ColqError, match=damage):
-        loading.open_packed(str(tmp_path), torch.bfloat16, RUNTIME)
+        loading.open_packed(str(tmp_path), torch.float32, RUNTIME)
 
 
 def test_other_packings_are_refused(packed_checkpoint, tmp_path):
@@ -179,7 +179,11 @@ def test_other_packings_are_refused(packed_checkpoint, tmp_path):
     content["quantization_config"]["packing_format"] = "auto_round:auto_awq"
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(ColqError, match="set encode to plain"):
-        loading.open_packed(str(tmp_path), torch.bfloat16, RUNTIME)
+        loading._refuse_unless_symmetric(str(tmp_path))
+    content["quantization_config"]["packing_format"] = "auto_round:exllama"
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ColqError, match="packed as auto_round:exllama with 4 bits; read are the layouts of GPTQ and AWQ"):
+        loading.open_packed(str(tmp_path), torch.float32, RUNTIME)
 
 
 def test_fp8_rounds_to_three_bits_of_mantissa():

@@ -6,9 +6,10 @@ import sys
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from colq_utils import config, encode, kernels, loading, packing
+from colq_utils import config, encode, kernels, loading, packing, processing
 from colq_utils.errors import ColqError
 from colq_utils.modeling import ColQwen3Config
 
@@ -43,6 +44,38 @@ def test_published_layout(copy):
     assert all(torch.equal(own[name], tensor) for name, tensor in tensors.items() if "lm_head" not in name)
 
 
+def test_the_bias_follows_the_checkpoint(copy):
+    """The configuration does not say whether the projection has a bias: the stored tensors do."""
+    assert "projection_bias" not in json.loads((copy / "config.json").read_text())
+    with_bias = loading.open_model(str(copy))
+    stored = load_file(copy / "model.safetensors")["embedding_proj_layer.bias"]
+    assert torch.equal(with_bias.embedding_proj_layer.bias, stored.float()) and stored.abs().max() > 0
+    rewrite(copy, lambda t: t.pop("embedding_proj_layer.bias"))
+    without = loading.open_model(str(copy))
+    assert without.embedding_proj_layer.bias is None
+    ids = torch.tensor([[5, 6, 7]])
+    difference = with_bias(input_ids=ids).embeddings - without(input_ids=ids).embeddings
+    assert difference.abs().max() > 1e-2, "a bias that is dropped changes the embeddings"
+
+
+def test_another_width_than_the_config_says(copy):
+    fields = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(fields | {"embed_dim": 320}))
+    with pytest.raises(ColqError, match=r"the projection is 32 x 128 where config.json says 320 x 128"):
+        loading.open_model(str(copy))
+
+
+def test_pages_are_capped_as_published(copy):
+    """1,280 tokens unless the experiment says otherwise; a checkpoint's own lower limit stays."""
+    assert processing.from_pretrained(str(copy)).image_processor.size["longest_edge"] == 64 * 32 * 32
+    fields = json.loads((copy / "processor_config.json").read_text())
+    fields["image_processor"]["size"]["longest_edge"] = 16_777_216
+    (copy / "processor_config.json").write_text(json.dumps(fields))
+    large = Image.new("RGB", (3000, 4000))
+    tokens = {limit: processing.from_pretrained(str(copy), None, limit).pages([large])["mm_token_type_ids"].sum().item() for limit in (None, 2000, 16)}
+    assert 1200 < tokens[None] <= 1280 and 1900 < tokens[2000] <= 2000 and tokens[16] <= 16
+
+
 @pytest.mark.parametrize("key", ["embed_dim", "dims", "dim", "projection_dim", "colbert_dim"])
 def test_width_is_found_under_every_published_name(key):
     assert ColQwen3Config(**{key: 64}).embed_dim == 64
@@ -58,7 +91,8 @@ def test_nested_configuration(random_checkpoint):
 @pytest.mark.parametrize(("change", "message"), [
     (lambda t: t.pop("embedding_proj_layer.weight"), "missing: embedding_proj_layer.weight"),
     (lambda t: t.update({"vlm.model.visual.extra": torch.zeros(1)}), "unexpected: vlm.model.visual.extra"),
-    (lambda t: t.update({"embedding_proj_layer.weight": torch.zeros(3, 3)}), "embedding_proj_layer.weight"),
+    (lambda t: t.update({"embedding_proj_layer.weight": torch.zeros(3, 3)}), "the projection is 3 x 3"),
+    (lambda t: t.update({"embedding_proj_layer.bias": torch.zeros(3)}), "embedding_proj_layer.bias"),
 ])
 def test_wrong_tensors_are_refused_by_name(copy, change, message):
     rewrite(copy, change)
@@ -69,7 +103,7 @@ def test_wrong_tensors_are_refused_by_name(copy, change, message):
 def test_truncated_weights(copy):
     content = (copy / "model.safetensors").read_bytes()
     (copy / "model.safetensors").write_bytes(content[:len(content) // 2])
-    with pytest.raises(ColqError, match="cannot be read") as refusal:
+    with pytest.raises(ColqError, match="damaged or cut short") as refusal:
         loading.open_model(str(copy))
     assert "make quantize" not in str(refusal.value), "which experiment made it, if any, is not known here"
 

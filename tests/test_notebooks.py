@@ -101,6 +101,20 @@ def test_only_what_depends_on_a_change_is_stale(outcome, monkeypatch):
     assert "modeling" in run.modules_of("from colq_utils import loading") and "plots" not in run.modules_of("from colq_utils import loading")
 
 
+def test_a_rejected_variant_is_in_the_exit_code(tmp_path, monkeypatch, capsys):
+    """Everything ran, nothing failed: the exit of `make report` still says that a checkpoint is not to be used."""
+    from colq_utils import files
+    from colq_utils.__main__ import main
+    monkeypatch.setattr(run, "run", lambda *a, **k: [])
+    assert main(["run", "smoke", "--output", str(tmp_path)]) == 0
+    path = config.load("smoke", tmp_path).results("quantize") / "recorded.json"
+    files.write_json(path, {"rejected": ["tiny-w4a16-rtn"]})
+    assert main(["run", "smoke", "--output", str(tmp_path)]) == 1
+    assert "03_quantize rejected tiny-w4a16-rtn: results/smoke/quantize/variants.csv says why" in capsys.readouterr().err
+    files.write_json(path, {"rejected": []})
+    assert main(["run", "smoke", "--output", str(tmp_path)]) == 0
+
+
 def test_a_checkpoint_that_is_cut_short_is_made_again(outcome):
     experiment, _ = outcome
     weights = next(experiment.build("checkpoints").rglob("*.safetensors"))

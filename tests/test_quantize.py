@@ -1,15 +1,16 @@
 """Calibration and quantization on a random model: packing, every export's round trip, resuming."""
 import json
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 import yaml
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from colq_utils import calibrate, config, files, loading, quantize, run
+from colq_utils import calibrate, config, files, footprint, kernels, loading, quantize, run
 from colq_utils.errors import ColqError
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu"]
@@ -81,8 +82,80 @@ def test_every_export_agrees_with_the_base_on_text_and_page(experiment, manifest
     assert len(table) == 5 and table[["loads", "runs", "finite"]].all().all()
     rtn = table[table["method"] == "rtn"].set_index("export")
     assert (rtn[["cosine_query_mean", "cosine_page_mean"]] > 0.9).all().all()
-    assert (rtn["cosine_page_mean"] - rtn.loc["auto_round", "cosine_page_mean"]).abs().max() < 1e-3
+    assert (rtn[["cosine_query_mean", "cosine_page_mean"]].nunique() == 1).all(), "three packings of the same numbers"
+    assert (table["opened_by"] == "ark").all() and (table["opened_cosine"] > 0.999).all(), "AutoRound's loader agrees on a packed kernel"
     assert (table["tensor_bytes"] < table["base_bytes"]).all() and (table["fallback"] == "").all()
+
+
+def test_what_is_not_quantized_is_the_bases_byte_for_byte(experiment, manifests):
+    base = load_file(Path(experiment.model_path) / "model.safetensors")
+    for variant, spec in experiment.quantized.items():
+        for export in spec.exports:
+            folder = experiment.checkpoint(variant, export)
+            stored = {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+            kept = {name: tensor for name, tensor in base.items() if footprint.QUANTIZABLE.match(name) is None or tensor.dim() < 2}
+            assert "embedding_proj_layer.bias" in kept
+            assert all(stored[name].dtype == tensor.dtype and torch.equal(stored[name], tensor) for name, tensor in kept.items())
+            assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_exports_of_a_projection_with_bias_tell_so(experiment, manifests):
+    """vLLM builds a projection without bias where it finds the width under one of its five names, and drops the stored one."""
+    for export in ("auto_round", "auto_awq", "auto_gptq"):
+        fields = json.loads((experiment.checkpoint("random-w4a16-rtn", export) / "config.json").read_text())
+        assert fields["projection_bias"] is True and fields["embedding_dim"] == 32
+        assert not {"embed_dim", "dims", "dim", "projection_dim", "colbert_dim"} & set(fields)
+
+
+def test_another_size_than_predicted_ends_the_stage(experiment, tmp_path, monkeypatch):
+    """As AutoRound leaves it on a CPU: what was not quantized is stored in the precision of tuning."""
+    monkeypatch.setattr(quantize, "_original", lambda name, tensor, stored: tensor)
+    elsewhere = experiment.model_copy(update={"output": tmp_path})
+    with pytest.raises(ColqError, match=r"random-w4a16-rtn, auto_round: .*embedding_proj_layer.bias is stored as F32 \(32,\) where BF16 \(32,\) was predicted"):
+        quantize.run(elsewhere, "random-w4a16-rtn")
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_tensor_that_should_have_been_left_alone(experiment, tmp_path, monkeypatch):
+    load = quantize.load_file
+    monkeypatch.setattr(quantize, "load_file", lambda path: {n: t + 1 if n == "embedding_proj_layer.bias" else t for n, t in load(path).items()})
+    with pytest.raises(ColqError, match=r"AutoRound changed embedding_proj_layer\.bias"):
+        quantize.run(experiment.model_copy(update={"output": tmp_path}), "random-w4a16-rtn")
+
+
+def test_without_ark_the_torch_kernel_is_named(experiment, manifests, page_images, monkeypatch):
+    require = kernels.require
+
+    def lacking(backend):
+        if backend == "ark":
+            raise ColqError("no ark here")
+        require(backend)
+    monkeypatch.setattr(kernels, "require", lacking)
+    table = quantize.accept(experiment, ["alpha beta"], page_images[:1]).set_index(["variant", "export"])
+    assert table.loc[("random-w4a16-rtn", "auto_round"), "opened_by"] == "torch"
+    assert table.loc[("random-w4a16-rtn", "auto_awq"), "opened_by"] == "not opened: no ark here"
+    assert table["accepted"].all() and table["opened_cosine"].dropna().gt(0.999).all()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_every_width_is_read_as_autorounds_own_layer_reads_it(experiment, tmp_path, bits):
+    spec = config.Variant(scheme=f"w{bits}a16", method="rtn")
+    wide = experiment.model_copy(update={"output": tmp_path, "variants": (experiment.variants[0], spec)})
+    wide.__dict__.pop("by_id", None)
+    name = spec.name("random")
+    quantize.run(wide, name)
+    ours, theirs = (loading.open_model(str(wide.checkpoint(name)), backend="torch"), loading.load(wide, name).model)
+    layer = "vlm.model.language_model.layers.1.mlp.down_proj"
+    x = torch.randn(5, theirs.get_submodule(layer).in_features)
+    assert torch.allclose(ours.get_submodule(layer)(x), theirs.get_submodule(layer)(x), atol=1e-5)
+
+
+def test_reordered_columns_are_refused(experiment, manifests, tmp_path):
+    folder = shutil.copytree(experiment.checkpoint("random-w4a16-rtn", "auto_gptq"), tmp_path / "copy")
+    for path in folder.glob("*.safetensors"):
+        save_file({n: t.flip(0) if n.endswith("down_proj.g_idx") else t for n, t in load_file(path).items()}, path, metadata={"format": "pt"})
+    with pytest.raises(ColqError, match="reorders the columns"):
+        loading.open_packed(str(folder), torch.float32, experiment.runtime)
 
 
 def test_a_finished_variant_is_not_made_again(experiment, manifests, monkeypatch):
@@ -113,6 +186,7 @@ def test_fallbacks_are_named(experiment, tmp_path, monkeypatch):
             raise RuntimeError("no")
         shutil.copytree(experiment.model_path, target / "auto_round")
     monkeypatch.setattr(quantize, "_autoround", failing)
+    monkeypatch.setattr(quantize, "_require_predicted", lambda *a: None)  # what stands in for a checkpoint is none
     manifest = quantize.run(experiment.model_copy(update={"output": tmp_path}), "random-w4a16-rtn")
     assert tried == [("rtn", 128), ("rtn", 32)]
     assert "rtn group 128 failed: RuntimeError: no" in manifest["fallback"] and manifest["used"]["group_size"] == 32
@@ -122,11 +196,11 @@ def test_a_failure_after_writing_is_not_in_the_way_of_the_fallback(experiment, t
     """AutoRound has written every export, and one is in its place, when the second cannot be settled."""
     settle, seen = quantize._settle, []
 
-    def failing(folder, export, processor):
+    def failing(folder, export, *rest):
         seen.append(export)
         if len(seen) == 2:
             raise RuntimeError("late")
-        settle(folder, export, processor)
+        settle(folder, export, *rest)
     monkeypatch.setattr(quantize, "_settle", failing)
     elsewhere = experiment.model_copy(update={"output": tmp_path})
     manifest = quantize.run(elsewhere, "random-w4a16-rtn")
@@ -190,7 +264,7 @@ def test_the_unused_head_is_left_out(experiment, manifests, tmp_path):
     save_file({"vlm.lm_head.weight": torch.zeros(384, 128)}, folder / "model_extra.safetensors")
     index["weight_map"]["vlm.lm_head.weight"] = "model_extra.safetensors"
     files.write_json(folder / "model.safetensors.index.json", index)
-    quantize._drop_head(folder)
+    quantize._restore(folder, Path(experiment.model_path))
     assert quantize.tensor_bytes(folder) == before and "lm_head" not in (folder / "model.safetensors.index.json").read_text()
     loading.open_model(str(folder), backend="ark")
 

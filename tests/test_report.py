@@ -245,12 +245,21 @@ def test_results_of_another_seed_are_refused(fresh):
         results.load(fresh)
 
 
-@pytest.mark.parametrize("key, value", [("dtype", "float32"), ("max_visual_tokens", 1280)])
+@pytest.mark.parametrize("key, value", [("dtype", "bfloat16"), ("max_visual_tokens", 1280)])
 def test_another_precision_or_token_budget_is_refused_by_file(fresh, key, value):
     path = fresh.results("evaluate") / "environment.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
     with pytest.raises(ColqError, match=rf"evaluate/environment\.json was made with {key}"):
         results.load(fresh)
+
+
+def test_a_rejected_checkpoint_stands_at_the_top_of_every_report(fresh):
+    """The made-up results reject the two-bit variant."""
+    for name, text in report.render(analysis.study(results.load(fresh), resamples=50)).items():
+        assert "> **Rejected: W2A16 RTN (auto_round).**" in text.split("\n## ")[0], name
+    path = fresh.results("quantize") / "variants.csv"
+    pd.read_csv(path).assign(accepted=True).to_csv(path, index=False)
+    assert not any("Rejected" in text for text in report.render(analysis.study(results.load(fresh), resamples=50)).values())
 
 
 def test_reports_link_the_figures_that_exist(toy, study):

@@ -14,7 +14,7 @@ import torch
 from .. import files, isolate, provenance, stats
 from ..errors import ColqError
 from ..progress import track
-from . import boxes, engine, fp8, pictures
+from . import boxes, engine, fp8, make, pictures
 from .server import Remote, serving
 from .settings import DetectionExperiment
 
@@ -53,7 +53,7 @@ def child(experiment: dict, variant: str, start: float) -> dict:
     cuda = settings.runtime.device == "cuda"
     total = torch.cuda.mem_get_info()[1] - torch.cuda.mem_get_info()[0] if cuda else isolate.resident()
     return found | {"census": fp8.census(runner.model), "memory": {
-        "weight_bytes": sum(fp8.bytes_by_part(runner.model).values()), "kv_bytes": runner.cache_bytes, "total_bytes": total}}
+        "weight_bytes": sum(make.stored_bytes(settings.folder(variant)).values()), "kv_bytes": runner.cache_bytes, "total_bytes": total}}
 
 
 def _served(experiment: DetectionExperiment, variant: str) -> dict:

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from .. import files
+from .. import arithmetic, files
+from ..config import DTYPES
 from ..errors import ColqError
 from . import RECIPES
 
@@ -133,11 +134,16 @@ def description(recipe: str, ignored: tuple[str, ...] = IGNORED) -> dict:
 
 
 def save(model: nn.Module, recipe: str, source: Path, folder: Path, towers: tuple[str, ...] = ("language_model",)) -> Path:
-    """Write a quantized model as a checkpoint, complete or not at all; what is not weights is copied from `source`."""
+    """Write a quantized model as a checkpoint, complete or not at all.
+
+    What is not FP8 has the dtype of `source`, whatever the model was loaded in; what is not weights is copied from there.
+    """
     ignored = tuple(name for name, tower in zip(IGNORED, ("lm_head", "visual")) if tower not in towers)
     config = json.loads((source / "config.json").read_text()) | {"quantization_config": description(recipe, ignored)}
     with files.atomic(folder, folder=True) as target:
-        tensors = {stored_name(name): tensor.contiguous() for name, tensor in model.state_dict().items()}
+        stored = {module_name(name): tensor.dtype for path in source.glob("*.safetensors") for name, tensor in load_file(path).items()}
+        tensors = {stored_name(name): tensor.to(tensor.dtype if tensor.dtype == E4M3 else stored.get(name, tensor.dtype)).contiguous()
+                   for name, tensor in model.state_dict().items()}
         save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
         for path in source.iterdir():
             if path.suffix in (".json", ".jinja") and path.name not in ("config.json", "model.safetensors.index.json"):
@@ -159,13 +165,17 @@ def module_name(name: str) -> str:
     return name.replace("model.", "model.language_model.", 1) if inside else name
 
 
-def load(folder: Path, device: str = "cpu", dtype: torch.dtype = torch.bfloat16) -> Qwen2VLForConditionalGeneration:
+def load(folder: Path, device: str = "cpu", dtype: torch.dtype | None = None) -> Qwen2VLForConditionalGeneration:
     """A base or FP8 checkpoint of a Qwen2-VL, every tensor of it used and none missing.
+
+    Args:
+        dtype: of what is not FP8; None: what the device computes in (`colq_utils.config.DTYPES`).
 
     Raises:
         ColqError: no checkpoint there, another kind of quantization, tensors missing, left over or of another shape.
     """
-    folder = Path(folder)
+    arithmetic.check()
+    folder, dtype = Path(folder), dtype or getattr(torch, DTYPES[torch.device(device).type])
     if not (folder / "config.json").exists() or not list(folder.glob("*.safetensors")):
         raise ColqError(f"{folder} holds no checkpoint (config.json and *.safetensors)")
     fields = json.loads((folder / "config.json").read_text())

@@ -33,6 +33,11 @@ def tensors(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["tensor", "part", "shape", "dtype", "bytes", "fp8", "channels"])
 
 
+def stored_bytes(folder: Path) -> dict[str, int]:
+    """Bytes of a checkpoint by part, as stored."""
+    return {part: int(size) for part, size in tensors(folder).groupby("part", sort=False)["bytes"].sum().items()}
+
+
 def inspect(experiment: DetectionExperiment) -> pd.DataFrame:
     """Bytes by part in BF16 and as each recipe will store them, predicted; written to ``inspect/parts.csv``.
 
@@ -92,11 +97,11 @@ def accept(experiment: DetectionExperiment) -> pd.DataFrame:
 
     ``transformers`` is None where compressed-tensors is not installed. Written to ``quantize/variants.csv``.
     """
-    base, rows = fp8.load(Path(experiment.model_path)), []
+    before, rows = stored_bytes(Path(experiment.model_path)), []
     given = [p.data for p in pictures.load(count=experiment.pictures.compared)]
     for variant in experiment.variants:
         model = fp8.load(experiment.folder(variant))
-        sizes, before = fp8.bytes_by_part(model), fp8.bytes_by_part(base)
+        sizes = stored_bytes(experiment.folder(variant))
         finite = all(bool(torch.isfinite(tensor.float()).all()) for tensor in model.state_dict().values())
         mine = [a.text for a in engine.InProcess(experiment.folder(variant), model=model).answer(given)]
         other, version = through_transformers(experiment.folder(variant), given)
@@ -110,7 +115,7 @@ def accept(experiment: DetectionExperiment) -> pd.DataFrame:
     return table
 
 
-def through_transformers(folder: Path, given: list[bytes], dtype: torch.dtype = torch.bfloat16, noise: float = 0.0,
+def through_transformers(folder: Path, given: list[bytes], dtype: torch.dtype = torch.float32, noise: float = 0.0,
                          seed: int = 0) -> tuple[list[str] | None, str | None]:
     """Answers of ``Qwen2VLForConditionalGeneration.from_pretrained(folder).generate``; None without compressed-tensors.
 

@@ -4,17 +4,20 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from ..config import ROOT, STAGES, Experiment, Model, Section
+from ..config import DTYPES, ROOT, STAGES, Experiment, Model, Section
 from . import RECIPES
 
 
 class Local(Section):
-    """Where the in-process engine runs."""
+    """Where the in-process engine runs; it computes in `colq_utils.config.DTYPES` of the device."""
 
     device: Literal["cpu", "cuda"] = "cpu"
-    dtype: Literal["bfloat16"] = "bfloat16"
     attention: Literal["sdpa"] = "sdpa"
     threads: int | None = None
+
+    @property
+    def dtype(self) -> str:
+        return DTYPES[self.device]
 
 
 class Serving(Section):

@@ -1,0 +1,127 @@
+"""One arithmetic on every CPU: pinned, checked, the same bits however many threads and whatever the processor offers."""
+import json
+import os
+import platform
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from colq_utils import arithmetic, config, kernels
+from colq_utils.errors import ColqError
+
+x86 = pytest.mark.skipif(platform.machine() not in arithmetic.X86, reason="the pins are for x86-64")
+
+#: Embeds texts and pages, quantizes by both methods, and prints digests of all of it. Arguments: experiment file, output, probe.
+CHILD = """
+import hashlib, json, sys
+import colq_utils
+import numpy as np
+import torch
+from PIL import Image
+from auto_round.utils import device
+from colq_utils import arithmetic, calibrate, config, encode, files, loading, quantize
+device.CpuInfo.bf16 = property(lambda self: sys.argv[3] == "bf16")  # what AutoRound would ask this processor
+torch.set_num_threads(2)
+experiment = config.load(sys.argv[1], sys.argv[2])
+calibrate.build(experiment)
+found = {"capability": torch.backends.cpu.get_cpu_capability()}
+for name in experiment.quantized:
+    quantize.run(experiment, name)
+    folder = experiment.checkpoint(name).parent
+    found[name] = {str(p.relative_to(folder)): files.sha256(p) for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "manifest.json"}
+pages = [Image.fromarray(np.random.default_rng(i).integers(0, 255, (64, 96, 3), dtype=np.uint8)) for i in range(2)]
+for name in experiment.by_id:
+    loaded = loading.load(experiment, name)
+    vectors = encode.queries(loaded, ["alpha beta", "gamma delta epsilon"]) + encode.pages(loaded, pages)
+    found[name + " vectors"] = hashlib.sha256(b"".join(v.numpy().tobytes() for v in vectors)).hexdigest()
+print(json.dumps(found))
+"""
+
+
+@x86
+def test_this_process_is_held_to_avx2():
+    assert all(os.environ[name] == value for name, value in arithmetic.PINS.items())
+    assert torch.backends.cpu.get_cpu_capability() == "AVX2"
+    arithmetic.check()
+
+
+@x86
+def test_a_processor_without_avx2_is_told_in_one_line(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: False)
+    with pytest.raises(ColqError, match="has no AVX2") as refusal:
+        arithmetic.check()
+    assert "\n" not in str(refusal.value) and "runtime.device: cuda" in str(refusal.value)
+    with pytest.raises(ColqError, match=r"'ark' needs an x86-64 processor with AVX2.*use backend torch"):
+        kernels.require("ark")
+
+
+@x86
+def test_torch_used_too_early_is_noticed():
+    code = "import torch; torch.ones(8).exp(); from colq_utils import arithmetic; arithmetic.check()"
+    clean = {name: value for name, value in os.environ.items() if name not in arithmetic.PINS}
+    done = subprocess.run([sys.executable, "-c", code], cwd=config.ROOT, env=clean, capture_output=True, text=True)
+    if not torch.cpu._is_avx512_supported():
+        pytest.skip("this processor has nothing beyond AVX2 to compute with")
+    assert done.returncode != 0 and "import colq_utils first" in done.stderr
+
+
+def test_another_architecture_is_not_held_to_x86(monkeypatch):
+    monkeypatch.setattr(arithmetic.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(arithmetic.os, "environ", {})
+    arithmetic.pin()
+    arithmetic.check()
+    assert not arithmetic.os.environ
+
+
+@x86
+def test_results_do_not_depend_on_threads():
+    threads = torch.get_num_threads()
+    torch.manual_seed(0)
+    a, b = torch.randn(300, 1024), torch.randn(1024, 256)
+    try:
+        products = []
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            products.append(a @ b)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*products)
+
+
+@pytest.fixture(scope="module")
+def study(random_checkpoint, tmp_path_factory):
+    """Both ways of rounding the random model, on made-up text."""
+    folder = tmp_path_factory.mktemp("arithmetic")
+    words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu"]
+    rows = [{"document": f"d{i}", "lang": "en", "text": " ".join(words[(i * j) % 12] for j in range(1, 200))} for i in range(30)]
+    (folder / "corpus").mkdir()
+    pd.DataFrame(rows).to_parquet(folder / "corpus" / "text.parquet")
+    fields = {"title": "arithmetic", "model": {"path": str(random_checkpoint), "size": "random"},
+              "calibration": {"source": str(folder / "corpus"), "sets": [{"id": "s32", "seqlen": 32, "blocks": 8, "batch_rows": 4}]},
+              "variants": [{"scheme": "bf16"}, {"scheme": "w4a16", "method": "rtn", "exports": ["auto_round", "auto_awq", "auto_gptq"]},
+                           {"scheme": "w4a16", "method": "autoround", "calibration": "s32", "iters": 20}],
+              "benchmark": {"variants": [], "workloads": []}, "evaluation": {"tasks": []}}
+    (folder / "arithmetic.yaml").write_text(yaml.safe_dump(fields))
+    return folder / "arithmetic.yaml"
+
+
+def digests(study, folder, environment, probe):
+    """What `CHILD` prints in a process whose environment holds none of the pins but those given."""
+    clean = {name: value for name, value in os.environ.items() if name not in arithmetic.PINS}
+    done = subprocess.run([sys.executable, "-c", CHILD, str(study), str(folder), probe], cwd=config.ROOT, env=clean | environment,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_exports_and_embeddings_are_the_same_bits_on_both_kinds_of_processor(study, tmp_path):
+    """All that this processor has, and AutoRound told that it knows bf16; against AVX2 alone, and told that it does not."""
+    everything = digests(study, tmp_path / "all", {}, "bf16")
+    held = digests(study, tmp_path / "avx2", {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}, "none")
+    assert everything == held
+    assert len({*everything["random-w4a16-rtn"]} & {"auto_awq/config.json", "auto_gptq/config.json", "auto_round/config.json"}) == 3
+    assert everything["random-w4a16-rtn vectors"] != everything["random-w4a16-autoround-s32 vectors"] != everything["random-bf16 vectors"]
