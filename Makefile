@@ -4,14 +4,15 @@ EXPERIMENT ?= tiny
 PYTHON ?= .venv/bin/python
 BOOTSTRAP ?= python3
 ENVIRONMENT := $(if $(filter .venv/bin/python,$(PYTHON)),.venv/.installed)
-COLQ := $(PYTHON) -m colq_utils
+# an experiment of a study goes through the study's own driver
+COLQ := $(PYTHON) -m $(if $(wildcard studies/fp8_serving/$(EXPERIMENT).yaml),studies.fp8_serving,colq_utils)
 # What is installed uncompiled is compiled at its first import, and kept: each of the many fresh processes starts in half the time
 ifneq ($(ENVIRONMENT),)
 export PYTHONDONTWRITEBYTECODE :=
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help report inspect calibrate quantize benchmark evaluate summary render study readme plan test vllm-check lint lab clean
+.PHONY: help report inspect calibrate quantize benchmark evaluate summary render study published readme plan test vllm-check lint lab clean
 
 help: ## show these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -45,20 +46,24 @@ plan: $(ENVIRONMENT) ## what an experiment would run, fetch, take and occupy; ru
 	$(COLQ) plan $(EXPERIMENT)
 
 study: $(ENVIRONMENT) ## report and figures of the controlled study, from its committed results
-	$(PYTHON) -m colq_utils.report_study seqlen
+	$(PYTHON) -m studies.seqlen.report seqlen
 
-readme: $(ENVIRONMENT) ## the headline table of the results into README.md
-	$(COLQ) readme $(EXPERIMENT)
+published: $(ENVIRONMENT) ## the published reports again, from their transcribed tables
+	$(PYTHON) -m studies.published.report
+
+readme: $(ENVIRONMENT) ## the tables of the results into README.md
+	$(COLQ) readme tiny
+	$(PYTHON) -m studies.h200.report
 
 test: $(ENVIRONMENT) ## the test suite
 	$(PYTHON) -m pytest
 
 vllm-check: $(ENVIRONMENT) ## exported FP8 checkpoints through a real vLLM server: VLLM=/its/environment/bin
 	@test -n "$(VLLM)" || { echo "error: name the bin folder of an environment with vLLM: make vllm-check VLLM=/path/to/bin" >&2; exit 2; }
-	PATH="$(VLLM):$$PATH" $(COLQ).detector.vllm_check nutrition-fp8 -- --enforce-eager
+	PATH="$(VLLM):$$PATH" $(PYTHON) -m studies.fp8_serving.vllm_check nutrition-fp8 -- --enforce-eager
 
 lint: $(ENVIRONMENT) ## style and common mistakes
-	$(PYTHON) -m ruff check colq_utils tests notebooks
+	$(PYTHON) -m ruff check colq_utils studies tests notebooks
 
 lab: $(ENVIRONMENT) ## JupyterLab on the notebooks
 	$(PYTHON) -m jupyterlab --notebook-dir=notebooks

@@ -2,11 +2,11 @@
 import argparse
 import sys
 
-from .errors import ColqError
+from colq_utils.base.errors import ColqError
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Parse, act, and turn a user's mistake into one line and exit code 2."""
+def main(arguments: list[str] | None = None, load=None, step=None) -> int:
+    """Parse, act, and turn a user's mistake into one line and exit code 2. A study brings its own `load` and `step`."""
     parser = argparse.ArgumentParser(prog="colq_utils", description="Run the notebooks of an experiment.")
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="execute the notebooks, skipping what is fresh")
@@ -22,12 +22,12 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--output", default="", help="folder for results/, figures/ and build/ (default: the repository)")
     options = parser.parse_args(arguments)
     try:
-        return act(options)
+        return act(options, load, step)
     except ColqError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:  # a notebook's own copy cannot be written either
-        from .files import FULL, is_full
+        from colq_utils.base.files import FULL, is_full
         if not is_full(error):
             raise
         print(f"error: {FULL}", file=sys.stderr)
@@ -37,30 +37,30 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def act(options: argparse.Namespace) -> int:
-    from . import config
-    experiment = config.load(options.experiment, options.output)
+def act(options: argparse.Namespace, load=None, step=None) -> int:
+    from colq_utils.base import config
+    experiment = (load or config.load)(options.experiment, options.output)
     if options.command == "clean":
-        from .run import clean
+        from colq_utils.run import clean
         clean(experiment)
     elif options.command == "render":
-        from .render import render
+        from colq_utils.render import render
         print(render(experiment)[-1])
     elif options.command == "plan":
-        from . import plan
+        from colq_utils import plan
         print(plan.text(plan.make(experiment)), end="")
     elif options.command == "readme":
-        from . import report
+        from colq_utils.report import build as report
         print(report.refresh_readme(config.ROOT / "README.md", experiment))
     else:
-        from . import run
-        stages = tuple(options.stage or config.STAGES)
+        from colq_utils import run
+        stages = tuple(options.stage or experiment.stages)
         try:
             parameters = dict(p.split("=", 1) for p in options.parameter)
         except ValueError:
             raise ColqError("-p takes NAME=VALUE") from None
         try:
-            run.run(experiment, options.experiment, stages, parameters, options.force, say=lambda line: print(line, flush=True))
+            run.run(experiment, options.experiment, stages, parameters, options.force, say=lambda line: print(line, flush=True), step=step or run.step)
         except run.StageFailed as failure:
             print(f"error: {failure}", file=sys.stderr)
             return 2 if failure.mistake else 1

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from . import footprint, markdown
-from .config import ROOT, STAGES, Experiment, Variant
-from .errors import ColqError
-from .markdown import MISSING
+from colq_utils.base.config import ROOT, STAGES, Experiment, Variant
+from colq_utils.base.errors import ColqError
+from colq_utils.model import footprint, hub
+from colq_utils.report import markdown
+from colq_utils.report.markdown import MISSING
 
 #: Bytes of a number of an embedding as stored.
 WIDTH = {"bfloat16": 2, "float32": 4}
@@ -44,9 +45,9 @@ def make(experiment: Experiment, measured: Path | None = None) -> Plan:
     Raises:
         ColqError: a study of another kind than retrieval.
     """
-    from . import evaluate
-    if experiment.task != "retrieval":
-        raise ColqError(f"{experiment.name} is a study of {experiment.task}; a plan is made of retrieval experiments: try EXPERIMENT=tomoro-4b")
+    from colq_utils.stages.evaluate import evaluate
+    if "evaluate" not in experiment.stages:
+        raise ColqError(f"{experiment.name} evaluates nothing; a plan is made of experiments that do: try EXPERIMENT=tomoro-4b")
     tasks = evaluate.tasks_of(experiment)
     table = task_table(experiment, tasks)
     measured = measured or ROOT / "results" / f"h200-{experiment.model.size}"
@@ -86,7 +87,7 @@ def task_table(experiment: Experiment, tasks: list) -> pd.DataFrame:
 def _described(experiment: Experiment, task) -> list[tuple[int, int]]:
     """(queries, pages) of each language of a task; pages that are the same picture count once."""
     if experiment.evaluation.suite == "minividore":
-        from . import minividore
+        from colq_utils.data import minividore
         benchmark, name = minividore.load(), task.metadata.name
         return [(len(minividore.queries_of(benchmark, name, lang)), len(minividore.corpus_of(benchmark, name, lang))) for lang in task.hf_subsets]
     stats = (task.metadata.descriptive_stats or {}).get(task.metadata.eval_splits[0])
@@ -97,14 +98,14 @@ def _described(experiment: Experiment, task) -> list[tuple[int, int]]:
              p["documents_image_statistics"]["unique_images"]) for p in parts]
 
 
-def tensors_of(experiment: Experiment) -> list[footprint.Tensor]:
+def tensors_of(experiment: Experiment) -> list[hub.Tensor]:
     """The base's tensors: of the folder, or of the published dimensions where that is a download.
 
     Raises:
         ColqError: a hub checkpoint of a size whose dimensions are not known here.
     """
     if experiment.model.is_local and Path(experiment.model_path).is_dir():
-        return footprint.read_headers(experiment.model_path)
+        return hub.read_headers(experiment.model_path)
     try:
         return footprint.from_config(footprint.real_config(experiment.model.size))
     except KeyError:
@@ -199,7 +200,7 @@ def _pages(experiment: Experiment, tasks: pd.DataFrame) -> float:
     """Pages to embed: of the embedded benchmark, whose tasks share pages, as many as are different."""
     if experiment.evaluation.suite != "minividore":
         return tasks.pages.sum(skipna=False)
-    from . import minividore
+    from colq_utils.data import minividore
     benchmark = minividore.load()
     return float(len({(minividore.TASKS[name].pages == "scanned", page) for name in tasks.task for lang in minividore.TASKS[name].languages
                       for page in minividore.corpus_of(benchmark, name, lang)["page_id"]}))
@@ -210,7 +211,7 @@ def _page_tokens(experiment: Experiment) -> int:
     limit = experiment.model.max_visual_tokens
     if limit is not None or not experiment.model.is_local or experiment.model.is_random:
         return limit or PUBLISHED_TOKENS
-    from . import processing
+    from colq_utils.model import processing
     images = processing.from_pretrained(experiment.model_path).image_processor
     return images.size["longest_edge"] // (images.patch_size * images.merge_size) ** 2
 

@@ -5,9 +5,8 @@ from pathlib import Path
 import nbformat
 from nbconvert import HTMLExporter
 
-from . import files
-from .config import Experiment
-from .run import NOTEBOOKS
+from colq_utils.base import files
+from colq_utils.base.config import Experiment
 
 _STYLE = ("body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:3rem auto;padding:0 1rem;color:#222}"
           "li{margin:.4rem 0}a{color:#0b5394}")
@@ -32,7 +31,7 @@ def render(experiment: Experiment) -> list[Path]:
     source = experiment.output / "results" / experiment.name
     files.required(source / "notebooks", f"report EXPERIMENT={experiment.name}")
     written, items = [], []
-    for name in NOTEBOOKS.values():
+    for name in (experiment.notebook(stage).name for stage in experiment.stages):
         notebook = source / "notebooks" / name
         if notebook.exists():
             written.append(files.write_text(folder / f"{notebook.stem}.html", page(notebook)))

@@ -4,10 +4,8 @@ A stage is fresh while its notebook, the modules that the notebook imports (dire
 the experiment file, its input files and its own outputs are those of the last successful run. The state
 lives in build/, so a fresh clone measures everything itself, whatever results are committed.
 """
-import ast
 import json
 import os
-import re
 import shutil
 import sys
 import time
@@ -18,11 +16,10 @@ import nbformat
 import papermill
 from papermill.exceptions import PapermillExecutionError
 
-from . import files, tasks
-from .config import ROOT, STAGES, Experiment
-from .errors import ColqError
+from colq_utils.base import cache, files
+from colq_utils.base.config import ROOT, STAGES, Experiment
+from colq_utils.base.errors import ColqError
 
-NOTEBOOKS = {stage: f"{number:02d}_{stage}.ipynb" for number, stage in enumerate(STAGES, 1)}
 #: Sections of the experiment file that a stage depends on.
 SECTIONS = {
     "inspect": ("model", "variants"),
@@ -32,10 +29,6 @@ SECTIONS = {
     "evaluate": ("model", "runtime", "variants", "evaluation", "seed"),
     "report": ("title", "model", "runtime", "calibration", "variants", "benchmark", "evaluation", "seed"),
 }
-
-
-#: How the code names a function for a process of its own.
-CHILD = re.compile(r"^colq_utils\.(\w+):\w+$")
 
 
 class StageFailed(Exception):
@@ -55,10 +48,38 @@ class Outcome:
     seconds: float
 
 
-def inputs(experiment: Experiment, stage: str) -> list[Path]:
+@dataclass(frozen=True)
+class Step:
+    """A notebook and all that decides what it writes: settings, code, input files; and what it wrote.
+
+    `weights` are folders too large to digest, whose files are watched by their sizes. `unfinished` is true while a part
+    of an earlier run failed and is to be tried again.
+    """
+
+    name: str
+    notebook: Path
+    settings: dict
+    code: str
+    inputs: tuple[Path, ...]
+    outputs: tuple[Path, ...]
+    weights: tuple[Path, ...] = ()
+    unfinished: bool = False
+
+
+def step(experiment: Experiment, stage: str) -> Step:
+    """One of the six stages of a retrieval experiment."""
+    results, notebook = experiment.output / "results" / experiment.name, experiment.notebook(stage)
+    code = cache.code(experiment, stage, figures=True)
+    if not notebook.is_relative_to(ROOT / "notebooks"):  # a study's own: its code counts too
+        code += files.sha256(*sorted(notebook.parent.glob("*.py")))
+    folders = [experiment.checkpoint(name, export) for name, spec in experiment.quantized.items() for export in spec.exports]
+    return Step(stage, notebook, experiment.model_dump(mode="json", include=set(SECTIONS[stage])), code, tuple(_inputs(experiment, stage)),
+                (results / stage, results / "notebooks" / notebook.name, *_outputs(experiment, stage)),
+                weights=tuple(folders) if stage == "quantize" else (), unfinished=stage == "evaluate" and _failed(results))
+
+
+def _inputs(experiment: Experiment, stage: str) -> list[Path]:
     """Files and folders whose content decides a stage's results."""
-    if experiment.task == "detection":
-        return experiment.inputs(stage)
     folder = Path(experiment.model_path)
     model = sorted(p for p in folder.glob("*") if p.suffix in (".json", ".safetensors")) \
         if experiment.model.is_local and not experiment.model.is_random else []  # random weights follow from size and seed
@@ -75,95 +96,58 @@ def inputs(experiment: Experiment, stage: str) -> list[Path]:
     }[stage]
 
 
-def outputs(experiment: Experiment, stage: str) -> list[Path]:
-    """Where a stage writes; it is not fresh once any of these is gone or altered."""
-    results = experiment.output / "results" / experiment.name
-    if experiment.task == "detection":
-        return [results / stage, results / "notebooks" / NOTEBOOKS[stage], *experiment.outputs(stage)]
-    places = {"calibrate": [experiment.build("calibration")],
-              "quantize": [experiment.build("checkpoints", v, "manifest.json") for v in experiment.quantized],
-              "report": [results / "reports", experiment.output / "results" / "published" / "reports", experiment.output / "figures" / "published"]}
-    return [results / stage, results / "notebooks" / NOTEBOOKS[stage], *places.get(stage, [])]
+def _outputs(experiment: Experiment, stage: str) -> list[Path]:
+    """Where a stage writes beside its results folder; it is not fresh once any of these is gone or altered."""
+    return {"calibrate": [experiment.build("calibration")],
+            "quantize": [experiment.build("checkpoints", v, "manifest.json") for v in experiment.quantized],
+            "report": [experiment.output / "results" / experiment.name / "reports"]}.get(stage, [])
 
 
-def modules_of(source: str) -> set[str]:
-    """Names of the package's modules that a piece of code imports or has a child process import, directly or not."""
-    found, todo = set(), _imports(source)
-    while todo:
-        name = todo.pop()
-        path = ROOT / "colq_utils" / f"{name}.py"
-        if name not in found and path.exists():
-            found.add(name)
-            todo |= _imports(path.read_text())
-    return found
+def _failed(results: Path) -> bool:
+    """Whether tasks of the last evaluation failed."""
+    failures = results / "evaluate" / "failures.csv"
+    return failures.exists() and len(failures.read_text().splitlines()) > 1
 
 
-def _imports(source: str) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom):
-            module = (node.module or "").removeprefix("colq_utils").lstrip(".")
-            if node.level or (node.module or "").startswith("colq_utils"):
-                names |= {module.split(".")[0]} if module else {alias.name for alias in node.names}
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            names |= set(CHILD.findall(node.value))  # what `colq_utils.isolate` starts, by name
-    return names
-
-
-def fingerprint(experiment: Experiment, stage: str, parameters: dict) -> str:
-    """Digest of everything that decides what a stage writes."""
-    notebook = nbformat.read(ROOT / "notebooks" / NOTEBOOKS[stage], as_version=4)
-    cells = tasks.cells(notebook, tasks.here(experiment.task, stage))
-    code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
-    modules = [ROOT / "colq_utils" / f"{name}.py" for name in sorted(modules_of(code))]
-    modules += sorted((ROOT / "colq_utils" / "detector").glob("*.py")) if experiment.task == "detection" else []
-    sections = experiment.model_dump(mode="json", include=set(experiment.sections(stage) if experiment.task == "detection" else SECTIONS[stage]))
-    present = [path for path in inputs(experiment, stage) if path.exists()]
-    parts = ["\n".join(cell.source for cell in cells), json.dumps(sections, sort_keys=True),
-             json.dumps(parameters, sort_keys=True), files.sha256(*modules), *(files.sha256(p) for p in present)]
+def fingerprint(step: Step, parameters: dict) -> str:
+    """Digest of everything that decides what a step writes."""
+    notebook = nbformat.read(step.notebook, as_version=4)
+    present = [path for path in step.inputs if path.exists()]
+    parts = ["\n".join(cell.source for cell in notebook.cells), json.dumps(step.settings, sort_keys=True),
+             json.dumps(parameters, sort_keys=True), step.code, *(files.sha256(p) for p in present)]
     return files.sha256_bytes("\0".join(parts).encode())
 
 
-def is_fresh(experiment: Experiment, stage: str, parameters: dict) -> bool:
-    """Whether the last successful run of a stage still stands; tasks that failed are tried again."""
-    state = experiment.build("state", f"{stage}.json")
-    if not state.exists() or not all(path.exists() for path in outputs(experiment, stage)):
-        return False
-    failures = experiment.output / "results" / experiment.name / "evaluate" / "failures.csv"
-    if stage == "evaluate" and failures.exists() and len(failures.read_text().splitlines()) > 1:
+def is_fresh(experiment: Experiment, step: Step, parameters: dict) -> bool:
+    """Whether the last successful run of a step still stands; parts that failed are tried again."""
+    state = experiment.build("state", f"{step.name}.json")
+    if step.unfinished or not state.exists() or not all(path.exists() for path in step.outputs):
         return False
     kept = json.loads(state.read_text())
     drawn = [experiment.figures / name for name in kept.get("figures", ())]
-    return kept == _state(experiment, stage, fingerprint(experiment, stage, parameters), drawn)
+    return kept == _state(step, fingerprint(step, parameters), drawn)
 
 
-def _state(experiment: Experiment, stage: str, before: str, drawn: list[Path]) -> dict:
-    """What is kept of a finished stage, and has to be found again for it to be fresh: `before` is its fingerprint, `drawn` are its figures."""
-    return {"inputs": before, "outputs": files.sha256(*outputs(experiment, stage)),
-            "figures": {path.name: files.sha256(path) for path in drawn if path.exists()}, "weights": _weights(experiment, stage)}
+def _state(step: Step, before: str, drawn: list[Path]) -> dict:
+    """What is kept of a finished step, and has to be found again for it to be fresh: `before` is its fingerprint, `drawn` are its figures."""
+    sizes = {f"{folder.parent.name}/{folder.name}/{path.name}": path.stat().st_size for folder in step.weights for path in sorted(folder.glob("*"))}
+    return {"inputs": before, "outputs": files.sha256(*step.outputs),
+            "figures": {path.name: files.sha256(path) for path in drawn if path.exists()}, "weights": sizes}
 
 
-def _weights(experiment: Experiment, stage: str) -> dict[str, int]:
-    """Bytes of every file of the checkpoints that 03_quantize made: enough to notice one that is gone or cut short."""
-    if stage != "quantize" or experiment.task == "detection":
-        return {}
-    folders = [experiment.checkpoint(name, export) for name, spec in experiment.quantized.items() for export in spec.exports]
-    return {f"{folder.parent.name}/{folder.name}/{path.name}": path.stat().st_size for folder in folders for path in sorted(folder.glob("*"))}
-
-
-def check_parameters(stage: str, parameters: dict) -> None:
+def check_parameters(step: Step, parameters: dict) -> None:
     """Refuse a parameter that the notebook does not declare (papermill itself only warns).
 
     Raises:
         ColqError: unknown parameter; lists those there are.
     """
-    declared = papermill.inspect_notebook(str(ROOT / "notebooks" / NOTEBOOKS[stage]))
+    declared = papermill.inspect_notebook(str(step.notebook))
     for name in parameters:
         if name not in declared:
-            raise ColqError(f"{NOTEBOOKS[stage]} has no parameter {name!r}; it has: {', '.join(declared)}")
+            raise ColqError(f"{step.notebook.name} has no parameter {name!r}; it has: {', '.join(declared)}")
 
 
-def run_stage(experiment: Experiment, stage: str, source: str, parameters: dict) -> None:
+def execute(experiment: Experiment, step: Step, source: str, parameters: dict) -> None:
     """Execute one notebook; its executed copy lands in results/ only if every cell ran.
 
     Args:
@@ -172,7 +156,7 @@ def run_stage(experiment: Experiment, stage: str, source: str, parameters: dict)
     Raises:
         StageFailed: a cell raised; the partial notebook is kept under build/.
     """
-    partial = experiment.build("executed", NOTEBOOKS[stage])
+    partial = experiment.build("executed", step.notebook.name)
     partial.parent.mkdir(parents=True, exist_ok=True)
     given = {"experiment": str(Path(source).resolve()) if source.endswith(".yaml") else source,
              "output": "" if experiment.output == ROOT else str(experiment.output), **parameters}
@@ -181,13 +165,13 @@ def run_stage(experiment: Experiment, stage: str, source: str, parameters: dict)
         environment["COLQ_TTY"] = os.ttyname(2)
     os.environ.update(environment)
     try:
-        papermill.execute_notebook(str(ROOT / "notebooks" / NOTEBOOKS[stage]), str(partial), given, kernel_name="python3",
+        papermill.execute_notebook(str(step.notebook), str(partial), given, kernel_name="python3",
                                    cwd=str(ROOT / "notebooks"), progress_bar=False, log_output=False,
                                    extra_arguments=["--IPKernelApp.log_level=CRITICAL"])
     except PapermillExecutionError as error:
         raise StageFailed(*_explain(error, partial)) from None
     notebook = nbformat.read(partial, as_version=4)
-    files.write_text(experiment.results("notebooks") / NOTEBOOKS[stage], nbformat.writes(_clean(notebook, tasks.here(experiment.task, stage))) + "\n")
+    files.write_text(experiment.results("notebooks") / step.notebook.name, nbformat.writes(_clean(notebook)) + "\n")
 
 
 def _explain(error: PapermillExecutionError, partial: Path) -> tuple[str, bool]:
@@ -202,9 +186,8 @@ def _explain(error: PapermillExecutionError, partial: Path) -> tuple[str, bool]:
             f"The partial notebook, with the traceback, is {partial}"), False
 
 
-def _clean(notebook, task: str):
-    """Drop run times, local paths and cells of the other task, so that an executed copy differs only where its content does."""
-    notebook.cells = tasks.cells(notebook, task)
+def _clean(notebook):
+    """Drop run times and local paths, so that an executed copy differs only where its content does."""
     notebook.metadata.pop("papermill", None)
     for cell in notebook.cells:
         for key in ("papermill", "execution", "ExecuteTime"):
@@ -215,39 +198,40 @@ def _clean(notebook, task: str):
     return notebook
 
 
-def run(experiment: Experiment, source: str, stages: tuple[str, ...] = STAGES, parameters: dict | None = None,
-        force: bool = False, say=print) -> list[Outcome]:
-    """Run stages in order, skipping fresh ones; one line a stage.
+def run(experiment: Experiment, source: str, stages: tuple[str, ...] = (), parameters: dict | None = None,
+        force: bool = False, say=print, step=step) -> list[Outcome]:
+    """Run stages in order (all of the experiment's by default), skipping fresh ones; one line per stage.
+
+    Args:
+        step: gives the `Step` of a stage; a study brings its own.
 
     Raises:
         ColqError: unknown stage or parameter.
         StageFailed: a notebook stopped.
     """
-    parameters = parameters or {}
+    stages, parameters = stages or experiment.stages, parameters or {}
     for stage in stages:
-        if stage not in STAGES:
-            raise ColqError(f"no stage {stage!r}; the stages are: {', '.join(STAGES)}")
-        check_parameters(stage, parameters)
-    outcomes = []
-    for stage in stages:
-        if stage in tasks.IDLE.get(experiment.task, ()):
-            say(f"{NOTEBOOKS[stage][:-6]:14} nothing to do in a study of {experiment.task}")
-            continue
-        start = time.perf_counter()
-        state = experiment.build("state", f"{stage}.json")
-        if not force and is_fresh(experiment, stage, parameters):
-            outcomes.append(Outcome(stage, "fresh", time.perf_counter() - start))
-            say(f"{NOTEBOOKS[stage][:-6]:14} nothing changed")
-            continue
-        say(f"{NOTEBOOKS[stage][:-6]:14} running")
-        state.unlink(missing_ok=True)
-        before, began = fingerprint(experiment, stage, parameters), time.time() - 1  # file systems round their clocks
-        run_stage(experiment, stage, source, parameters)
-        drawn = [path for path in sorted(experiment.figures.glob("*.png")) if path.stat().st_mtime >= began]
-        files.write_json(state, _state(experiment, stage, before, drawn))
-        outcomes.append(Outcome(stage, "done", time.perf_counter() - start))
-        say(f"{NOTEBOOKS[stage][:-6]:14} done in {outcomes[-1].seconds:.0f} s")
-    return outcomes
+        if stage not in experiment.stages:
+            raise ColqError(f"no stage {stage!r}; the stages of {experiment.name} are: {', '.join(experiment.stages)}")
+        check_parameters(step(experiment, stage), parameters)
+    return [_run_one(experiment, source, step, stage, parameters, force, say) for stage in stages]
+
+
+def _run_one(experiment: Experiment, source: str, step, stage: str, parameters: dict, force: bool, say) -> Outcome:
+    start, this = time.perf_counter(), step(experiment, stage)
+    state, label = experiment.build("state", f"{stage}.json"), f"{this.notebook.stem:14}"
+    if not force and is_fresh(experiment, this, parameters):
+        say(f"{label} nothing changed")
+        return Outcome(stage, "fresh", time.perf_counter() - start)
+    say(f"{label} running")
+    state.unlink(missing_ok=True)
+    before, began = fingerprint(this, parameters), time.time() - 1  # file systems round their clocks
+    execute(experiment, this, source, parameters)
+    drawn = [path for path in sorted(experiment.figures.glob("*.png")) if path.stat().st_mtime >= began]
+    files.write_json(state, _state(step(experiment, stage), before, drawn))
+    seconds = time.perf_counter() - start
+    say(f"{label} done in {seconds:.0f} s")
+    return Outcome(stage, "done", seconds)
 
 
 def rejected(experiment: Experiment) -> list[str]:

@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from colq_utils import kernels, loading, processing
-from colq_utils.modeling import ColQwen3Config, ColQwen3ForRetrieval
+from colq_utils.model import kernels, loading, processing
+from colq_utils.model.modeling import ColQwen3Config, ColQwen3ForRetrieval
 
 SPECIAL = ["<|endoftext|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from colq_utils import config
+from colq_utils.base import config
 
 EXPERIMENT = """
 title: A made-up study

@@ -2,8 +2,11 @@
 import numpy as np
 import pandas as pd
 
-from colq_utils import files, footprint, minividore, study_weights
-from colq_utils.study_spec import StudySpec
+from colq_utils.base import files, names
+from colq_utils.data import minividore
+from colq_utils.model import hub
+from studies.seqlen import weights as study_weights
+from studies.seqlen.spec import StudySpec
 
 TASKS = ("MiniVidorePhrases", "MiniVidoreKeywords", "MiniVidoreCrosslingual")
 #: What a family or a set does to the score of every query, before the seed's own share.
@@ -14,7 +17,7 @@ SEED_SD = 0.004
 def write(folder, spec: StudySpec, seed: int = 0) -> None:
     """runs.csv, queries.parquet, pages.parquet and provenance.json of all variants of `spec`."""
     rng, benchmark = np.random.default_rng(seed), minividore.load()
-    tensors = [t for t in footprint.read_headers(spec.model_path) if t.part != footprint.UNUSED]
+    tensors = [t for t in hub.read_headers(spec.model_path) if t.part != names.UNUSED]
     asked = pd.concat([minividore.queries_of(benchmark, t, lang).assign(task=t)[["task", "lang", "query_id"]] for t in TASKS for lang in minividore.LANGUAGES])
     difficulty, runs, queries, pages = rng.uniform(0.3, 0.9, len(asked)), [], [], []
     for variant in spec.variants:

@@ -10,8 +10,9 @@ import pytest
 import torch
 import yaml
 
-from colq_utils import arithmetic, config, kernels
-from colq_utils.errors import ColqError
+from colq_utils.base import arithmetic, config
+from colq_utils.base.errors import ColqError
+from colq_utils.model import kernels
 
 x86 = pytest.mark.skipif(platform.machine() not in arithmetic.X86, reason="the pins are for x86-64")
 
@@ -35,7 +36,7 @@ for name in experiment.quantized:
     found[name] = {str(p.relative_to(folder)): files.sha256(p) for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "manifest.json"}
 pages = [Image.fromarray(np.random.default_rng(i).integers(0, 255, (64, 96, 3), dtype=np.uint8)) for i in range(2)]
 for name in experiment.by_id:
-    loaded = loading.load(experiment, name)
+    loaded = load.load(experiment, name)
     vectors = encode.queries(loaded, ["alpha beta", "gamma delta epsilon"]) + encode.pages(loaded, pages)
     found[name + " vectors"] = hashlib.sha256(b"".join(v.numpy().tobytes() for v in vectors)).hexdigest()
 print(json.dumps(found))

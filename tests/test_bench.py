@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from colq_utils import bench, ceilings, config, isolate, measure, workloads
-from colq_utils.errors import ColqError
+from colq_utils.base import config, process
+from colq_utils.base.errors import ColqError
+from colq_utils.report import results
+from colq_utils.stages.benchmark import bench, ceilings, measure, workloads
 
 LIMITS = {"copy_bytes_per_s": 1e9, "float32_flop_per_s": 1e9, "threads": 1}
 
@@ -37,7 +39,7 @@ def test_a_dying_child_is_a_reason(tmp_path, monkeypatch, function, message):
         "def left(): os._exit(3)\n"
         "def slept(): time.sleep(60)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    outcome = isolate.call(f"isolated:{function}", {}, timeout_s=2 if function == "slept" else 60)
+    outcome = process.call(f"isolated:{function}", {}, timeout_s=2 if function == "slept" else 60)
     assert outcome.value is None and message in outcome.error
 
 
@@ -47,7 +49,7 @@ def test_side_by_side_keeps_the_order_and_an_interrupt_ends_all(tmp_path, monkey
         "def half(x): return 10 / x\n"
         "def slept(file): Path(file).write_text(str(os.getpid())); time.sleep(60)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    first, second = isolate.side_by_side("isolated:half", [{"x": 0}, {"x": 5}], 1, lambda: None)
+    first, second = process.side_by_side("isolated:half", [{"x": 0}, {"x": 5}], 1, lambda: None)
     assert "ZeroDivisionError" in first.error and second.value == 2
 
     pids = [tmp_path / "1", tmp_path / "2"]
@@ -57,7 +59,7 @@ def test_side_by_side_keeps_the_order_and_an_interrupt_ends_all(tmp_path, monkey
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        isolate.side_by_side("isolated:slept", [{"file": str(file)} for file in pids], 1, interrupt)
+        process.side_by_side("isolated:slept", [{"file": str(file)} for file in pids], 1, interrupt)
     assert not any(Path("/proc", file.read_text()).exists() for file in pids)
 
 
@@ -68,7 +70,7 @@ def test_no_child_outlives_its_parent(tmp_path, how):
         "import os, time\nfrom pathlib import Path\n"
         f"def slept(): Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid())); time.sleep(60)\n")
     script = ("import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-              "from colq_utils import isolate; isolate.call('isolated:slept', {})")
+              "from colq_utils.base import process; process.call('isolated:slept', {})")
     search = os.pathsep.join([str(config.ROOT), str(tmp_path)])
     parent = subprocess.Popen([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": search}, stderr=subprocess.DEVNULL)
     assert _until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
@@ -94,13 +96,13 @@ def test_a_run_is_complete_and_kept(exp, monkeypatch):
 
     def here(function, arguments, threads, timeout_s):
         called.append(function)
-        if function.startswith("colq_utils.ceilings"):
-            return isolate.Outcome(value=LIMITS)
+        if function.startswith("colq_utils.stages.benchmark.ceilings"):
+            return process.Outcome(value=LIMITS)
         if arguments["variant"] == "random-fp32" and len(called) < 4:
-            return isolate.Outcome(error="the process was ended by SIGKILL (out of memory?)")
-        return isolate.Outcome(value=measure.run(**arguments))
+            return process.Outcome(error="the process was ended by SIGKILL (out of memory?)")
+        return process.Outcome(value=measure.run(**arguments))
 
-    monkeypatch.setattr(isolate, "call", here)
+    monkeypatch.setattr(process, "call", here)
     monkeypatch.setattr(workloads, "PUBLISHED", ("queries_published", config.Workload(kind="queries", batch=2, iterations=3, items=4)))
     threads = torch.get_num_threads()
     try:
@@ -110,17 +112,17 @@ def test_a_run_is_complete_and_kept(exp, monkeypatch):
         assert first.loc[("random-bf16", "queries_published"), "n_samples"] == 3
         assert (first.loc["random-bf16", "kernel"] == "torch float32").all()
         second = bench.run(exp).set_index(["variant", "kind"])
-        assert called.count("colq_utils.measure:run") == 3, "the finished process is kept, the failed one tried again"
+        assert called.count("colq_utils.stages.benchmark.measure:run") == 3, "the finished process is kept, the failed one tried again"
         assert second["error"].isna().all()
         bench.run(exp)
         assert len(called) == 4
     finally:
         torch.set_num_threads(threads)
-    memory = bench.memory_table(exp)
+    memory = results.memory_table(exp)
     assert memory.loc["random-fp32", "tensors_bytes"] == pytest.approx(2 * memory.loc["random-bf16", "tensors_bytes"], rel=0.01)
     assert {p.name for p in exp.results("benchmark").iterdir()} == {
         "rows.csv", "samples.parquet", "memory.csv", "census.csv", "agreement.csv", "ceilings.json", "environment.json"}
-    assert len(bench.results(exp, "samples.parquet")) == second["n_samples"].sum()
+    assert len(results.of_benchmark(exp, "samples.parquet")) == second["n_samples"].sum()
 
 
 def test_running_out_of_memory_is_one_workload(exp, monkeypatch):
@@ -191,7 +193,7 @@ def test_mistakes_are_refused(exp, tmp_path):
     with pytest.raises(ColqError, match="run `make quantize EXPERIMENT=made` first"):
         bench.run(config.Experiment.model_validate(quantized))
     with pytest.raises(ColqError, match="make benchmark EXPERIMENT=made"):
-        bench.results(exp, "rows.csv")
+        results.of_benchmark(exp, "rows.csv")
 
 
 def test_drawn_pages_differ():

@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from colq_utils import config, files
-from colq_utils.detector import boxes, engine, forward, fp8, generate, make, pictures, scenes, tiny, train
-from colq_utils.errors import ColqError
+from colq_utils.base import config, files
+from colq_utils.base.errors import ColqError
+from studies.fp8_serving import boxes, engine, forward, fp8, generate, make, pictures, scenes, settings, tiny, train
 
 HOME = config.ROOT / "models" / "tiny-qwen2vl-nutrition"
 
@@ -132,7 +132,7 @@ def test_fp8_layer_computes_the_stated_function():
 def test_quantized_part_is_about_half(quantized):
     base, small = (make.stored_bytes(folder) for folder in (HOME, quantized))
     assert small["blocks"] <= 0.55 * base["blocks"] and {k: v for k, v in small.items() if k != "blocks"} == {k: v for k, v in base.items() if k != "blocks"}
-    predicted = config.load("nutrition-fp8-smoke")
+    predicted = settings.load("nutrition-fp8-smoke")
     found = make.tensors(quantized)
     assert found["bytes"].sum() == sum(small.values()) and set(found[found["dtype"] == "F8_E4M3"]["part"]) == {"blocks"}
     table = make.tensors(HOME)

@@ -14,10 +14,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from colq_utils import config, isolate, run, tasks
-from colq_utils.detector import bench, engine, make, pictures, report, server
-from colq_utils.detector.settings import DetectionExperiment, Serving
-from colq_utils.errors import ColqError
+from colq_utils import run
+from colq_utils.base import config, process
+from colq_utils.base.errors import ColqError
+from studies.fp8_serving import bench, engine, make, pictures, report, server, settings
+from studies.fp8_serving.settings import DetectionExperiment, Serving
 
 
 @pytest.fixture(scope="module")
@@ -133,9 +134,9 @@ def test_port_taken_and_no_vllm(vllm, tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """The smoke study, stage by stage in this process (a fresh process a variant is `isolate`'s own test)."""
-    experiment = config.load("nutrition-fp8-smoke", tmp_path_factory.mktemp("detection"))
+    experiment = settings.load("nutrition-fp8-smoke", tmp_path_factory.mktemp("detection"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(isolate, "call", lambda function, arguments, *unused: isolate.Outcome(value=json.loads(json.dumps(bench.child(**arguments)))))
+        patch.setattr(process, "call", lambda function, arguments, *unused: process.Outcome(value=json.loads(json.dumps(bench.child(**arguments)))))
         outcome = {f.__name__: f(experiment) for f in (make.inspect, make.calibrate, make.quantize, make.accept, bench.run, bench.evaluate)}
     report.write(experiment)
     return experiment, outcome
@@ -208,22 +209,17 @@ def test_the_vllm_engine_through_the_same_stages(study, vllm, tmp_path):
 def test_mistakes_in_the_experiment_file(tmp_path, fields, message):
     import yaml
     path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump(yaml.safe_load((config.ROOT / "experiments" / "nutrition-fp8.yaml").read_text()) | fields))
+    path.write_text(yaml.safe_dump(yaml.safe_load((config.ROOT / "studies" / "fp8_serving" / "nutrition-fp8.yaml").read_text()) | fields))
     with pytest.raises(ColqError, match=message):
-        config.load(str(path))
+        settings.load(str(path))
 
 
-def test_cells_belong_to_one_task_and_the_inspect_notebook_runs(tmp_path):
+def test_the_notebook_runs_headlessly_and_is_fresh_afterwards(tmp_path):
     import nbformat
-    for stage in config.STAGES:
-        notebook = nbformat.read(config.ROOT / "notebooks" / run.NOTEBOOKS[stage], as_version=4)
-        split = {task: [c for c in tasks.cells(notebook, task) if c.cell_type == "code"] for task in ("retrieval", "detection")}
-        assert len(split["retrieval"]) <= 15 and 3 <= len(split["detection"]) <= 15
-        assert [c.source for c in split["detection"][:2]] == [c.source for c in split["retrieval"][:2]]
-    experiment = config.load("nutrition-fp8-smoke", tmp_path)
-    lines = []
-    run.run(experiment, "nutrition-fp8-smoke", ("inspect",), say=lines.append)
-    copy = nbformat.read(experiment.results("notebooks") / run.NOTEBOOKS["inspect"], as_version=4)
-    assert "done" in lines[-1] and (experiment.results("inspect") / "parts.csv").exists()
-    assert any("blocks" in str(c.get("outputs")) for c in copy.cells) and not any("found.architecture" in c.source for c in copy.cells)
-    assert run.is_fresh(experiment, "inspect", {})
+    experiment, lines = settings.load("nutrition-fp8-smoke", tmp_path), []
+    run.run(experiment, "nutrition-fp8-smoke", say=lines.append, step=settings.step)
+    assert "done" in lines[-1] and (experiment.results("reports") / "fp8_serving.md").exists()
+    copy = nbformat.read(experiment.results("notebooks") / "fp8_serving.ipynb", as_version=4)
+    assert str(config.ROOT) not in str(copy) and sum("image/png" in str(c.get("outputs")) for c in copy.cells) >= 2
+    run.run(experiment, "nutrition-fp8-smoke", say=lines.append, step=settings.step)
+    assert "nothing changed" in lines[-1]

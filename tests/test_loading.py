@@ -9,9 +9,11 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from colq_utils import config, encode, kernels, loading, packing, processing
-from colq_utils.errors import ColqError
-from colq_utils.modeling import ColQwen3Config
+from colq_utils.base import config
+from colq_utils.base.errors import ColqError
+from colq_utils.fast import load
+from colq_utils.model import encode, kernels, loading, packing, processing
+from colq_utils.model.modeling import ColQwen3Config
 
 
 @pytest.fixture
@@ -116,12 +118,12 @@ def test_missing_or_damaged_checkpoint_names_the_experiment(copy, tmp_path):
     experiment = config.load(str(tmp_path / "mine.yaml"), tmp_path)
     folder = experiment.checkpoint("random-w4a16-rtn")
     with pytest.raises(ColqError, match="no auto_round checkpoint yet: run `make quantize EXPERIMENT=mine`"):
-        loading.load(experiment, "random-w4a16-rtn")
+        load.load(experiment, "random-w4a16-rtn")
     shutil.copytree(copy, folder)
     with (folder / "model.safetensors").open("r+b") as weights:
         weights.truncate(1000)
     with pytest.raises(ColqError, match=rf"model.safetensors is damaged.* Delete {folder.parent} and run `make quantize EXPERIMENT=mine`"):
-        loading.load(experiment, "random-w4a16-rtn")
+        load.load(experiment, "random-w4a16-rtn")
 
 
 def test_missing_folder_and_foreign_architecture(copy, tmp_path):

@@ -4,8 +4,8 @@ import json
 import pytest
 import torch
 
-from colq_utils.maxsim import maxsim
-from colq_utils.store import VectorStore
+from colq_utils.model.maxsim import maxsim
+from colq_utils.stages.evaluate.store import VectorStore
 
 
 def test_known_answer():

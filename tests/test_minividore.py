@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from colq_utils import lexical, minividore, overlap
-from colq_utils.errors import ColqError
+from colq_utils.base.errors import ColqError
+from colq_utils.data import minividore, mteb_tasks, overlap
+from colq_utils.data import words as lexical
 
 CALIBRATION = minividore.DEFAULT.parent / "calibration" / "corpus.parquet"
 RECORDED_SCAN = np.array(  # mean grey of a 4 x 4 grid of blocks of the first scanned page at strength 0.6
@@ -49,7 +50,7 @@ def test_a_missing_file_says_how_to_restore_it(tmp_path):
 
 def test_an_unknown_task_is_refused_by_name():
     with pytest.raises(ColqError, match="MiniVidoreHeadlines"):
-        minividore.tasks(["MiniVidoreHeadlines"])
+        mteb_tasks.tasks(["MiniVidoreHeadlines"])
 
 
 def test_every_query_is_answered_by_a_page_that_is_searched(benchmark):
@@ -124,7 +125,7 @@ def test_a_title_and_its_translations_are_one_source(benchmark):
 def test_tasks_load_in_mteb_without_a_network(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     names = [name for name, task in minividore.TASKS.items() if task.pages != "scanned"]
-    for task in minividore.tasks(names):
+    for task in mteb_tasks.tasks(names):
         task.load_data()
         expected = minividore.TASKS[task.metadata.name].languages
         assert tuple(task.dataset) == expected and task.metadata.main_score == "ndcg_at_5"

@@ -1,4 +1,5 @@
 """The notebooks: their contract, all six run headlessly at smoke size, and what the driver does about mistakes."""
+import dataclasses
 import json
 import re
 import subprocess
@@ -7,9 +8,10 @@ import sys
 import nbformat
 import pytest
 
-from colq_utils import bench, config, run, tasks
+from colq_utils import run
+from colq_utils.base import cache, config
 
-NOTEBOOKS = sorted((config.ROOT / "notebooks").rglob("*.ipynb"))
+NOTEBOOKS = [*sorted((config.ROOT / "notebooks").glob("*.ipynb")), *sorted((config.ROOT / "studies").rglob("*.ipynb"))]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -18,8 +20,7 @@ def test_contract(path):
     code = [c for c in cells if c.cell_type == "code"]
     tagged = [c for c in code if "parameters" in c.metadata.get("tags", [])]
     assert tagged == code[:1], "the first code cell, and no other, holds the parameters"
-    for task in ("retrieval", "detection", "speed"):
-        assert sum(c.cell_type == "code" for c in tasks.cells(nbformat.read(path, as_version=4), task)) <= 15
+    assert len(code) <= (25 if path.stem == "fp8_serving" else 15), "six stages in one"
     assert cells[0].cell_type == "markdown" and cells[0].source.startswith("# ")
     for cell in code:
         assert not cell.outputs and cell.execution_count is None, "outputs are kept in results/, not here"
@@ -45,7 +46,7 @@ def recorded(experiment, stage):
 def test_every_stage_ran(outcome):
     experiment, lines = outcome
     assert [line.split()[0][3:] for line in lines if "done" in line] == list(config.STAGES)
-    assert all((experiment.results("notebooks") / name).exists() for name in run.NOTEBOOKS.values())
+    assert all((experiment.results("notebooks") / name).exists() for name in config.NOTEBOOKS.values())
 
 
 def test_recorded_values(outcome):
@@ -78,7 +79,7 @@ def test_reports_and_figures_are_there(outcome):
 def test_executed_notebooks_show_their_figures_and_no_local_path(outcome):
     experiment, _ = outcome
     pictures = 0
-    for name in run.NOTEBOOKS.values():
+    for name in config.NOTEBOOKS.values():
         text = (experiment.results("notebooks") / name).read_text()
         pictures += text.count("image/png")
         assert str(config.ROOT) not in text and str(experiment.output) not in text, name
@@ -87,24 +88,57 @@ def test_executed_notebooks_show_their_figures_and_no_local_path(outcome):
 
 def test_nothing_changed_means_nothing_runs(outcome, monkeypatch):
     experiment, _ = outcome
-    monkeypatch.setattr(run, "run_stage", lambda *a: pytest.fail("ran again"))
+    monkeypatch.setattr(run, "execute", lambda *a: pytest.fail("ran again"))
     assert {o.state for o in run.run(experiment, "smoke", say=lambda line: None)} == {"fresh"}
 
 
 def test_only_what_depends_on_a_change_is_stale(outcome, monkeypatch):
     experiment, _ = outcome
-    before = {stage: run.fingerprint(experiment, stage, {}) for stage in config.STAGES}
+    before = {stage: run.fingerprint(run.step(experiment, stage), {}) for stage in config.STAGES}
     section = experiment.evaluation.model_copy(update={"margin": 0.01})
-    after = {stage: run.fingerprint(experiment.model_copy(update={"evaluation": section}), stage, {}) for stage in config.STAGES}
+    after = {stage: run.fingerprint(run.step(experiment.model_copy(update={"evaluation": section}), stage), {}) for stage in config.STAGES}
     assert [s for s in config.STAGES if before[s] != after[s]] == ["evaluate", "report"]
-    assert set(bench._CODE) <= run.modules_of("from colq_utils import bench"), "code that a measurement depends on makes the stage stale"
-    assert "modeling" in run.modules_of("from colq_utils import loading") and "plots" not in run.modules_of("from colq_utils import loading")
+
+
+def test_editing_a_gpu_kernel_leaves_every_cpu_stage_fresh(outcome):
+    """Staleness goes by the folders that a stage can reach: the GPU path where the experiment runs on it, reports for 06 alone."""
+    experiment, _ = outcome
+    here = {stage: cache.code(experiment, stage) for stage in config.STAGES}
+    on_gpu = experiment.model_copy(update={"runtime": config.Runtime(device="cuda")})
+    with pytest.MonkeyPatch.context() as patch:
+        digest = cache.digest
+        patch.setattr(cache, "digest", lambda *parts: digest(*parts) + ("edited" if "fast" in parts else ""))
+        assert {stage: cache.code(experiment, stage) for stage in config.STAGES} == here
+        assert [s for s in config.STAGES if cache.code(on_gpu, s) != here[s]] == list(config.STAGES[:-1])
+        patch.setattr(cache, "digest", lambda *parts: digest(*parts) + ("edited" if "report" in parts else ""))
+        assert [s for s in config.STAGES if cache.code(experiment, s) != here[s]] == ["report"]
+
+
+@pytest.mark.parametrize("stage", config.STAGES)
+def test_what_a_stage_imports_lies_in_the_folders_it_is_keyed_by(stage):
+    """Follows every import below a stage's folder, within functions too; the GPU path is keyed apart."""
+    package = config.ROOT / "colq_utils"
+    allowed, todo, seen = [*cache.reachable(stage), package / "fast"], [], set()
+    for place in cache.reachable(stage):
+        if "stages" in place.parts or stage == "report" and place.name == "report":
+            todo += [place] if place.is_file() else sorted(place.rglob("*.py"))
+    while todo:
+        path = todo.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        assert any(path == place or place in path.parents for place in allowed), f"{stage} reaches {path.relative_to(package)}"
+        for name in re.findall(r"from colq_utils\.([\w.]+) import ([^\n]+)", path.read_text()):
+            base = package.joinpath(*name[0].split("."))
+            todo += [base.with_suffix(".py")] if base.with_suffix(".py").exists() else [
+                f for word in re.findall(r"\w+", name[1]) if (f := base / f"{word}.py").exists()]
+    assert len(seen) > 5
 
 
 def test_a_rejected_variant_is_in_the_exit_code(tmp_path, monkeypatch, capsys):
     """Everything ran, nothing failed: the exit of `make report` still says that a checkpoint is not to be used."""
-    from colq_utils import files
     from colq_utils.__main__ import main
+    from colq_utils.base import files
     monkeypatch.setattr(run, "run", lambda *a, **k: [])
     assert main(["run", "smoke", "--output", str(tmp_path)]) == 0
     path = config.load("smoke", tmp_path).results("quantize") / "recorded.json"
@@ -120,9 +154,9 @@ def test_a_checkpoint_that_is_cut_short_is_made_again(outcome):
     weights = next(experiment.build("checkpoints").rglob("*.safetensors"))
     content = weights.read_bytes()
     weights.write_bytes(content[:-1])
-    assert not run.is_fresh(experiment, "quantize", {})
+    assert not run.is_fresh(experiment, run.step(experiment, "quantize"), {})
     weights.write_bytes(content)
-    assert run.is_fresh(experiment, "quantize", {})
+    assert run.is_fresh(experiment, run.step(experiment, "quantize"), {})
 
 
 def test_a_figure_that_is_gone_is_drawn_again(outcome):
@@ -130,9 +164,9 @@ def test_a_figure_that_is_gone_is_drawn_again(outcome):
     figure = experiment.figures / "headline.png"
     content = figure.read_bytes()
     figure.unlink()
-    assert not run.is_fresh(experiment, "report", {}) and run.is_fresh(experiment, "evaluate", {})
+    assert not run.is_fresh(experiment, run.step(experiment, "report"), {}) and run.is_fresh(experiment, run.step(experiment, "evaluate"), {})
     figure.write_bytes(content)
-    assert run.is_fresh(experiment, "report", {})
+    assert run.is_fresh(experiment, run.step(experiment, "report"), {})
 
 
 def test_render(outcome):
@@ -146,7 +180,8 @@ def test_render(outcome):
 
 
 def test_readme_shows_the_committed_results():
-    from colq_utils import analysis, report, results
+    from colq_utils.report import analysis, results
+    from colq_utils.report import build as report
     tiny = config.load("tiny")
     if not (tiny.output / "results" / "tiny" / "evaluate" / "scores.csv").exists():
         pytest.skip("the results of the tiny experiment are not there")
@@ -161,7 +196,7 @@ def command(*arguments):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["run", "nonesuch"], "no experiment 'nonesuch'; there are:"),
-    (["run", "smoke", "--stage", "train"], "no stage 'train'; the stages are: inspect"),
+    (["run", "smoke", "--stage", "train"], "no stage 'train'; the stages of smoke are: inspect"),
     (["run", "smoke", "--stage", "inspect", "-p", "colour=blue"], "has no parameter 'colour'; it has: experiment, output"),
     (["run", "smoke", "--stage", "evaluate"], "make quantize EXPERIMENT=smoke"),
     (["run", "smoke", "--stage", "report"], "make evaluate EXPERIMENT=smoke"),
@@ -179,9 +214,9 @@ def test_a_failing_cell_names_itself_and_the_partial_notebook(tmp_path, monkeypa
         nbformat.v4.new_code_cell('experiment = "tiny"\noutput = ""', metadata={"tags": ["parameters"]}),
         nbformat.v4.new_code_cell("1 / 0")], metadata={"language_info": {"name": "python"}})
     (tmp_path / "notebooks").mkdir()
-    nbformat.write(broken, tmp_path / "notebooks" / run.NOTEBOOKS["inspect"])
-    monkeypatch.setattr(run, "ROOT", tmp_path)
+    nbformat.write(broken, tmp_path / "notebooks" / config.NOTEBOOKS["inspect"])
+    step = dataclasses.replace(run.step(experiment, "inspect"), notebook=tmp_path / "notebooks" / config.NOTEBOOKS["inspect"])
     with pytest.raises(run.StageFailed, match="ZeroDivisionError") as failure:
-        run.run_stage(experiment, "inspect", "smoke", {})
+        run.execute(experiment, step, "smoke", {})
     assert "1 / 0" in str(failure.value) and str(experiment.build("executed")) in str(failure.value)
-    assert not (experiment.results("notebooks") / run.NOTEBOOKS["inspect"]).exists()
+    assert not (experiment.results("notebooks") / config.NOTEBOOKS["inspect"]).exists()

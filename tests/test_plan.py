@@ -6,7 +6,8 @@ import huggingface_hub
 import pandas as pd
 import pytest
 
-from colq_utils import config, plan
+from colq_utils import plan
+from colq_utils.base import config
 
 
 @pytest.fixture

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from colq_utils import config, published, published_report
-from colq_utils.errors import ColqError
+from colq_utils.base import config
+from colq_utils.base.errors import ColqError
+from studies.published import figures_data as published
+from studies.published import report as published_report
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,13 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from colq_utils import calibrate, config, files, footprint, kernels, loading, quantize, run
-from colq_utils.errors import ColqError
+from colq_utils import run
+from colq_utils.base import config, files, names
+from colq_utils.base.errors import ColqError
+from colq_utils.data import calibration
+from colq_utils.fast import load
+from colq_utils.model import checkpoints, kernels, loading
+from colq_utils.stages import calibrate, quantize
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu"]
 
@@ -39,14 +44,14 @@ def experiment(random_checkpoint, tmp_path_factory):
 
 
 def test_sets_of_one_budget_hold_the_same_tokens(experiment):
-    short, long = (calibrate.load(experiment, s)["input_ids"] for s in ("s32", "s64"))
+    short, long = (calibration.load(experiment, s)["input_ids"] for s in ("s32", "s64"))
     assert short.shape == (16, 32) and long.shape == (8, 64)
     assert torch.equal(short.flatten(), long.flatten())
 
 
 def test_a_page_set_holds_pages_alone(experiment):
-    assert list(calibrate.load(experiment, "pages")) == ["pages"]
-    with safe_open(calibrate.path_of(experiment, "pages"), "pt") as stored:
+    assert list(calibration.load(experiment, "pages")) == ["pages"]
+    with safe_open(calibration.path_of(experiment, "pages"), "pt") as stored:
         assert set(stored.metadata()) == {"set"}
 
 
@@ -58,13 +63,13 @@ def test_nothing_to_calibrate_is_an_empty_table(experiment, tmp_path):
     assert table["tokens"].tolist() == table["fingerprint"].tolist() == []
     read = pd.read_csv(files.write_table(tmp_path / "sets.csv", table.assign(overlap_8grams=0, padding_pct=0.0)))
     assert read.empty and "padding_pct" in read
-    assert files.sha256(*run.outputs(without, "calibrate")[-1:])
+    assert files.sha256(*run.step(without, "calibrate").outputs[-1:])
 
 
 def test_corpus_too_short(experiment):
-    tokens = calibrate.stream(calibrate.corpus(experiment).head(2), loading.processing.from_pretrained(experiment.model_path).tokenizer, 8, 0)
+    tokens = calibration.stream(calibration.corpus(experiment).head(2), loading.processing.from_pretrained(experiment.model_path).tokenizer, 8, 0)
     with pytest.raises(ColqError, match="needs 1,000,000 tokens"):
-        calibrate.pack(tokens, config.CalibrationSet(id="big", seqlen=1000, blocks=1000, batch_rows=1))
+        calibration.pack(tokens, config.CalibrationSet(id="big", seqlen=1000, blocks=1000, batch_rows=1))
 
 
 def test_calibration_must_come_first(experiment, tmp_path):
@@ -93,7 +98,7 @@ def test_what_is_not_quantized_is_the_bases_byte_for_byte(experiment, manifests)
         for export in spec.exports:
             folder = experiment.checkpoint(variant, export)
             stored = {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
-            kept = {name: tensor for name, tensor in base.items() if footprint.QUANTIZABLE.match(name) is None or tensor.dim() < 2}
+            kept = {name: tensor for name, tensor in base.items() if names.QUANTIZABLE.match(name) is None or tensor.dim() < 2}
             assert "embedding_proj_layer.bias" in kept
             assert all(stored[name].dtype == tensor.dtype and torch.equal(stored[name], tensor) for name, tensor in kept.items())
             assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
@@ -144,7 +149,7 @@ def test_every_width_is_read_as_autorounds_own_layer_reads_it(experiment, tmp_pa
     wide.__dict__.pop("by_id", None)
     name = spec.name("random")
     quantize.run(wide, name)
-    ours, theirs = (loading.open_model(str(wide.checkpoint(name)), backend="torch"), loading.load(wide, name).model)
+    ours, theirs = (loading.open_model(str(wide.checkpoint(name)), backend="torch"), load.load(wide, name).model)
     layer = "vlm.model.language_model.layers.1.mlp.down_proj"
     x = torch.randn(5, theirs.get_submodule(layer).in_features)
     assert torch.allclose(ours.get_submodule(layer)(x), theirs.get_submodule(layer)(x), atol=1e-5)
@@ -207,7 +212,7 @@ def test_a_failure_after_writing_is_not_in_the_way_of_the_fallback(experiment, t
     assert manifest["fallback"] == "rtn group 128 failed: RuntimeError: late" and manifest["used"]["group_size"] == 32
     folder = elsewhere.build("checkpoints", "random-w4a16-rtn")
     assert sorted(p.name for p in folder.iterdir()) == ["auto_awq", "auto_gptq", "auto_round", "manifest.json"]
-    assert not any(loading.damage(folder / export) for export in manifest["exports"])
+    assert not any(checkpoints.damage(folder / export) for export in manifest["exports"])
 
 
 def cut_short(folder):
@@ -223,10 +228,10 @@ def test_a_damaged_variant_is_made_again(experiment, manifests, tmp_path, caplog
     shutil.copytree(experiment.build("checkpoints", name), folder)
     spoil(folder / export)
     with pytest.raises(ColqError, match="make quantize EXPERIMENT=random"):
-        loading.load(elsewhere, name, export)
+        load.load(elsewhere, name, export)
     assert quantize.run(elsewhere, name)["revision"] == manifests[name]["revision"]
     assert [r.getMessage() for r in caplog.records if r.name == quantize.__name__] == [f"{name}: {export} damaged or incomplete, making the variant again"]
-    loading.load(elsewhere, name, export)
+    load.load(elsewhere, name, export)
 
 
 def test_a_fingerprint_is_of_what_decides_the_weights(experiment):
@@ -253,24 +258,24 @@ def test_a_tensor_lost_on_the_way_is_noticed(experiment, manifests, tmp_path):
     if index.exists():
         named = set(json.loads(index.read_text())["weight_map"].values())
         assert named == {p.name for p in folder.glob("*.safetensors")}
-    loading.load(experiment, "random-w4a16-autoround-s32")
+    load.load(experiment, "random-w4a16-autoround-s32")
 
 
 def test_the_unused_head_is_left_out(experiment, manifests, tmp_path):
     """AutoRound copies the published checkpoints' lm_head over; retrieval never reads it."""
     folder = shutil.copytree(experiment.checkpoint("random-w4a16-rtn"), tmp_path / "copy")
-    before = quantize.tensor_bytes(folder)
-    index = {"weight_map": {name: path.name for path in folder.glob("*.safetensors") for name in quantize._header(path)}}
+    before = checkpoints.tensor_bytes(folder)
+    index = {"weight_map": {name: path.name for path in folder.glob("*.safetensors") for name in quantize._names(path)}}
     save_file({"vlm.lm_head.weight": torch.zeros(384, 128)}, folder / "model_extra.safetensors")
     index["weight_map"]["vlm.lm_head.weight"] = "model_extra.safetensors"
     files.write_json(folder / "model.safetensors.index.json", index)
     quantize._restore(folder, Path(experiment.model_path))
-    assert quantize.tensor_bytes(folder) == before and "lm_head" not in (folder / "model.safetensors.index.json").read_text()
+    assert checkpoints.tensor_bytes(folder) == before and "lm_head" not in (folder / "model.safetensors.index.json").read_text()
     loading.open_model(str(folder), backend="ark")
 
 
 def test_a_revision_is_that_of_the_weights(experiment, manifests):
-    base, rtn = (quantize.revision(experiment, v) for v in ("random-bf16", "random-w4a16-rtn"))
+    base, rtn = (checkpoints.revision(experiment, v) for v in ("random-bf16", "random-w4a16-rtn"))
     assert base != rtn and rtn == manifests["random-w4a16-rtn"]["revision"]
 
 

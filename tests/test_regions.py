@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip("pypdfium2", reason="only the appendix needs it: pip install .[appendix]")
 
-from colq_utils.appendix import documents, regions
+from studies.embedded import documents, regions
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,13 @@ import made_results
 import pandas as pd
 import pytest
 
-from colq_utils import analysis, config, findings, plots, report, report_benchmark, results
-from colq_utils import markdown as md
-from colq_utils.errors import ColqError
+from colq_utils.base import config
+from colq_utils.base.errors import ColqError
+from colq_utils.report import analysis, findings, results
+from colq_utils.report import benchmark_cpu as report_benchmark
+from colq_utils.report import build as report
+from colq_utils.report import markdown as md
+from colq_utils.report.figures import quality
 
 SMALL = """
 title: By hand
@@ -263,10 +267,10 @@ def test_a_rejected_checkpoint_stands_at_the_top_of_every_report(fresh):
 
 
 def test_reports_link_the_figures_that_exist(toy, study):
-    drawn = plots.draw(study)
+    drawn = quality.draw(study)
     assert len(drawn) == 8 and all(p.stat().st_size > 5000 for p in drawn)
     again = {p.name: p.read_bytes() for p in drawn}
-    assert plots.headline(study).read_bytes() == again["headline.png"]
+    assert quality.headline(study).read_bytes() == again["headline.png"]
     for path in report.write(study):
         for link in re.findall(r"\]\(([^)]+png)\)", path.read_text()):
             assert (path.parent / link).resolve().is_file(), link
@@ -278,7 +282,7 @@ def test_many_tasks_still_fit_the_width_of_a_readme(tmp_path):
     exp = made_results.experiment(tmp_path)
     made_results.write(exp, queries=4, languages=("en", "fr"), tasks={f"VidoreSyntheticDocQATask{i}Retrieval": "graded" for i in range(14)})
     study = analysis.study(results.load(exp), resamples=50)
-    for draw in (plots.difference, plots.comparison):
+    for draw in (quality.difference, quality.comparison):
         width, height = Image.open(draw(study)).size
         assert width == 1200 and height < 1800, draw.__name__
 

@@ -5,7 +5,10 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from colq_utils import config, profiling, report, report_gpu, targets
+from colq_utils.base import config
+from colq_utils.fast import profiling
+from studies.h200 import report as report_gpu
+from studies.h200 import targets
 
 
 @pytest.fixture(params=["4b", "8b"])
@@ -26,7 +29,7 @@ def test_ratios_are_those_of_the_rows(speed):
 
 def test_the_readme_says_what_the_results_say():
     speed = report_gpu.Speed(config.load("h200-8b"))
-    assert (config.ROOT / "README.md").read_text().split(report.SPEED_MARKER)[1].strip() == report_gpu.headline(speed).strip()
+    assert (config.ROOT / "README.md").read_text().split(report_gpu.SPEED_MARKER)[1].strip() == report_gpu.headline(speed).strip()
 
 
 def test_the_committed_report_follows_from_the_committed_results(speed):

@@ -14,7 +14,9 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from colq_utils import config, evaluate, run, store, tasks
+from colq_utils import run
+from colq_utils.base import config
+from colq_utils.stages.evaluate import evaluate, store
 
 PAGES = {"LocalSingle": 6, "LocalShared": 7, "LocalCopies": 8}
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu"]
@@ -72,7 +74,7 @@ def notebook(stage: str, experiment) -> dict:
     """Run the code cells of a stage's notebook here, with its parameters set; their names."""
     path, made = experiment
     names = {"experiment": str(path), "output": str(made.output)}
-    for cell in tasks.cells(nbformat.read(config.ROOT / "notebooks" / run.NOTEBOOKS[stage], as_version=4), "retrieval"):
+    for cell in nbformat.read(made.notebook(stage), as_version=4).cells:
         if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", []):
             exec(compile(cell.source, f"{stage} {cell.id}", "exec"), names)
     return names
@@ -147,11 +149,11 @@ def test_a_task_that_fails_leaves_the_others_and_a_named_hole(outcome):
     text = (outcome.results("reports") / "quantization_analysis.md").read_text()
     assert "| LocalBroken | BF16 (base) | ConnectionError: the data cannot be had |" in text
     state = outcome.build("state", "evaluate.json")
-    kept = {"inputs": run.fingerprint(outcome, "evaluate", {}), "outputs": None, "figures": {}, "weights": {}}
+    kept = {"inputs": run.fingerprint(run.step(outcome, "evaluate"), {}), "outputs": None, "figures": {}, "weights": {}}
     state.parent.mkdir(parents=True, exist_ok=True)
-    (outcome.results("notebooks") / run.NOTEBOOKS["evaluate"]).write_text("{}")
-    state.write_text(json.dumps(kept | {"outputs": run.files.sha256(*run.outputs(outcome, "evaluate"))}))
-    assert not run.is_fresh(outcome, "evaluate", {}), "a failed task is tried again"
+    (outcome.results("notebooks") / config.NOTEBOOKS["evaluate"]).write_text("{}")
+    state.write_text(json.dumps(kept | {"outputs": run.files.sha256(*run.step(outcome, "evaluate").outputs)}))
+    assert not run.is_fresh(outcome, run.step(outcome, "evaluate"), {}), "a failed task is tried again"
 
 
 def test_reports_of_the_published_shape(outcome):

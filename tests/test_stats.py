@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from colq_utils import stats
-from colq_utils.errors import ColqError
+from colq_utils.base.errors import ColqError
+from colq_utils.report import stats
 
 
 @pytest.fixture

@@ -13,22 +13,18 @@ import yaml
 from safetensors.torch import load_file
 from scipy import stats as scipy_stats
 
-from colq_utils import (
-    calibrate,
-    config,
-    controlled,
-    encode,
-    loading,
-    maxsim,
-    quantize,
-    report_study,
-    study_analysis,
-    study_plots,
-    study_scores,
-    study_spec,
-    study_weights,
-)
-from colq_utils.errors import ColqError
+from colq_utils.base import config
+from colq_utils.base.errors import ColqError
+from colq_utils.fast import load
+from colq_utils.model import encode, loading, maxsim
+from colq_utils.stages import calibrate, quantize
+from studies.seqlen import analysis as study_analysis
+from studies.seqlen import plots as study_plots
+from studies.seqlen import report as report_study
+from studies.seqlen import run as controlled
+from studies.seqlen import scores as study_scores
+from studies.seqlen import spec as study_spec
+from studies.seqlen import weights as study_weights
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu"]
 
@@ -158,7 +154,7 @@ def test_what_is_measured_is_what_autoround_packs(made):
     texts = ["alpha beta", "gamma delta epsilon zeta"]
     model = loading.open_model(made.spec.model_path)
     model.load_state_dict(tuned, strict=False)
-    normal = loading.load(made.experiment, "random-w4a16-autoround-s32")
+    normal = load.load(made.experiment, "random-w4a16-autoround-s32")
     ours = encode.queries(loading.Loaded("ours", model, normal.processor, (), 0.0), texts)
     cosine = torch.cat([study_scores.cosine(a, b) for a, b in zip(ours, encode.queries(normal, texts))])
     assert cosine.min() > 0.9995, "the packed kernel and the rounded weights differ by more than bf16 arithmetic"

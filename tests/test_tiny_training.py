@@ -11,10 +11,10 @@ import torch
 
 pytest.importorskip("pypdfium2", reason="only the appendix needs it: pip install .[appendix]")
 
-from colq_utils import processing
-from colq_utils.appendix import augment, canvases, check, losses, muon, sources, train
-from colq_utils.appendix.tiny_model import HEIGHT, IMAGE, VISION_END, VISION_START, WIDTH, TinyColQwen3, TinyConfig
-from colq_utils.modeling import ColQwen3Config, ColQwen3ForRetrieval
+from colq_utils.model import processing
+from colq_utils.model.modeling import ColQwen3Config, ColQwen3ForRetrieval
+from studies.embedded import augment, canvases, check, losses, muon, sources, train
+from studies.embedded.tiny_model import HEIGHT, IMAGE, VISION_END, VISION_START, WIDTH, TinyColQwen3, TinyConfig
 
 CHECKPOINT = Path(__file__).resolve().parents[1] / "models/tiny-colqwen3"
 SMALL = TinyConfig(hidden=128, layers=2, heads=2, kv_heads=1, mlp=128, vision_hidden=64, vision_depth=2,

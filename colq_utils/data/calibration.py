@@ -1,0 +1,118 @@
+"""Calibration text and sets: one stream of tokens, cut to blocks of each length, so that only the length differs.
+
+The corpus is tokenized, cut into stretches of the longest block length, shuffled once with the
+languages taking turns, and joined. Every text set is a prefix of that stream folded to its own length:
+sets of one budget hold the same tokens in the same order. A page set holds pages drawn from the same
+text; no evaluation page is ever used. Sets are safetensors, never pickles.
+"""
+from itertools import chain, zip_longest
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from safetensors.torch import load_file
+
+from colq_utils.base import files
+from colq_utils.base.config import ROOT, CalibrationSet, Experiment
+from colq_utils.base.errors import ColqError
+from colq_utils.model.hub import fetch_dataset
+
+PAGE_SIZE = (704, 384)  # width, height in pixels; that of the embedded benchmark
+
+
+def corpus(experiment: Experiment) -> pd.DataFrame:
+    """The calibration text: columns document, lang and text, one row a passage.
+
+    Raises:
+        ColqError: no corpus at the place the experiment names.
+    """
+    source = experiment.calibration
+    folder = ROOT / source.source
+    if folder.is_dir():
+        found = sorted(folder.glob("*.parquet"))
+        if not found:
+            raise ColqError(f"{source.source} holds no .parquet file with calibration text")
+        return pd.concat([pd.read_parquet(f) for f in found], ignore_index=True)
+    frame = pd.read_parquet(fetch_dataset(source.source, source.file, source.revision))
+    return pd.DataFrame({"document": frame.index.astype(str), "lang": "en", "text": frame["text"]})
+
+
+def stream(texts: pd.DataFrame, tokenizer, stretch: int, seed: int) -> np.ndarray:
+    """All of the corpus as one array of token ids, in seeded stretches of `stretch` tokens, languages in turn."""
+    shelves = []
+    rng = np.random.default_rng(seed)
+    separator = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.pad_token_id
+    for _, rows in sorted(texts.groupby("lang"), key=lambda pair: pair[0]):
+        ids = tokenizer(rows["text"].tolist(), add_special_tokens=False)["input_ids"]
+        flat = np.fromiter(chain.from_iterable([*i, separator] for i in ids), dtype=np.int64)
+        cut = flat[:len(flat) // stretch * stretch].reshape(-1, stretch)
+        shelves.append(cut[rng.permutation(len(cut))])
+    turns = [s for group in zip_longest(*shelves) for s in group if s is not None]
+    return np.concatenate(turns) if turns else np.empty(0, dtype=np.int64)
+
+
+def pack(tokens: np.ndarray, spec: CalibrationSet) -> torch.Tensor:
+    """The first ``blocks * seqlen`` tokens as ``(blocks, seqlen)``, without padding.
+
+    Raises:
+        ColqError: the corpus is too short for the set.
+    """
+    needed = spec.blocks * spec.seqlen
+    if len(tokens) < needed:
+        raise ColqError(f"calibration set {spec.id} needs {needed:,} tokens ({spec.blocks} blocks of {spec.seqlen}) and the "
+                        f"corpus gives {len(tokens):,}; lower `blocks`, or name a larger corpus")
+    return torch.from_numpy(tokens[:needed].reshape(spec.blocks, spec.seqlen).copy())
+
+
+def draw_page(text: str) -> Image.Image:
+    """A page image with `text` set in Pillow's built-in font, from top to bottom until it is full."""
+    page = Image.new("L", PAGE_SIZE, 255)
+    canvas, font = ImageDraw.Draw(page), ImageFont.load_default(size=14)
+    words, line, y = text.split(), "", 8
+    for word in words:
+        if canvas.textlength(f"{line} {word}", font=font) > PAGE_SIZE[0] - 16:
+            canvas.text((8, y), line, fill=0, font=font)
+            line, y = "", y + 18
+            if y > PAGE_SIZE[1] - 24:
+                break
+        line = f"{line} {word}".strip()
+    return page
+
+
+def page_set(texts: pd.DataFrame, spec: CalibrationSet, seed: int) -> tuple[torch.Tensor, list[str]]:
+    """`blocks` drawn pages ``(blocks, 384, 704)`` uint8 and as many queries: 3 to 8 words in a row of each page's own passage.
+
+    The queries are for `study_weights`, which tunes on pages followed by text; an experiment's set keeps the pages alone.
+
+    Raises:
+        ColqError: too few passages of 60 words.
+    """
+    rng = np.random.default_rng(seed)
+    usable = texts[texts["text"].str.split().str.len() >= 60]
+    if len(usable) < spec.blocks:
+        raise ColqError(f"calibration set {spec.id} needs {spec.blocks} passages of 60 words, the corpus has {len(usable)}")
+    chosen = usable["text"].iloc[rng.permutation(len(usable))[:spec.blocks]].tolist()
+    images, queries = [], []
+    for text in chosen:
+        words = text.split()
+        start = int(rng.integers(0, max(1, len(words) - 150)))
+        images.append(np.asarray(draw_page(" ".join(words[start:start + 150]))))
+        at = int(rng.integers(0, len(words) - 8))
+        queries.append(" ".join(words[at:at + int(rng.integers(3, 9))]))
+    return torch.from_numpy(np.stack(images)), queries
+
+
+def path_of(experiment: Experiment, set_id: str) -> Path:
+    """Where a calibration set is kept."""
+    return experiment.build("calibration", f"{set_id}.safetensors")
+
+
+def load(experiment: Experiment, set_id: str) -> dict[str, torch.Tensor]:
+    """A packed set: ``input_ids`` ``(blocks, seqlen)`` of a text set, ``pages`` ``(blocks, 384, 704)`` of a page set.
+
+    Raises:
+        ColqError: the set has not been packed yet.
+    """
+    return load_file(files.required(path_of(experiment, set_id), f"calibrate EXPERIMENT={experiment.name}"))

@@ -1,0 +1,205 @@
+"""A variant's scores and drift on the embedded benchmark, without mteb, on whatever device the model is.
+
+The benchmark is read once into a `Bench`: every page (and every page as a bad scan) and every query with the pages that its
+task searches. Page features come from the vision tower once for all variants that share it. What is kept of a query is what
+`evaluate` keeps, plus how far its token vectors and its scores have drifted from the base's. `tests/test_study.py` and the
+provenance record say how closely the scores agree with those of `evaluate`.
+"""
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
+
+from colq_utils.data import minividore
+from colq_utils.model import encode
+from colq_utils.model.loading import Loaded
+from colq_utils.stages.evaluate.scores import per_query
+
+#: Similarities held at once on the device, query tokens x page tokens.
+BLOCK = 1 << 28
+SCANNED = "@scan"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The embedded benchmark, flat.
+
+    pages: page_id, lang, scanned (whether this row is the scan); a scan has an id of its own.
+    queries: query_id, task (as mteb names it), lang, type, text, relevant (page ids).
+    corpora: (task, lang) -> row numbers in `pages`.
+    """
+
+    pages: pd.DataFrame
+    queries: pd.DataFrame
+    corpora: dict[tuple[str, str], np.ndarray]
+    images: tuple
+
+    @property
+    def page_ids(self) -> list[str]:
+        return self.pages["page_id"].tolist()
+
+
+def bench(tasks: tuple[str, ...] = (), languages: tuple[str, ...] = ()) -> Bench:
+    """Read MiniVidore, or some of its tasks (names in `minividore.TASKS`) and languages, with the pages that these search."""
+    whole = minividore.load()
+    rows = whole.pages.to_dict("records")
+    clean = [{"page_id": r["page_id"], "lang": r["lang"], "scanned": False, "row": i} for i, r in enumerate(rows)]
+    scans = [{"page_id": r["page_id"] + SCANNED, "lang": r["lang"], "scanned": True, "row": i} for i, r in enumerate(rows) if r["scanned"]]
+    pages = pd.DataFrame(clean + scans)
+    queries, searched = [], {}
+    for task in tasks or minividore.TASKS:
+        suffix = SCANNED if minividore.TASKS[task].pages == "scanned" else ""
+        for lang in minividore.TASKS[task].languages:
+            if not languages or lang in languages:
+                searched[task, lang] = [p + suffix for p in minividore.corpus_of(whole, task, lang)["page_id"]]
+                asked = minividore.queries_of(whole, task, lang)
+                queries.append(asked.assign(task=task, relevant=[[p + suffix for p in r] for r in asked["relevant"]]))
+    pages = pages[pages["page_id"].isin(set().union(*searched.values()))].reset_index(drop=True)
+    place = {page: i for i, page in enumerate(pages["page_id"])}
+    corpora = {entry: np.array([place[p] for p in ids]) for entry, ids in searched.items()}
+    return Bench(pages.drop(columns="row"), pd.concat(queries, ignore_index=True), corpora,
+                 tuple((rows[i], scanned) for i, scanned in zip(pages["row"], pages["scanned"])))
+
+
+def picture(entry: tuple[dict, bool]):
+    """The image of an entry of `Bench.images`; scans are made from the clean page, the same ones each time."""
+    row, scanned = entry
+    if not scanned:
+        return minividore.image(row)
+    return minividore.scan(minividore.image(row), row["page_id"], minividore.SCAN_STRENGTH).convert("L")
+
+
+@torch.inference_mode()
+def page_features(towers: dict[str, Loaded], found: Bench, batch: int = 16) -> tuple[dict[str, torch.Tensor], list[int]]:
+    """What several vision towers make of every page, each page decoded once.
+
+    Returns:
+        Tower name -> ``(n_pages, n_visual_tokens, feature_width)`` in the model's dtype, on the CPU, and the one grid
+        ``[time, height, width]`` that all pages share.
+
+    Raises:
+        ValueError: pages of several sizes.
+    """
+    processor, keys = next(iter(towers.values())).processor, list(range(len(found.images)))
+
+    def prepare(some):
+        images = [picture(found.images[key]).convert("RGB") for key in some]
+        return processor.image_processor(images=images, return_tensors="pt")
+
+    made, grid = {}, None
+    for _, inputs in encode._ahead(prepare, keys, batch):
+        grids = inputs["image_grid_thw"].tolist()
+        grid = grid or grids[0]
+        if any(g != grid for g in grids):
+            raise ValueError("pages of several sizes: their features do not fit one tensor")
+        for name, tower in towers.items():
+            output = tower.model.page_features(inputs["pixel_values"].to(tower.device), inputs["image_grid_thw"].to(tower.device))
+            parts = [torch.stack(list(part)) for part in (output.pooler_output, *output.deepstack_features)]
+            made.setdefault(name, []).append(torch.cat(parts, dim=-1).cpu())  # (n, n_visual_tokens, feature_width)
+    return {name: torch.cat(parts) for name, parts in made.items()}, grid
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Vectors of a variant: pages ``(n_pages, n_tokens, dim)``, one tensor ``(n_tokens, dim)`` a query, all on the CPU."""
+
+    pages: torch.Tensor
+    queries: list[torch.Tensor]
+
+
+@torch.inference_mode()
+def embed(loaded: Loaded, features: torch.Tensor, grid: list[int], texts: list[str], batch: int = 64) -> Embedded:
+    """Run the language model on page features and on the queries."""
+    width, pages = loaded.model.config.vision_config.out_hidden_size, []
+    for start in range(0, len(features), batch):
+        some = features[start:start + batch].to(loaded.device)  # (n, n_visual_tokens, feature_width)
+        inputs = loaded.processor.page_prompts([grid] * len(some)).to(loaded.device)
+        first, *deeper = some.split(width, dim=-1)
+        output = BaseModelOutputWithDeepstackFeatures(pooler_output=list(first), deepstack_features=[list(part) for part in deeper])
+        pages.append(torch.stack(encode._kept(loaded, loaded.model(**inputs, page_features=output).embeddings, inputs)))
+    return Embedded(torch.cat(pages), encode.queries(loaded, texts, batch=128))
+
+
+@torch.inference_mode()
+def maxsim(queries: list[torch.Tensor], pages: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """MaxSim in fp32 as in `colq_utils.model.maxsim`, for pages of one length, on `device`; ``(n_queries, n_pages)`` on the CPU."""
+    tokens = torch.cat([q.to(device).float() for q in queries])  # (n_all_query_tokens, dim)
+    owner = torch.repeat_interleave(torch.arange(len(queries)), torch.tensor([len(q) for q in queries])).to(device)
+    scores = torch.zeros(len(queries), len(pages), device=device)
+    step = max(1, BLOCK // (len(tokens) * pages.shape[1]))
+    for start in range(0, len(pages), step):
+        some = pages[start:start + step].to(device).float()  # (n, n_page_tokens, dim)
+        best = (tokens @ some.flatten(0, 1).T).unflatten(1, some.shape[:2]).amax(-1)  # (n_all_query_tokens, n)
+        scores[:, start:start + step].index_add_(0, owner, best)
+    return scores.cpu()
+
+
+def score_matrix(found: Bench, vectors: Embedded, device: torch.device) -> torch.Tensor:
+    """Scores of every query on the pages that its task searches, NaN elsewhere: ``(n_queries, n_pages)``."""
+    matrix = torch.full((len(found.queries), len(found.pages)), float("nan"))
+    scanned = found.pages["scanned"].to_numpy()
+    on_scans = found.queries["task"].map(lambda task: minividore.TASKS[task].pages == "scanned").to_numpy()
+    for rows, columns in ((np.flatnonzero(~on_scans), np.flatnonzero(~scanned)), (np.flatnonzero(on_scans), np.flatnonzero(scanned))):
+        if len(rows):
+            matrix[np.ix_(rows, columns)] = maxsim([vectors.queries[i] for i in rows], vectors.pages[columns], device)
+    for (task, lang), columns in found.corpora.items():
+        outside = np.setdiff1d(np.arange(len(found.pages)), columns)
+        matrix[np.ix_(np.flatnonzero((found.queries["task"] == task) & (found.queries["lang"] == lang)), outside)] = float("nan")
+    return matrix
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What drift is measured against: the base's vectors and scores."""
+
+    vectors: Embedded
+    scores: torch.Tensor
+
+
+def query_rows(found: Bench, vectors: Embedded, scores: torch.Tensor, base: Reference) -> pd.DataFrame:
+    """One row a query: task, lang, query_id, ndcg_at_5, first_rank, margin, kept (how many of the base's top five), cosine (mean
+    over its tokens with the base's) and drift (mean over the searched pages of the change of MaxSim a query token, without sign).
+
+    The last digits are rounded off: a study has half a million rows, and they would be most of its bytes.
+    """
+    frames, ids = [], found.page_ids
+    for (task, lang), columns in found.corpora.items():
+        rows = np.flatnonzero((found.queries["task"] == task) & (found.queries["lang"] == lang))
+        asked, lengths = found.queries.iloc[rows], [len(vectors.queries[i]) for i in rows]
+        relevant = {q: dict.fromkeys(r, 1) for q, r in zip(asked["query_id"], asked["relevant"], strict=True)}
+        own, theirs = (m[np.ix_(rows, columns)] for m in (scores, base.scores))
+        names = [ids[i] for i in columns]
+        frame = per_query(own.nan_to_num(-1e9), asked["query_id"].tolist(), names, lengths, relevant)
+        reference = per_query(theirs, asked["query_id"].tolist(), names, lengths, relevant)
+        change = (own - theirs) / torch.tensor(lengths)[:, None]
+        frames.append(frame.assign(
+            task=task, lang=lang, kept=[len(set(a) & set(b)) for a, b in zip(frame["top5"], reference["top5"])],
+            drift=change.abs().mean(1).numpy(),
+            cosine=[cosine(vectors.queries[i], base.vectors.queries[i]).mean().item() for i in rows]))
+    table = pd.concat(frames, ignore_index=True)
+    small = {"ndcg_at_5": "float32", "first_rank": "int16", "margin": "float32", "kept": "int8", "cosine": "float32", "drift": "float32"}
+    return table[["task", "lang", "query_id", *small]].round({"margin": 4, "cosine": 5, "drift": 5}).astype(small)
+
+
+def cosine(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+    """Cosine along the last dimension, in fp32."""
+    return torch.cosine_similarity(ours.float(), theirs.float(), dim=-1)
+
+
+def page_rows(found: Bench, vectors: Embedded, base: Reference) -> pd.DataFrame:
+    """One row a language and kind of page (clean, scanned): tokens, and mean, first percentile and minimum of the token cosine."""
+    values = cosine(vectors.pages, base.vectors.pages)  # (n_pages, n_tokens)
+    rows = []
+    for (lang, scanned), some in found.pages.groupby(["lang", "scanned"], sort=True):
+        mine = values[torch.tensor(some.index.tolist())].flatten()
+        rows.append({"lang": lang, "scanned": bool(scanned), "pages": len(some), "tokens": len(mine), "cosine_mean": mine.mean().item(),
+                     "cosine_p01": mine.quantile(0.01).item() if len(mine) < 1 << 24 else float(np.quantile(mine.numpy(), 0.01)),
+                     "cosine_min": mine.min().item()})
+    return pd.DataFrame(rows)
+
+
+def not_finite(vectors: Embedded) -> int:
+    """How many numbers of all vectors are NaN or infinite."""
+    return int((~torch.isfinite(vectors.pages)).sum()) + sum(int((~torch.isfinite(q)).sum()) for q in vectors.queries)
