@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
+from colq_utils.base import cache
 from colq_utils.base import config
 from colq_utils.base.errors import ColqError
 from colq_utils.stages.evaluate import evaluate, scores
@@ -191,15 +192,15 @@ def test_opening_a_store_leaves_another_process_s_append_alone(tmp_path):
 @pytest.fixture
 def study(random_checkpoint, random_model, tmp_path, monkeypatch):
     """An experiment on a copy of the random checkpoint, loaded by a stand-in; code is read from a copy and its digest forgotten afterwards."""
-    package = shutil.copytree(Path(evaluate.__file__).parent, tmp_path / "package", ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(evaluate, "__file__", str(package / "evaluate.py"))
-    for opened in ("load", "plain"):
-        monkeypatch.setattr(evaluate.loading, opened, lambda experiment, variant: random_model)
+    shutil.copytree(config.ROOT / "colq_utils", tmp_path / "colq_utils", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(cache, "ROOT", tmp_path)
+    monkeypatch.setattr(evaluate.load, "load", lambda experiment, variant: random_model)
+    monkeypatch.setattr(evaluate.loading, "plain", lambda experiment, variant: random_model)
     fields = config.load("smoke").model_dump()
     fields["model"]["path"], fields["output"] = str(shutil.copytree(random_checkpoint, tmp_path / "checkpoint")), tmp_path
-    evaluate._code.cache_clear()
+    cache.digest.cache_clear()
     yield config.Experiment.model_validate(fields)
-    evaluate._code.cache_clear()
+    cache.digest.cache_clear()
 
 
 def changed(experiment, section: str, **values):
@@ -213,7 +214,7 @@ def alter_file(name: str):
     def alter(experiment, tmp_path, monkeypatch):
         path = tmp_path / name
         path.write_text(json.dumps(json.loads(path.read_text()) | {"altered": 1}) if path.suffix == ".json" else path.read_text() + "# altered\n")
-        evaluate._code.cache_clear()
+        cache.digest.cache_clear()
         return experiment
     return alter
 
@@ -224,7 +225,7 @@ def alter_package(experiment, tmp_path, monkeypatch):
 
 
 CHANGES = {
-    "code": alter_file("package/maxsim.py"), "scans": alter_file("package/scan.py"), "package": alter_package,
+    "code": alter_file("colq_utils/model/maxsim.py"), "scans": alter_file("colq_utils/data/scan.py"), "package": alter_package,
     "processor": alter_file("checkpoint/processor_config.json"), "tokenizer": alter_file("checkpoint/tokenizer.json"),
     "configuration": alter_file("checkpoint/config.json"),
     "visual tokens": lambda e, *_: changed(e, "model", max_visual_tokens=8), "batch": lambda e, *_: changed(e, "evaluation", batch=3),
@@ -239,7 +240,7 @@ def test_kept_scores_are_used_until_what_they_depend_on_changes(study, variant, 
     monkeypatch.setattr(evaluate, "evaluate_task", lambda *_: measured.append(1) or pd.DataFrame({"query_id": ["q"], "ndcg_at_5": [0.5]}))
     for _ in range(2):
         evaluate.run_variant(study, variant, [task], "data")
-        evaluate._code.cache_clear()  # the next process
+        cache.digest.cache_clear()  # the next process
     assert len(measured) == 1
     evaluate.run_variant(change(study, tmp_path, monkeypatch), variant, [task], "data")
     assert len(measured) == 2

@@ -163,10 +163,10 @@ def _settle(folder: Path, export: str, processor, base: Path) -> None:
     """Make what AutoRound wrote readable by every loader; see the module's first lines."""
     extra, index = folder / "model_extra_tensors.safetensors", folder / "model.safetensors.index.json"
     if extra.exists() and (folder / "model.safetensors").exists():
-        names = {"model.safetensors": "model-00001-of-00002.safetensors", extra.name: "model-00002-of-00002.safetensors"}
+        renamed = {"model.safetensors": "model-00001-of-00002.safetensors", extra.name: "model-00002-of-00002.safetensors"}
         content = json.loads(index.read_text())
-        content["weight_map"] = {tensor: names[file] for tensor, file in content["weight_map"].items()}
-        for old, new in names.items():
+        content["weight_map"] = {tensor: renamed[file] for tensor, file in content["weight_map"].items()}
+        for old, new in renamed.items():
             os.replace(folder / old, folder / new)
         files.write_json(index, content)
     _restore(folder, base)
