@@ -64,6 +64,7 @@ vllm-check: $(ENVIRONMENT) ## exported FP8 checkpoints through a real vLLM serve
 
 lint: $(ENVIRONMENT) ## style and common mistakes
 	$(PYTHON) -m ruff check colq_utils studies tests notebooks
+	$(dir $(PYTHON))lint-imports
 
 lab: $(ENVIRONMENT) ## JupyterLab on the notebooks
 	$(PYTHON) -m jupyterlab --notebook-dir=notebooks

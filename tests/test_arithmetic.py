@@ -24,7 +24,9 @@ import numpy as np
 import torch
 from PIL import Image
 from auto_round.utils import device
-from colq_utils import arithmetic, calibrate, config, encode, files, loading, quantize
+from colq_utils.base import arithmetic, config, files
+from colq_utils.model import encode, loading
+from colq_utils.stages import calibrate, quantize
 device.CpuInfo.bf16 = property(lambda self: sys.argv[3] == "bf16")  # what AutoRound would ask this processor
 torch.set_num_threads(2)
 experiment = config.load(sys.argv[1], sys.argv[2])
@@ -36,7 +38,7 @@ for name in experiment.quantized:
     found[name] = {str(p.relative_to(folder)): files.sha256(p) for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "manifest.json"}
 pages = [Image.fromarray(np.random.default_rng(i).integers(0, 255, (64, 96, 3), dtype=np.uint8)) for i in range(2)]
 for name in experiment.by_id:
-    loaded = load.load(experiment, name)
+    loaded = loading.plain(experiment, name)
     vectors = encode.queries(loaded, ["alpha beta", "gamma delta epsilon"]) + encode.pages(loaded, pages)
     found[name + " vectors"] = hashlib.sha256(b"".join(v.numpy().tobytes() for v in vectors)).hexdigest()
 print(json.dumps(found))
@@ -62,7 +64,7 @@ def test_a_processor_without_avx2_is_told_in_one_line(monkeypatch):
 
 @x86
 def test_torch_used_too_early_is_noticed():
-    code = "import torch; torch.ones(8).exp(); from colq_utils import arithmetic; arithmetic.check()"
+    code = "import torch; torch.ones(8).exp(); from colq_utils.base import arithmetic; arithmetic.check()"
     clean = {name: value for name, value in os.environ.items() if name not in arithmetic.PINS}
     done = subprocess.run([sys.executable, "-c", code], cwd=config.ROOT, env=clean, capture_output=True, text=True)
     if not torch.cpu._is_avx512_supported():

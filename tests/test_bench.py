@@ -119,7 +119,7 @@ def test_a_run_is_complete_and_kept(exp, monkeypatch):
     finally:
         torch.set_num_threads(threads)
     memory = results.memory_table(exp)
-    assert memory.loc["random-fp32", "tensors_bytes"] == pytest.approx(2 * memory.loc["random-bf16", "tensors_bytes"], rel=0.01)
+    assert memory.loc["random-fp32", "tensors_bytes"] == memory.loc["random-bf16", "tensors_bytes"], "a CPU computes both in fp32"
     assert {p.name for p in exp.results("benchmark").iterdir()} == {
         "rows.csv", "samples.parquet", "memory.csv", "census.csv", "agreement.csv", "ceilings.json", "environment.json"}
     assert len(results.of_benchmark(exp, "samples.parquet")) == second["n_samples"].sum()

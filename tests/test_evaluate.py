@@ -250,7 +250,7 @@ def test_kept_scores_are_used_until_what_they_depend_on_changes(study, variant, 
 def test_page_features_are_made_anew_with_what_decides_them(study, random_model, change, tmp_path, monkeypatch):
     before = evaluate._features(study, random_model).folder
     assert evaluate._features(study, random_model).folder == before
-    alter = CHANGES.get(change, alter_file("package/encode.py"))
+    alter = CHANGES.get(change, alter_file("colq_utils/model/encode.py"))
     assert evaluate._features(alter(study, tmp_path, monkeypatch), random_model).folder != before
 
 
@@ -266,7 +266,7 @@ def test_the_committed_floor_is_that_of_the_default_experiment():
 def test_scores_of_two_machines_are_told_by_their_folders(study, monkeypatch):
     machines = {"tiny-bf16": "GPU A", "tiny-w4a16-rtn": "GPU B", "tiny-w4a16-autoround-s64": "GPU A"}
     monkeypatch.setattr(evaluate, "data_fingerprint", lambda experiment: "data")
-    monkeypatch.setattr(evaluate.quantize, "revision", lambda experiment, variant: f"weights of {variant}")
+    monkeypatch.setattr(evaluate.checkpoints, "revision", lambda experiment, variant: f"weights of {variant}")
     monkeypatch.setattr(evaluate, "_side_by_side", lambda *_: None)
     monkeypatch.setattr(evaluate, "run_variant", lambda experiment, name, *_: pd.DataFrame({"variant": [name], "machine": [machines[name]]}))
     monkeypatch.setattr(evaluate, "word_matching", lambda tasks: pd.DataFrame({"variant": ["bm25"]}))

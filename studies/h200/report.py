@@ -52,7 +52,7 @@ def text(speed: Speed) -> str:
 def _reproduction(speed: Speed) -> str:
     name, gemms = speed.experiment.name, speed.read("benchmark/gemms.csv")
     marlin = gemms is not None and "marlin" in set(gemms.kernel)
-    install = f".venv/bin/python -m {BACKENDS['marlin'][2].split(' (')[0]}\n" if marlin else ""
+    install = f".venv/bin/python -m {BACKENDS['marlin'].install.split(' (')[0]}\n" if marlin else ""
     return (f"```bash\nmake .venv/.installed\n.venv/bin/python -m pip install -c requirements.lock -e '.[cuda]'\n{install}make benchmark EXPERIMENT={name}\nmake summary EXPERIMENT={name}\n```\n\n"
             "`make` installs the versions of requirements.lock; the figures above are of those named under *Test environment*.")
 
