@@ -3,7 +3,6 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,10 +10,9 @@ import pandas as pd
 import pytest
 import torch
 
-from colq_utils.base import cache
-from colq_utils.base import config
+from colq_utils.base import cache, config
 from colq_utils.base.errors import ColqError
-from colq_utils.stages.evaluate import evaluate, scores
+from colq_utils.stages.evaluate import evaluate, references, retriever, scores
 from colq_utils.stages.evaluate.store import VectorStore
 
 
@@ -136,13 +134,13 @@ class Task:
 def test_a_corpus_is_encoded_once_and_scores_agree_with_mteb(random_model, page_images, tmp_path, shared):
     from colq_utils.model import encode
     features = VectorStore(tmp_path / "features", encode.feature_width(random_model), random_model.model.dtype) if shared else None
-    retriever = evaluate.Retriever(random_model, "r1", tmp_path / "pages", features, batch=2)
-    frame = evaluate.evaluate_task(retriever, Task(page_images))
-    assert retriever.encoded == len(page_images) == frame["encoded_pages"].iloc[0]
+    searcher = retriever.Retriever(random_model, "r1", tmp_path / "pages", features, batch=2)
+    frame = evaluate.evaluate_task(searcher, Task(page_images))
+    assert searcher.encoded == len(page_images) == frame["encoded_pages"].iloc[0]
     assert len(frame) == 6 and set(frame["lang"]) == {"en", "fr"}
-    assert evaluate.evaluate_task(retriever, Task(page_images))["encoded_pages"].eq(0).all()
+    assert evaluate.evaluate_task(searcher, Task(page_images))["encoded_pages"].eq(0).all()
     direct = encode.pages(random_model, page_images, 2)
-    assert all(torch.equal(retriever.pages[key], vectors) for key, vectors in zip(retriever._keys, direct, strict=True))
+    assert all(torch.equal(searcher.pages[key], vectors) for key, vectors in zip(searcher._keys, direct, strict=True))
 
 
 def test_an_unknown_task_is_refused_with_those_that_come_close():
@@ -195,7 +193,7 @@ def study(random_checkpoint, random_model, tmp_path, monkeypatch):
     shutil.copytree(config.ROOT / "colq_utils", tmp_path / "colq_utils", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(cache, "ROOT", tmp_path)
     monkeypatch.setattr(evaluate.load, "load", lambda experiment, variant: random_model)
-    monkeypatch.setattr(evaluate.loading, "plain", lambda experiment, variant: random_model)
+    monkeypatch.setattr(references.loading, "plain", lambda experiment, variant: random_model)
     fields = config.load("smoke").model_dump()
     fields["model"]["path"], fields["output"] = str(shutil.copytree(random_checkpoint, tmp_path / "checkpoint")), tmp_path
     cache.digest.cache_clear()
@@ -233,7 +231,7 @@ CHANGES = {
     "kernel": lambda e, *_: changed(e, "base", backend="torch")}
 
 
-@pytest.mark.parametrize("variant", ["tiny-bf16", evaluate.RANDOM_INIT])
+@pytest.mark.parametrize("variant", ["tiny-bf16", references.RANDOM_INIT])
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_kept_scores_are_used_until_what_they_depend_on_changes(study, variant, change, tmp_path, monkeypatch):
     task, measured = SimpleNamespace(metadata=SimpleNamespace(name="T")), []
@@ -257,9 +255,9 @@ def test_page_features_are_made_anew_with_what_decides_them(study, random_model,
 def test_the_committed_floor_is_that_of_the_default_experiment():
     tiny = config.load("tiny")
     data = evaluate.data_fingerprint(tiny)
-    stamp = evaluate.floor_stamp(tiny, data)
-    assert set(pd.read_parquet(evaluate.FLOOR, columns=["stamp"])["stamp"]) == {stamp}
-    others = {evaluate.floor_stamp(changed(tiny, "model", max_visual_tokens=limit), data) for limit in (64, 128)}
+    stamp = references.floor_stamp(tiny, data)
+    assert set(pd.read_parquet(references.FLOOR, columns=["stamp"])["stamp"]) == {stamp}
+    others = {references.floor_stamp(changed(tiny, "model", max_visual_tokens=limit), data) for limit in (64, 128)}
     assert len(others | {stamp}) == 3
 
 
@@ -269,7 +267,7 @@ def test_scores_of_two_machines_are_told_by_their_folders(study, monkeypatch):
     monkeypatch.setattr(evaluate.checkpoints, "revision", lambda experiment, variant: f"weights of {variant}")
     monkeypatch.setattr(evaluate, "_side_by_side", lambda *_: None)
     monkeypatch.setattr(evaluate, "run_variant", lambda experiment, name, *_: pd.DataFrame({"variant": [name], "machine": [machines[name]]}))
-    monkeypatch.setattr(evaluate, "word_matching", lambda tasks: pd.DataFrame({"variant": ["bm25"]}))
+    monkeypatch.setattr(references, "word_matching", lambda tasks: pd.DataFrame({"variant": ["bm25"]}))
     with pytest.raises(ColqError) as caught:
         evaluate.run_all(study, [])
     assert f"remove {evaluate._place(study, 'tiny-w4a16-rtn', 'data')[1]} and run" in str(caught.value)

@@ -1,0 +1,1 @@
+"""Configuration, files, processes, provenance: what knows nothing of models."""

@@ -1,0 +1,1 @@
+"""The bundled benchmark, mteb's view of it, calibration text and sample items."""

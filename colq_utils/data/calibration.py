@@ -8,6 +8,7 @@ text; no evaluation page is ever used. Sets are safetensors, never pickles.
 from itertools import chain, zip_longest
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import torch
@@ -67,9 +68,9 @@ def pack(tokens: np.ndarray, spec: CalibrationSet) -> torch.Tensor:
 
 
 def draw_page(text: str) -> Image.Image:
-    """A page image with `text` set in Pillow's built-in font, from top to bottom until it is full."""
+    """A page image with `text` set in DejaVu Sans (matplotlib brings it; Pillow's own font lacks most accents), until it is full."""
     page = Image.new("L", PAGE_SIZE, 255)
-    canvas, font = ImageDraw.Draw(page), ImageFont.load_default(size=14)
+    canvas, font = ImageDraw.Draw(page), ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 13)
     words, line, y = text.split(), "", 8
     for word in words:
         if canvas.textlength(f"{line} {word}", font=font) > PAGE_SIZE[0] - 16:

@@ -1,0 +1,1 @@
+"""The ColQwen3 itself: names, files, loading, kernels, packing, encoding, scoring."""

@@ -6,15 +6,15 @@ benchmark, the architecture or the seed changes: ``python -m studies.embedded.fl
 import sys
 
 from colq_utils.base import config, files
-from colq_utils.stages.evaluate import evaluate
+from colq_utils.stages.evaluate import evaluate, references
 
 
 def main(name: str = "tiny") -> None:
-    """Evaluate the random-weight model of an experiment on all of its tasks and write `evaluate.FLOOR`."""
+    """Evaluate the random-weight model of an experiment on all of its tasks and write `references.FLOOR`."""
     experiment = config.load(name)
     tasks, data = evaluate.tasks_of(experiment), evaluate.data_fingerprint(experiment)
-    scores = evaluate.stored(evaluate.run_variant(experiment, evaluate.RANDOM_INIT, tasks, data))
-    print(files.write_table(evaluate.FLOOR, scores.assign(stamp=evaluate.floor_stamp(experiment, data))))
+    scores = evaluate.stored(evaluate.run_variant(experiment, references.RANDOM_INIT, tasks, data))
+    print(files.write_table(references.FLOOR, scores.assign(stamp=references.floor_stamp(experiment, data))))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Figures of quality, of speed and memory, and of pages."""

@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 
 from colq_utils.base import backends, cache, process, provenance
-from colq_utils.base.config import ROOT, Experiment
+from colq_utils.base.config import ROOT, Experiment, load
 from colq_utils.base.errors import ColqError
 from colq_utils.base.files import required, sha256, write_json, write_table
 from colq_utils.base.progress import track
-from colq_utils.model import footprint, kernels
+from colq_utils.model import checkpoints, footprint, kernels
 from colq_utils.stages.benchmark import ceilings, workloads
 
 #: Fewest samples from which a 99th percentile is given.
@@ -78,7 +78,7 @@ def _sweep(experiment: Experiment, schedules: str | None, timeout_s: float) -> N
         return
     if plan.sweeps:
         text = footprint.configuration(experiment)["text_config"]
-        for name, arguments in (("gemms", {"text": text, "backends": backends.ON_GPU, "schedules": schedules}), ("scoring", {}), ("options", {})):
+        for name, arguments in (("gemms", {"text": text, "backends": backends.ON_GPU, "schedules": schedules}), ("scoring", {}), ("options", {"model": checkpoints.base_digest(load("tiny"))})):
             function = "colq_utils.stages.benchmark.options:measure" if name == "options" else f"colq_utils.fast.sweeps:{name}"
             found = _kept(experiment, name, function, arguments, timeout_s)
             write_table(folder / f"{name}.csv", pd.DataFrame(found if isinstance(found, list) else [found]))

@@ -4,8 +4,11 @@ import torch
 from colq_utils.fast import load
 
 
-def measure() -> list[dict]:
+def measure(model: str) -> list[dict]:
     """What each eight-bit option does to the embeddings of the embedded model: cosine with bf16, tokens of queries and pages.
+
+    Args:
+        model: digest of the bundled model's weights, so that what is kept of this measurement belongs to them.
 
     Returns:
         Rows of option, kind, mean, min, tokens and saved_bytes of the embedded model.
@@ -22,8 +25,8 @@ def measure() -> list[dict]:
     for name, change in {"none": {}, "embedding table in int8": {"embedding": "int8"}, "vision tower in FP8": {"vision": "fp8"},
                          "both": {"embedding": "int8", "vision": "fp8"}, "language model in FP8": {"scheme": "fp8"}}.items():
         spec = experiment.variants[0].model_copy(update=change)
-        changed = experiment.model_copy(update={"variants": (spec,)})
-        changed.__dict__.pop("by_id", None)  # a cached property of the copy's source
+        changed = config.Experiment.model_validate(experiment.model_dump() | {
+            "variants": (spec.model_dump(),), "benchmark": {"variants": (), "workloads": ()}})
         loaded = load.load(changed, spec.name(base.model.size))
         size = sum(t.nbytes for t in (*loaded.model.parameters(), *loaded.model.buffers()))
         found = encode.queries(loaded, texts), encode.pages(loaded, images)

@@ -1,0 +1,1 @@
+"""NDCG@5 of every variant, task, language and query."""

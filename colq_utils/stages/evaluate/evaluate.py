@@ -12,119 +12,31 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import mteb
 import pandas as pd
 import torch
-from datasets import Image as ImageColumn
-from mteb.models import ModelMeta
-from mteb.models.model_meta import ScoringFunction
-from PIL import Image
 
 from colq_utils.base import cache, files, process, provenance
-from colq_utils.base.config import ROOT, Experiment
+from colq_utils.base.config import Experiment
 from colq_utils.base.errors import ColqError
 from colq_utils.base.progress import bar, track
 from colq_utils.data import mteb_tasks
 from colq_utils.fast import load
-from colq_utils.model import checkpoints, encode, hub, loading
+from colq_utils.model import checkpoints, encode
 from colq_utils.model.loading import Loaded
-from colq_utils.model.maxsim import maxsim
+from colq_utils.stages.evaluate import references
+from colq_utils.stages.evaluate.references import RANDOM_INIT, random_init
+from colq_utils.stages.evaluate.retriever import Retriever
 from colq_utils.stages.evaluate.scores import per_query
 from colq_utils.stages.evaluate.store import VectorStore
 
-RANDOM_INIT = "random-init"
-FLOOR = ROOT / "data" / "minividore" / "random_init.parquet"
-#: Embeddings of a corpus up to this many bytes (fp32) are kept in memory while its languages are searched.
-SMALL = 1 << 28
 #: Language codes of the tasks (ISO 639-3) -> as results and reports name them.
 LANGUAGES = {"eng": "en", "fra": "fr", "deu": "de", "spa": "es", "ita": "it", "por": "pt"}
 #: Packages that do.
 _PACKAGES = ("torch", "transformers", "tokenizers", "pillow", "mteb", "auto-round", "auto-round-lib", "humming-kernels", "gptqmodel")
-
-
-class Retriever:
-    """A loaded variant as mteb sees it: `index` a corpus, `search` it.
-
-    Args:
-        folder: where page embeddings are kept between tasks (and after a killed run).
-        features: store of the vision tower's output, shared by variants with one tower; None to run the whole model.
-    """
-
-    def __init__(self, loaded: Loaded, revision: str, folder: Path, features: VectorStore | None, batch: int):
-        self.loaded, self.features, self.batch = loaded, features, batch
-        self.pages = VectorStore(folder, loaded.model.config.embed_dim, loaded.model.dtype)
-        self.encoded, self.rankings, self._corpora, self._read, self._keys, self._ids, self._small = 0, {}, {}, {}, [], [], True
-        self.mteb_model_meta = ModelMeta.create_empty(overwrites={
-            "name": f"colq/{loaded.variant}", "revision": revision, "modalities": ["image", "text"],
-            "similarity_fn_name": ScoringFunction.MAX_SIM, "embed_dim": loaded.model.config.embed_dim})
-
-    def index(self, corpus, *, task_metadata, hf_split, hf_subset, encode_kwargs, num_proc=None, **unused) -> None:
-        """Embed the pages of `corpus` that no earlier task has brought."""
-        self._ids, self._keys = self._identify(corpus)
-        kept = set(self._keys)
-        self._read = {key: page for key, page in self._read.items() if key in kept}
-        rows = {key: row for row, key in reversed(list(enumerate(self._keys))) if key not in self.pages}
-        missing = sorted(rows, key=rows.get)
-        image, label = lambda key: corpus[rows[key]]["image"], f"{self.loaded.variant} {task_metadata.name}"
-        with bar(label, len(missing), "page") as progress:
-            for keys, vectors in self._embed(missing, image):
-                self.pages.extend(keys, vectors)
-                self.encoded += len(keys)
-                progress.update(len(keys))
-        self._small = sum(map(self.pages.tokens, self._keys)) * self.pages.width * 4 <= SMALL
-
-    def _identify(self, corpus) -> tuple[list[str], list[str]]:
-        """Ids and image digests of a corpus, remembered: languages of a task share one corpus."""
-        if corpus._fingerprint not in self._corpora:
-            raw = corpus.cast_column("image", ImageColumn(decode=False))
-            self._corpora[corpus._fingerprint] = list(corpus["id"]), [digest(entry) for entry in raw["image"]]
-        return self._corpora[corpus._fingerprint]
-
-    def _embed(self, keys: list[str], image: Callable[[str], Image.Image]) -> Iterator[tuple[list[str], list[torch.Tensor]]]:
-        if self.features is None:
-            yield from encode.stream_pages(self.loaded, keys, image, self.batch)
-            return
-        if any(key not in self.features for key in keys):
-            with self.features.alone():
-                self._add_features([key for key in keys if key not in self.features], image)
-        for some in (keys[i:i + self.batch] for i in range(0, len(keys), self.batch)):
-            stored, grids = [self.features[key] for key in some], [self.features.note(key, "grid") for key in some]
-            yield some, encode.pages_from_features(self.loaded, stored, grids)
-
-    def _add_features(self, new: list[str], image: Callable[[str], Image.Image]) -> None:
-        """Run the vision tower on the pages `new` and keep what it gives."""
-        step = 2 if self.loaded.device.type == "cpu" else self.batch  # two pages still fit a processor's cache
-        for some, matrices, grids in track(encode.stream_features(self.loaded, new, image, step), "vision tower", -(-len(new) // step), "batch"):
-            self.features.extend(some, matrices, grid=grids)
-
-    def _page(self, i: int) -> torch.Tensor:
-        """Page i of the indexed corpus; a small corpus is read once for all languages of a task."""
-        if not self._small:
-            return self.pages[self._keys[i]]
-        if self._keys[i] not in self._read:
-            self._read[self._keys[i]] = self.pages[self._keys[i]].float()
-        return self._read[self._keys[i]]
-
-    def search(self, queries, *, task_metadata, hf_split, hf_subset, top_k, encode_kwargs,
-               top_ranked=None, num_proc=None, **unused) -> dict[str, dict[str, float]]:
-        """The `top_k` pages of each query with their MaxSim scores."""
-        texts, ids = list(queries["text"]), list(queries["id"])
-        vectors = encode.queries(self.loaded, texts)
-        scores = maxsim(vectors, len(self._keys), self._page, device=self.loaded.device)  # (n_queries, n_pages)
-        best = scores.topk(min(top_k, len(self._keys)), dim=1)
-        found = {query: {self._ids[page]: score for page, score in zip(pages, values, strict=True)}
-                 for query, pages, values in zip(ids, best.indices.tolist(), best.values.tolist(), strict=True)}
-        self.rankings[hf_subset] = (scores, ids, list(self._ids), [len(v) for v in vectors], dict(zip(self._ids, self._keys)))
-        return found
-
-
-def digest(entry: dict) -> str:
-    """Identity of a page image as stored in a data set: the digest of its bytes."""
-    content = entry["bytes"] if entry.get("bytes") is not None else Path(entry["path"]).read_bytes()
-    return hashlib.sha256(content).hexdigest()[:24]
 
 
 def evaluate_task(retriever: Retriever, task) -> pd.DataFrame:
@@ -281,14 +193,6 @@ def _features(experiment: Experiment, loaded: Loaded) -> VectorStore | None:
     return VectorStore(experiment.build("features", key.hexdigest()[:16]), encode.feature_width(loaded), loaded.model.dtype)
 
 
-def random_init(experiment: Experiment) -> Loaded:
-    """The base's architecture with random weights: the floor of every task."""
-    base = loading.plain(experiment, experiment.base)  # the fast path is a converted model, which has no constructor
-    torch.manual_seed(experiment.seed)
-    model = type(base.model)(base.model.config).to(base.model.dtype).to(base.device).eval().requires_grad_(False)
-    return Loaded(RANDOM_INIT, model, base.processor, base.census, 0.0)
-
-
 def summary(queries: pd.DataFrame) -> pd.DataFrame:
     """Scores a variant, task and language: queries, pages and mean NDCG@5."""
     table = queries.groupby(["variant", "task", "lang"], sort=False).agg(
@@ -355,9 +259,10 @@ def run_all(experiment: Experiment, tasks: list) -> pd.DataFrame:
     _side_by_side(experiment, rest, tasks, data)
     frames += [run_variant(experiment, name, tasks, data, failed) for name in track(rest, "variants")]
     if experiment.evaluation.random_init:
-        frames.append(floor(experiment, tasks, data))
+        kept = references.kept_floor(experiment, tasks, data)
+        frames.append(run_variant(experiment, RANDOM_INIT, tasks, data) if kept is None else kept)
     if experiment.evaluation.suite == "minividore":
-        frames.append(word_matching(tasks))
+        frames.append(references.word_matching(tasks))
     _one_machine({_place(experiment, f["variant"].iloc[0], data)[1]: f["machine"].iloc[0] for f in frames if "machine" in f})
     files.write_table(experiment.results("evaluate") / "failures.csv", pd.DataFrame(failed, columns=["variant", "task", "error"]))
     return with_sources(experiment, pd.concat(frames, ignore_index=True))
@@ -369,53 +274,6 @@ def with_sources(experiment: Experiment, queries: pd.DataFrame) -> pd.DataFrame:
         return queries
     from colq_utils.data import minividore
     return queries.assign(source=queries["query_id"].map(minividore.sources(minividore.load())))
-
-
-def floor(experiment: Experiment, tasks: list, data: str) -> pd.DataFrame:
-    """Scores of the random-weight model, kept beside the embedded benchmark because they depend on no variant.
-
-    They are used while benchmark, architecture, seed, dtype and visual tokens are those they were measured with, and
-    measured anew otherwise; `studies.embedded.floor` writes the file.
-    """
-    stamp, names = floor_stamp(experiment, data), [task.metadata.name for task in tasks]
-    if FLOOR.exists():
-        kept = pd.read_parquet(FLOOR)
-        if set(kept["stamp"]) == {stamp} and set(names) <= set(kept["task"]):
-            return kept[kept["task"].isin(names)].drop(columns="stamp")
-    return run_variant(experiment, RANDOM_INIT, tasks, data)
-
-
-def floor_stamp(experiment: Experiment, data: str) -> str:
-    """What the random-weight model's scores depend on.
-
-    Neither code nor packages: the scores are committed, and every change of either would measure them anew in each
-    clone. `studies.embedded.floor` makes them again; what `_place` keeps for it does depend on both.
-    """
-    config = files.sha256(hub.fetch(experiment.model_path, "config.json", experiment.model.revision))
-    limit = experiment.model.max_visual_tokens
-    stamp = f"{data} {config} {experiment.seed} {experiment.runtime.dtype}" + ("" if limit is None else f" {limit}")
-    return files.sha256_bytes(stamp.encode())[:16]
-
-
-def word_matching(tasks: list) -> pd.DataFrame:
-    """BM25 over the text layer of the embedded pages, scored as the variants are."""
-    from colq_utils.data import minividore
-    benchmark, frames = minividore.load(), []
-    for task in tasks:
-        name = task.metadata.name
-        found = minividore.bm25_scores(benchmark, name)
-        for lang in minividore.TASKS[name].languages:
-            pages = minividore.corpus_of(benchmark, name, lang)["page_id"].tolist()
-            asked = minividore.queries_of(benchmark, name, lang)
-            place = {page: i for i, page in enumerate(pages)}
-            scores = torch.zeros(len(asked), len(pages))
-            for row, query in enumerate(asked["query_id"]):
-                for page, score in found[query].items():
-                    scores[row, place[page]] = score
-            relevant = {q: dict.fromkeys(r, 1) for q, r in zip(asked["query_id"], asked["relevant"], strict=True)}
-            frame = per_query(scores, asked["query_id"].tolist(), pages, [1] * len(asked), relevant)
-            frames.append(frame.assign(variant="bm25", task=name, lang=lang, n_pages=len(pages), margin=float("nan"), encoded_pages=0))
-    return pd.concat(frames, ignore_index=True)
 
 
 def stored(queries: pd.DataFrame) -> pd.DataFrame:
