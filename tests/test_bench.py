@@ -90,6 +90,20 @@ def _until(done, seconds: float = 20) -> bool:
     return False
 
 
+def test_a_kernel_that_this_processor_cannot_run_is_a_row_that_says_so(exp, monkeypatch):
+    """ark needs AVX2: without it the others are measured, and its variant is named with the reason."""
+    packed = exp.model_copy(update={
+        "variants": (*exp.variants, config.Variant(scheme="w4a16", method="rtn"), config.Variant(scheme="w4a16", method="rtn", backend="ark", tag="ark")),
+        "benchmark": exp.benchmark.model_copy(update={"variants": ("random-bf16", "random-w4a16-rtn-ark"), "rounds": 1})})
+    packed = config.Experiment.model_validate(packed.model_dump())
+    monkeypatch.setattr(bench, "required", lambda *a: None)
+    monkeypatch.setattr(process, "call", lambda function, arguments, *rest: process.Outcome(value=LIMITS if "ceilings" in function else {"workloads": []}))
+    monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: False)
+    rows = bench.run(packed).set_index("variant")
+    assert rows.loc["random-w4a16-rtn-ark", "error"].str.contains("'ark' needs an x86-64 processor with AVX2").all()
+    assert any("random-w4a16-rtn-ark is not measured" in note for note in results.of_benchmark(packed, "environment.json")["left_out"])
+
+
 def test_a_run_is_complete_and_kept(exp, monkeypatch):
     """One round in the test's own process; then again, with nothing left to measure."""
     called = []
