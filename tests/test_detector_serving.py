@@ -215,11 +215,10 @@ def test_mistakes_in_the_experiment_file(tmp_path, fields, message):
 
 
 def test_the_notebook_runs_headlessly_and_is_fresh_afterwards(tmp_path):
-    import nbformat
     experiment, lines = settings.load("nutrition-fp8-smoke", tmp_path), []
     run.run(experiment, "nutrition-fp8-smoke", say=lines.append, step=settings.step)
     assert "done" in lines[-1] and (experiment.results("reports") / "fp8_serving.md").exists()
-    copy = nbformat.read(experiment.results("notebooks") / "fp8_serving.ipynb", as_version=4)
-    assert str(config.ROOT) not in str(copy) and sum("image/png" in str(c.get("outputs")) for c in copy.cells) >= 2
+    copy = (experiment.results("notebooks") / "fp8_serving.ipynb").read_text()
+    assert str(config.ROOT) not in copy and str(tmp_path) not in copy and copy.count('"image/png"') >= 4
     run.run(experiment, "nutrition-fp8-smoke", say=lines.append, step=settings.step)
     assert "nothing changed" in lines[-1]
