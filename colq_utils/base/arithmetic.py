@@ -3,8 +3,8 @@
 A sum of floating-point numbers depends on its order, and the libraries under torch choose the order by the width of the
 vectors they find: the same weights score differently on AVX2 and AVX-512, and bf16 products, native on some processors,
 are emulated ten times slower on others. So on x86-64 the three libraries (ATen, oneDNN, MKL) are held to AVX2 before
-torch is first imported. MKL's strict mode makes the result independent of the number of threads as well. What it costs:
-a fifth of the speed on a processor with AVX-512. A variable that is set already is respected, and recorded.
+torch is first imported. MKL's strict mode makes the result independent of the number of threads as well. It costs speed on a
+processor with AVX-512 (a page of the bundled model took 173 instead of 143 ms on two cores of one). A variable that is set already is respected, and recorded.
 
 Not held: MKL takes a path of its own on processors that are not Intel's, which differs in the last bits of long sums;
 other architectures (64-bit Arm) compute fp32 with what they have; packed kernels (``ark``) choose for themselves, which is

@@ -262,6 +262,8 @@ def left_out(experiment: Experiment) -> list[str]:
         return notes
     return ["No GPU: allocated, peak and reserved device memory and CUDA kernels are not measured.",
             "Speed on this CPU says nothing about the speed of 4-bit kernels on a GPU.",
+            "The base is computed in float32 with the instructions of AVX2. The packed kernel (ark) takes whatever this processor has, AVX-512 and AMX "
+            "included: a ratio between the two is one of this processor, not of the number of bits alone.",
             *(f"{name} is not measured: {reason}." for name, reason in check(experiment).items())]
 
 
