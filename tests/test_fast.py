@@ -287,7 +287,7 @@ def test_graphs_give_the_same_embeddings(random_checkpoint, packed_checkpoint, r
     if backend is None:
         model = loading.open_model(str(random_checkpoint), device="cuda")
     else:
-        pytest.importorskip(backends.BACKENDS[backend][1])
+        pytest.importorskip(backends.BACKENDS[backend].package)
         model = loading.open_packed(str(packed_checkpoint), torch.bfloat16, runtime)
     loaded = loading.Loaded("gpu", model, random_model.processor, (), 0.0)
     plain = encode.queries(loaded, TEXTS), encode.pages(loaded, page_images)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from colq_utils.base import arithmetic, names
-from colq_utils.base.config import Experiment, Runtime, Variant
+from colq_utils.base.config import DTYPES, Experiment, Runtime, Variant
 from colq_utils.base.errors import ColqError
 from colq_utils.model import eightbit, hub, kernels, packing, processing
 from colq_utils.model.checkpoints import base_folder, damage
@@ -190,11 +190,12 @@ def _refuse(path: str, problems: list[str]) -> None:
         raise ColqError(f"{path} does not hold exactly the tensors of a ColQwen3: {'; '.join(problems[:5])}{more}")
 
 
-def open_model(path: str, dtype: torch.dtype = torch.float32, device: str = "cpu", attention: str = "sdpa",
+def open_model(path: str, dtype: torch.dtype | None = None, device: str = "cpu", attention: str = "sdpa",
                backend: str | None = None, revision: str | None = None) -> ColQwen3ForRetrieval:
     """Open a checkpoint folder (or hub id), accepting nothing but a complete ColQwen3.
 
     Args:
+        dtype: what is computed in; None: what the device computes in (`colq_utils.base.config.DTYPES`).
         backend: the kernel that every quantized layer must run on; None for a checkpoint in floating point.
 
     Raises:
@@ -205,6 +206,7 @@ def open_model(path: str, dtype: torch.dtype = torch.float32, device: str = "cpu
         raise ColqError("the experiment asks for device cuda and no CUDA device is visible; set runtime.device to cpu")
     config = read_config(path, revision)
     arithmetic.check()
+    dtype = dtype or getattr(torch, DTYPES[torch.device(device).type])
     options = {"dtype": dtype, "attn_implementation": attention, "device_map": device, "revision": revision}
     quantized = config.get("quantization_config")
     if (quantized is None) != (backend is None):
