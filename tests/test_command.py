@@ -1,7 +1,10 @@
 """The `colq` command: help that teaches, one-line errors, exit codes; pages that run nothing; the Makefile's own help."""
+import ast
 import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import packages_distributions
 
 import nbformat
 import pytest
@@ -174,3 +177,21 @@ def test_make_clean_keeps_checkpoints():
     done = subprocess.run(["make", "--dry-run", "clean"], cwd=config.ROOT, capture_output=True, text=True, check=True)
     removed = [line for line in done.stdout.splitlines() if "rm " in line]
     assert removed and not any(re.search(r"build|results|figures", line) for line in removed), removed
+
+
+def test_what_is_imported_is_declared_and_locked():
+    """Every package that the code imports by name is a dependency with a pin; every pin stands in requirements.lock."""
+    project = tomllib.loads((config.ROOT / "pyproject.toml").read_text())["project"]
+    pins = {pin.split(";")[0].strip().lower() for group in (project["dependencies"], *project["optional-dependencies"].values()) for pin in group}
+    locked = {line.lower() for line in (config.ROOT / "requirements.lock").read_text().splitlines()}
+    assert pins - locked <= {pin.lower() for pin in project["optional-dependencies"]["cuda"]}
+    sources = [path for folder in ("colq_utils", "studies", "tests") for path in (config.ROOT / folder).rglob("*.py")]
+    here = {"colq_utils", "studies", *(path.stem for path in (config.ROOT / "tests").glob("*.py"))}
+    nodes = [node for path in sources for node in ast.walk(ast.parse(path.read_text()))]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+    modules = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - here - {"triton"}  # comes with torch
+    packages = packages_distributions()
+    declared = {pin.split("==")[0].replace("_", "-") for pin in pins}
+    missing = {module for module in modules if not {p.lower().replace("_", "-") for p in packages.get(module, [f"{module}-kernels"])} & declared}
+    assert not missing, "imported, but in neither dependencies nor extras of pyproject.toml"
