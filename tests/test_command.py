@@ -195,3 +195,16 @@ def test_what_is_imported_is_declared_and_locked():
     declared = {pin.split("==")[0].replace("_", "-") for pin in pins}
     missing = {module for module in modules if not {p.lower().replace("_", "-") for p in packages.get(module, [f"{module}-kernels"])} & declared}
     assert not missing, "imported, but in neither dependencies nor extras of pyproject.toml"
+
+
+def test_contributing_names_what_is_there():
+    """Every file that CONTRIBUTING.md names exists, and every name that it places in a file stands there."""
+    text = (config.ROOT / "CONTRIBUTING.md").read_text()
+    where = lambda path: next((p for p in (config.ROOT / path, config.ROOT / "colq_utils" / path) if p.exists()), None)  # noqa: E731
+    paths = [path for path in re.findall(r"`([\w./]+(?:/|\.(?:py|toml|lock|parquet)))`", text)]
+    assert len(paths) > 20 and all(where(path) for path in paths), [path for path in paths if not where(path)]
+    placed = re.findall(r"`(\w+)`(?: and `(\w+)`)? (?:in|of) `([\w/]+\.py)`", text)
+    placed += re.findall(r"`(\w+)`() \(`([\w/]+\.py)`\)", text)
+    assert len(placed) >= 7
+    for first, second, path in placed:
+        assert first in where(path).read_text() and second in where(path).read_text(), (first, second, path)
