@@ -1,74 +1,210 @@
-"""The command line behind the Makefile: ``python -m colq_utils run tiny``."""
-import argparse
+"""The `colq` command behind the Makefile: ``colq run tiny``, or ``python -m colq_utils run tiny`` without installing.
+
+Each command's docstring is its ``--help``: what it does, an example, what comes next. Everything heavy is imported within
+the commands, so that help appears at once. A user's mistake is one line and exit code 2; a study runs its own experiments
+through the same commands by calling `main` with its own `load` and `step`.
+"""
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from colq_utils.base.errors import ColqError
 
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+                  context_settings={"help_option_names": ["-h", "--help"]})
+Name = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="Name of a file in experiments/, or the path of one.")]
+Output = Annotated[str, typer.Option(metavar="FOLDER", help="Where results/, figures/ and build/ are (default: the repository).")]
 
-def main(arguments: list[str] | None = None, load=None, step=None) -> int:
-    """Parse, act, and turn a user's mistake into one line and exit code 2. A study brings its own `load` and `step`."""
-    parser = argparse.ArgumentParser(prog="colq_utils", description="Run the notebooks of an experiment.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="execute the notebooks, skipping what is fresh")
-    run.add_argument("--stage", action="append", help="only this stage (may be repeated)")
-    run.add_argument("--force", action="store_true", help="even if nothing changed")
-    run.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="a notebook parameter")
-    render = commands.add_parser("render", help="executed notebooks to self-contained HTML")
-    clean = commands.add_parser("clean", help="remove what can be made again (build/)")
-    readme = commands.add_parser("readme", help="put the headline table of the results into README.md")
-    plan = commands.add_parser("plan", help="what an experiment would run, fetch, take and occupy; runs nothing")
-    for command in (run, render, clean, readme, plan):
-        command.add_argument("experiment", help="name of a file in experiments/, or the path of one")
-        command.add_argument("--output", default="", help="folder for results/, figures/ and build/ (default: the repository)")
-    options = parser.parse_args(arguments)
+
+@dataclass(frozen=True)
+class Driver:
+    """How an experiment file is read and what a stage of it consists of; None: as for retrievers."""
+
+    load: Callable | None = None
+    step: Callable | None = None
+
+    def experiment(self, name: str, output: str):
+        """The validated experiment; `ColqError` if there is none, or if it is wrong."""
+        from colq_utils.base import config
+        return (self.load or config.load)(name, output)
+
+
+@app.callback()
+def colq():
+    """Quantize a visual-document retriever and measure what that costs and gains.
+
+    An experiment is one file in experiments/. Its notebooks run in order, each only when something that it depends on has
+    changed; reports and figures are made from the results.
+
+    \b
+    Start here:
+      colq plan tiny        what would run, and what it would take
+      colq run tiny         run it: offline, on a CPU
+      colq render tiny      the notebooks and reports as web pages
+
+    Exit codes: 0 all is well, 1 a notebook failed or a quantized checkpoint was rejected, 2 a mistake to mend (the message
+    says which), 130 interrupted.
+    """
+
+
+@app.command()
+def run(context: typer.Context, name: Name,
+        stage: Annotated[list[str] | None, typer.Option(help="Only this stage; may be repeated.")] = None,
+        force: Annotated[bool, typer.Option("--force", help="Run even if nothing has changed.")] = False,
+        parameter: Annotated[list[str] | None, typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="A parameter of the notebook.")] = None,
+        output: Output = "") -> int:
+    """Run an experiment's notebooks, skipping fresh ones.
+
+    Executed notebooks, tables and reports go to results/EXPERIMENT, figures to figures/EXPERIMENT, checkpoints to
+    build/EXPERIMENT. After an interruption the same command goes on where it stopped.
+
+    \b
+    Examples:
+      colq run tiny
+      colq run tiny --stage benchmark --force
+
+    Next: read results/EXPERIMENT/reports, or make web pages of it with `colq render EXPERIMENT`.
+    """
+    from colq_utils import run as driver
+    experiment = context.obj.experiment(name, output)
+    given = [text.partition("=") for text in parameter or ()]
+    if not all(equals for _, equals, _ in given):
+        raise ColqError("-p takes NAME=VALUE")
     try:
-        return act(options, load, step)
+        driver.run(experiment, name, tuple(stage or experiment.stages), {key: value for key, _, value in given}, force,
+                   say=lambda line: print(line, flush=True), step=context.obj.step or driver.step)
+    except driver.StageFailed as failure:
+        return _error(failure, 2 if failure.mistake else 1)
+    if rejected := driver.rejected(experiment):
+        return _error(f"03_quantize rejected {', '.join(rejected)}: results/{experiment.name}/quantize/variants.csv says why; "
+                      "everything else is done and kept", 1)
+    return 0
+
+
+@app.command()
+def plan(context: typer.Context, name: Name, output: Output = "") -> int:
+    """Show what an experiment would run; runs nothing.
+
+    Also what it would download and occupy. GPU-hours are counted from measured rates where there are any, and are "not measured" where there are none.
+
+    \b
+    Example:
+      colq plan tomoro-4b
+
+    Next: `colq run EXPERIMENT`.
+    """
+    from colq_utils import plan as planning
+    print(planning.text(planning.make(context.obj.experiment(name, output))), end="")
+    return 0
+
+
+@app.command()
+def render(name: Annotated[str | None, typer.Argument(metavar="EXPERIMENT", help="Folder of results/ (default: all of them).")] = None,
+           output: Output = "") -> int:
+    """Make web pages of notebooks and reports.
+
+    Writes results/html: one index page, and a folder of pages per experiment. The pages need no network: pictures are
+    inside. Without EXPERIMENT, everything in results/ is rendered.
+
+    \b
+    Examples:
+      colq render
+      colq render tiny
+
+    Next: open results/html/index.html, or send the folder to someone.
+    """
+    from colq_utils import render as rendering
+    from colq_utils.base.config import ROOT
+    print(rendering.render(Path(output or ROOT), name)[-1])
+    return 0
+
+
+@app.command()
+def readme(context: typer.Context, name: Name, output: Output = "") -> int:
+    """Put an experiment's table of scores into README.md.
+
+    \b
+    Example:
+      colq readme tiny
+
+    Next: look at the change with `git diff README.md`, then commit it with the results.
+    """
+    from colq_utils.base.config import ROOT
+    from colq_utils.report import build
+    print(build.refresh_readme(ROOT / "README.md", context.obj.experiment(name, output)))
+    return 0
+
+
+@app.command()
+def clean(context: typer.Context, name: Name, output: Output = "",
+          yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> int:
+    """Remove an experiment's checkpoints, after asking.
+
+    Lists what is in build/EXPERIMENT (checkpoints, caches, the record of what is fresh) and how large it is, then removes
+    the folder. To make it again can take hours. Results and figures stay.
+
+    \b
+    Examples:
+      colq clean tiny
+      colq clean tiny --yes
+
+    Next: `colq run EXPERIMENT` makes it all again.
+    """
+    from colq_utils import run as driver
+    experiment = context.obj.experiment(name, output)
+    folder = experiment.build()
+    if not folder.exists():
+        print(f"nothing to remove: {folder} does not exist")
+        return 0
+    sizes = {path: _bytes(path) for path in sorted(folder.iterdir())}
+    for path, size in sizes.items():
+        print(f"  {path.name:<14} {size / 1e9:9.3f} GB")
+    print(f"removes {folder} ({sum(sizes.values()) / 1e9:.3f} GB); keeps results/{experiment.name} and figures/{experiment.name}")
+    if not yes and not typer.confirm("Remove it?"):
+        raise typer.Abort
+    driver.clean(experiment)
+    print(f"removed {folder}")
+    return 0
+
+
+def _bytes(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder."""
+    return sum(p.stat().st_size for p in (path.rglob("*") if path.is_dir() else [path]) if p.is_file() and not p.is_symlink())
+
+
+def _error(message, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+def main(arguments: list[str] | None = None, load: Callable | None = None, step: Callable | None = None) -> int:
+    """Run one command and return its exit code; a mistake of the user is one line on stderr.
+
+    Args:
+        arguments: those of the command line by default.
+        load, step: a study's own way to read its experiment files and to describe a stage (`colq_utils.run.step`).
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = typer.main.get_command(app)(arguments or ["--help"], prog_name="colq", standalone_mode=False, obj=Driver(load, step)) or 0
     except ColqError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _error(error, 2)
+    except typer.TyperException as error:
+        return _error(f"{error.format_message()} (`colq --help` says what there is)", 2)
+    except typer.Abort:
+        return _error("nothing was removed; answer y, or give --yes", 2)
     except OSError as error:  # a notebook's own copy cannot be written either
         from colq_utils.base.files import FULL, is_full
         if not is_full(error):
             raise
-        print(f"error: {FULL}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
+        return _error(FULL, 2)
+    if code == 130:  # what an interrupt becomes
         print("\ninterrupted; finished work is kept, the same command goes on from there", file=sys.stderr)
-        return 130
-
-
-def act(options: argparse.Namespace, load=None, step=None) -> int:
-    from colq_utils.base import config
-    experiment = (load or config.load)(options.experiment, options.output)
-    if options.command == "clean":
-        from colq_utils.run import clean
-        clean(experiment)
-    elif options.command == "render":
-        from colq_utils.render import render
-        print(render(experiment)[-1])
-    elif options.command == "plan":
-        from colq_utils import plan
-        print(plan.text(plan.make(experiment)), end="")
-    elif options.command == "readme":
-        from colq_utils.report import build as report
-        print(report.refresh_readme(config.ROOT / "README.md", experiment))
-    else:
-        from colq_utils import run
-        stages = tuple(options.stage or experiment.stages)
-        try:
-            parameters = dict(p.split("=", 1) for p in options.parameter)
-        except ValueError:
-            raise ColqError("-p takes NAME=VALUE") from None
-        try:
-            run.run(experiment, options.experiment, stages, parameters, options.force, say=lambda line: print(line, flush=True), step=step or run.step)
-        except run.StageFailed as failure:
-            print(f"error: {failure}", file=sys.stderr)
-            return 2 if failure.mistake else 1
-        if run.rejected(experiment):
-            print(f"error: 03_quantize rejected {', '.join(run.rejected(experiment))}: results/{experiment.name}/quantize/variants.csv says why; "
-                  "everything else is done and kept", file=sys.stderr)
-            return 1
-    return 0
+    return code
 
 
 if __name__ == "__main__":

@@ -189,10 +189,10 @@ def disk(experiment: Experiment, tasks: pd.DataFrame) -> pd.DataFrame:
     kept = sum(footprint.total(footprint.quantized(tensors, v.bits, v.group_size, export)) for v in experiment.quantized.values() for export in v.exports)
     tokens, pages = _page_tokens(experiment), _pages(experiment, tasks)
     dim = next(t.shape[0] for t in tensors if t.name == "embedding_proj_layer.weight")
-    rows = [("quantized checkpoints", kept, "build/, until `make clean`"),
+    rows = [("quantized checkpoints", kept, "build/, until `make clean-checkpoints`"),
             (f"page embeddings, {tokens} tokens x {dim}", pages * tokens * dim * WIDTH[experiment.runtime.dtype], "build/, one variant at a time")]
     if experiment.evaluation.share_vision:
-        rows.append(("page features of the vision tower", np.nan, "build/, until `make clean`"))
+        rows.append(("page features of the vision tower", np.nan, "build/, until `make clean-checkpoints`"))
     return pd.DataFrame(rows, columns=["what", "bytes", "where"])
 
 

@@ -172,7 +172,7 @@ def test_a_figure_that_is_gone_is_drawn_again(outcome):
 def test_render(outcome):
     from colq_utils.render import render
     experiment, _ = outcome
-    pages = render(experiment)
+    pages = render(experiment.output, experiment.name)
     index = pages[-1].read_text()
     for page in pages[:-1]:
         html = page.read_text()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-pytest.importorskip("pypdfium2", reason="only the appendix needs it: pip install .[appendix]")
+pytest.importorskip("pypdfium2", reason="only the study that built the benchmark needs it: pip install .[studies]")
 
 from studies.embedded import documents, regions
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("pypdfium2", reason="only the appendix needs it: pip install .[appendix]")
+pytest.importorskip("pypdfium2", reason="only the study that built the benchmark needs it: pip install .[studies]")
 
 from colq_utils.model import processing
 from colq_utils.model.modeling import ColQwen3Config, ColQwen3ForRetrieval
