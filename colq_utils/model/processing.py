@@ -90,7 +90,7 @@ def from_pretrained(path: str, revision: str | None = None, max_visual_tokens: i
     Raises:
         OSError: no tokenizer or processor files there.
     """
-    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)  # never asked, never run
     image_processor = Qwen2VLImageProcessorPil.from_pretrained(path, revision=revision)
     tile, size = (image_processor.patch_size * image_processor.merge_size) ** 2, image_processor.size
     limit = min(size["longest_edge"], MOST_VISUAL_TOKENS * tile) if max_visual_tokens is None else max_visual_tokens * tile

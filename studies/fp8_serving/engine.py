@@ -73,7 +73,7 @@ class InProcess:
         self.model = model or fp8.load(folder, device)
         if fused:
             fp8.fuse(self.model)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         self.prompt = prompt_of(Path(folder), self.tokenizer)
         fields = files.read_json(Path(folder) / "preprocessor_config.json", "help")
         size = fields.get("size") or {"shortest_edge": fields["min_pixels"], "longest_edge": fields["max_pixels"]}  # older checkpoints
