@@ -5,7 +5,7 @@ few bits can be seen: the large benchmarks take hours, and an easy one is answer
 everything. One corpus holds all languages and several regions of each page, so that every page has
 near twins; see `TASKS` for what is asked. Its queries are words that stand on the pages: it
 measures reading and matching, says little about meaning, and its scores cannot be compared with
-ViDoRe's. How it was made: colq_utils/appendix/build_benchmark.py.
+ViDoRe's. How it was made: studies/embedded/build_benchmark.py.
 """
 
 import hashlib

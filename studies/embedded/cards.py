@@ -30,7 +30,7 @@ translated, among the pages of the other languages. Both are reported apart.
 
 **What it can tell**: whether a retriever reads these pages, and what a change of its weights costs. **What it
 cannot**: how well a retriever understands questions. Queries were made by rule from words in print
-(`colq_utils/appendix/queries.py`; its knobs are in `Recipe`); nobody wrote or judged them. Relevant is every
+(`studies/embedded/queries.py`; its knobs are in `Recipe`); nobody wrote or judged them. Relevant is every
 region that holds the words. The text of the pages is stored for BM25 and overlap checks; no retriever sees it.
 
 Files: `pages.parquet`, `queries.parquet`, `documents.json` (packages, paths, sha256 of the PDFs),

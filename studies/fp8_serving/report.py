@@ -236,7 +236,7 @@ def _latency(study: Study) -> str:
                  f"reading prompt and picture is bound by multiplication and partly by that tower. An answer token reads every weight once: at the measured {copy / 1e12:.2f} TB/s that takes "
                  f"{floors['bf16']:.2f} ms in BF16 and {floors['fp8']:.2f} ms in FP8; it took {took['bf16']:.2f} and {took['fp8']:.2f} ms. "
                  "`fp8 scaled_mm` uses torch's FP8 product for single tokens as well: its tiles are made for many tokens, and it gains nothing. "
-                 "`fp8` uses a product that reads each weight once (`colq_utils/detector/kernels.py`). Kernels of one request, by total time:\n\n"
+                 "`fp8` uses a product that reads each weight once (`studies/fp8_serving/kernels.py`). Kernels of one request, by total time:\n\n"
                  + "\n\n".join(f"{name}:\n\n" + md.table(["Kernel", "Calls", "ms"], [(f"`{e['kernel'][:70]}`", e["calls"], e["ms"]) for e in events[:8]])
                                for name, events in study.run["profile"].items() if "scaled_mm" not in name))
     return text
