@@ -26,7 +26,7 @@ def write(study: Study) -> str:
     """The whole report as markdown."""
     return render(
         "quantization_analysis.md.j2", title=study.experiment.title, warning=rejected(study), failed=failed(study), answer=summary.answer(study),
-        table=summary.variant_table(study), counted=summary.counted(study), headline=figures(study, HEADLINE), near_lossless=findings.near_lossless(study),
+        table=summary.variant_table(study), counted=summary.counted(study), detectable=_detectable(study), headline=figures(study, HEADLINE), near_lossless=findings.near_lossless(study),
         rule=findings.rule(study), use_cases=md.table(["Purpose", "Choice", "Why"], findings.use_cases(study), left=3), recipe=_recipe(study),
         length=findings.length_answer(study), rounding=findings.rounding_answer(study), ladder=findings.ladder_answer(study),
         falling=findings.falling_tasks(study), measures=findings.resolution_answer(study), resolution=figures(study, RESOLUTION), limits=limits(study),
@@ -34,6 +34,12 @@ def write(study: Study) -> str:
         scores=scores(study, study.counted), english=scores(study, study.english), counts=counts(study, study.counted), references=_references(study),
         apart=_apart(study), pairs=_pairs(study), drift=drift(study), acceptance=acceptance(study), memory=memory(study),
         environment=environment(study.results.evaluate_environment, "evaluate"), figures=figures(study, OTHERS))
+
+
+def _detectable(study: Study) -> str:
+    """How small a change of a 4-bit variant the counted tasks can show; nothing without an interval."""
+    finest = study.suite.mdd[study.suite.variant.isin(findings.four_bits(study))].max()
+    return "" if np.isnan(finest) else wording.detectable(100 * finest)
 
 
 def _configuration(study: Study) -> str:
