@@ -69,7 +69,8 @@ def interval(axis, y: float, value: float, low: float, high: float, limit: float
     elif limit is not None and abs(value) > limit:
         side = np.sign(value)
         axis.plot(side * EDGE * limit, y, marker="<" if side < 0 else ">", color=look["color"], markersize=7, linestyle="none")
-        axis.text(side * 0.9 * limit, y, text.format(value), ha="left" if side < 0 else "right", va="center", fontsize=8.5)
+        axis.text(side * 0.9 * limit, y, text.format(value), ha="left" if side < 0 else "right", va="center", fontsize=8.5,
+                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8})
     else:
         axis.errorbar(value, y, xerr=[[max(0, value - low)], [max(0, high - value)]], capsize=size / 2, markersize=size, elinewidth=1.3, linestyle="none", **look)
 
