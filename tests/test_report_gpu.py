@@ -32,6 +32,15 @@ def test_the_readme_says_what_the_results_say():
     assert (config.ROOT / "README.md").read_text().split(report_gpu.SPEED_MARKER)[1].strip() == report_gpu.headline(speed).strip()
 
 
+def test_the_readme_gives_ratios_to_bf16_on_the_same_path(speed):
+    rows = speed.rows.set_index(["variant", "kind", "batch"]).latency_s_median
+    text = report_gpu.headline(speed)
+    (cells,) = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| W4A16 | ")]
+    for cell, (kind, batch, _) in zip(cells[1:], report_gpu.HEADLINE):
+        assert float(cell.split(" [")[0]) == pytest.approx(rows[speed.base, kind, batch] / rows[speed.w4, kind, batch], abs=0.0051)
+    assert "random weights" in text.splitlines()[0] and len(cells) == 6
+
+
 def test_the_committed_report_follows_from_the_committed_results(speed):
     name = f"benchmark_{speed.experiment.model.size}.md"
     assert report_gpu.text(speed).split("## 4B and 8B")[0] == (config.ROOT / "results" / speed.experiment.name / "reports" / name).read_text().split("## 4B and 8B")[0]

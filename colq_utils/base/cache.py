@@ -32,9 +32,9 @@ def code(experiment: Experiment, stage: str, figures: bool = False) -> str:
 
 @functools.cache
 def digest(*parts: str) -> str:
-    """Digest of the Python files of folders (or single files) of the package, read once per process: what runs is what was imported."""
+    """Digest of the Python files and templates of folders (or single files) of the package, read once per process: what runs is what was imported."""
     package = ROOT / "colq_utils"
-    found = [path for part in parts for path in (sorted((package / part).rglob("*.py")) if (package / part).is_dir() else [package / part])]
+    found = [path for part in parts for path in (sorted(f for f in (package / part).rglob("*") if f.suffix in (".py", ".j2")) if (package / part).is_dir() else [package / part])]
     return files.sha256_bytes("\n".join(f"{path.relative_to(package)} {files.sha256(path)}" for path in found).encode())
 
 

@@ -29,6 +29,7 @@ class Study:
     ndcg: stats.Means
     margin: stats.Means
     overlap: stats.Means
+    top_changed: stats.Means
     paired: np.ndarray
     strata: np.ndarray
     clusters: np.ndarray | None
@@ -51,7 +52,8 @@ class Study:
     @cached_property
     def labels(self) -> dict[str, str]:
         """Variant id -> what figures and tables call it."""
-        named = {name: label(variant) for name, variant in self.experiment.by_id.items()}
+        lengths = calibration_words(self.experiment)
+        named = {name: label(variant, lengths) for name, variant in self.experiment.by_id.items()}
         named[self.experiment.base] += " (base)"
         return named | {name: f"{named[name]} (fell back)" for name in self.fell_back & set(named)} | REFERENCES
 
@@ -75,11 +77,18 @@ class Study:
         return entry_table(self)
 
 
-def label(variant: Variant) -> str:
-    """A variant in words: scheme, method, calibration set and what departs from group 128, symmetric."""
-    parts = [variant.scheme.upper(), METHODS[variant.method], variant.calibration or ""]
-    parts += [f"g{variant.group_size}" if variant.group_size != 128 else "", "" if variant.sym else "asym"]
-    return " ".join(p for p in parts if p)
+def label(variant: Variant, calibrations: dict[str, str]) -> str:
+    """A variant in words: scheme, method, what departs from group 128 and symmetric, then the calibration in words."""
+    parts = [variant.scheme.upper(), METHODS[variant.method], f"g{variant.group_size}" if variant.group_size != 128 else "", "" if variant.sym else "asym"]
+    words = " ".join(part for part in parts if part)
+    return f"{words}, {calibrations.get(variant.calibration, variant.calibration)}" if variant.calibration else words
+
+
+def calibration_words(experiment) -> dict[str, str]:
+    """Calibration set -> '1,024 tokens' or 'pages', with the set's id where two sets in use would read alike."""
+    used = {variant.calibration for variant in experiment.by_id.values()}
+    words = {s.id: f"{s.seqlen:,} tokens" if s.kind == "text" else "pages" for s in experiment.calibration.sets if s.id in used}
+    return {name: text if list(words.values()).count(text) == 1 else f"{text} ({name})" for name, text in words.items()}
 
 
 def study(results: Results, resamples: int = stats.RESAMPLES) -> Study:
@@ -88,7 +97,7 @@ def study(results: Results, resamples: int = stats.RESAMPLES) -> Study:
     strata = (table.task + "\t" + table.lang).to_numpy(str)
     clusters = table.source.to_numpy(str) if "source" in table else None
     draw = {column: stats.bootstrap(table[[f"{column} {n}" for n in names]], strata, clusters, resamples, results.experiment.seed)
-            for column in ("ndcg", "margin", "overlap")}
+            for column in ("ndcg", "margin", "overlap", "top_changed")}
     scores = results.scores.drop_duplicates(ENTRY)[[*ENTRY, "n_queries", "n_pages", "counted", "group"]]
     labels = pd.DataFrame([s.split("\t") for s in draw["ndcg"].strata], columns=ENTRY)
     values = table[[f"ndcg {n}" for n in names]].to_numpy()
@@ -97,7 +106,8 @@ def study(results: Results, resamples: int = stats.RESAMPLES) -> Study:
 
 
 def per_query(results: Results) -> pd.DataFrame:
-    """A row a query: '<measure> <variant>' for ndcg, margin and overlap (share of the base's top 5 that is kept)."""
+    """A row per query: '<measure> <variant>' for ndcg, margin, overlap (share of the base's top 5 that is kept) and top_changed
+    (1 where another page than the base's is ranked first)."""
     keys = [*ENTRY, "query_id"]
     queries = results.queries[results.queries.variant.isin(results.evaluated)]
     wide = queries.pivot(index=keys, columns="variant", values=["ndcg_at_5", "margin", "top5"]).sort_index()
@@ -107,6 +117,7 @@ def per_query(results: Results) -> pd.DataFrame:
         table[f"ndcg {name}"] = wide["ndcg_at_5", name].astype(float)
         table[f"margin {name}"] = wide["margin", name].astype(float)
         table[f"overlap {name}"] = [_shared(a, b) for a, b in zip(top[name], top[results.base])]
+        table[f"top_changed {name}"] = [_moved(a, b) for a, b in zip(wide["top5", name], wide["top5", results.base])]
     table = pd.DataFrame(table, index=wide.index).reset_index()
     if "source" in queries:  # queries that share their words, in another language or misspelt
         table = table.merge(queries.drop_duplicates(keys)[[*keys, "source"]], on=keys)
@@ -119,6 +130,13 @@ def _pages(pages) -> set | None:
 
 def _shared(ours: set | None, theirs: set | None) -> float:
     return np.nan if ours is None or not theirs else len(ours & theirs) / len(theirs)
+
+
+def _moved(ours, theirs) -> float:
+    """1 where the first of two rankings differs, 0 where it is the same page, NaN where one has no ranking."""
+    if _pages(ours) is None or not _pages(theirs):
+        return np.nan
+    return float(len(ours) == 0 or ours[0] != theirs[0])
 
 
 def averages(study: Study, keep) -> pd.DataFrame:
@@ -208,6 +226,13 @@ def drift(study: Study, keep=None) -> pd.DataFrame:
         tables.append(pd.DataFrame({"variant": study.names, "measure": measure, "value": value, "diff": value - value[base],
                                     "low": low, "high": high}))
     return pd.concat(tables, ignore_index=True).assign(resolved=lambda t: stats.resolved(t.low, t.high))
+
+
+def top_page_changes(study: Study, keep=None) -> pd.DataFrame:
+    """A row per variant: share of queries whose first page is not the base's (mean over entries), with its 95 % interval."""
+    value, replicates = study.top_changed.suite(study.counted if keep is None else keep)
+    low, high = stats.interval(replicates)
+    return pd.DataFrame({"variant": study.names, "top_changed": value, "top_changed_low": low, "top_changed_high": high})
 
 
 def pairs(study: Study, wanted: list[tuple[str, str]], keep=None) -> pd.DataFrame:

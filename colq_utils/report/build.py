@@ -4,14 +4,12 @@ from pathlib import Path
 from colq_utils.base import files
 from colq_utils.base.config import Experiment
 from colq_utils.base.errors import ColqError
-from colq_utils.report import analysis, findings, results
-from colq_utils.report import benchmark_cpu as report_benchmark
-from colq_utils.report import english as report_english
-from colq_utils.report import markdown as md
-from colq_utils.report import quantization as report_analysis
+from colq_utils.report import analysis, benchmark_cpu, english, quantization, results, summary
 from colq_utils.report.analysis import Study
+from colq_utils.report.summary import headline
 
-REPORTS = {"quantization_analysis.md": report_analysis.write, "comparison_english.md": report_english.write, "benchmark.md": report_benchmark.write}
+REPORTS = {"summary.md": summary.write, "quantization_analysis.md": quantization.write, "comparison_english.md": english.write,
+           "benchmark.md": benchmark_cpu.write}
 MARKER = "<!-- headline -->"
 
 
@@ -22,21 +20,8 @@ def write(study: Study) -> list[Path]:
 
 
 def render(study: Study) -> dict[str, str]:
-    """File name -> text of every report."""
+    """File name -> text of every report, the summary first."""
     return {name: text(study) for name, text in REPORTS.items()}
-
-
-def headline(study: Study) -> str:
-    """The README's snippet: a short table and one sentence."""
-    sizes = analysis.sizes(study.results)
-    table = study.suite.merge(sizes, on="variant", how="left")
-    rows = [(study.labels[r.variant], md.megabytes(r["bytes"]), md.score_ci(r.score, r.low, r.high),
-             "-" if r.variant == study.experiment.base else md.points_ci(r["diff"], r.diff_low, r.diff_high), r.verdict or "-")
-            for _, r in table.iterrows() if r.variant == study.experiment.base or r.variant in study.experiment.quantized]
-    header = ["Variant", "Checkpoint (MB)", "NDCG@5", "Change (points)", f"At a margin of {findings.points(study)} points"]
-    n = study.entries[study.counted]
-    return md.table(header, rows) + (f"\n\nMean over {len(n)} tasks x languages, {int(n.n_queries.sum()):,} queries; brackets are 95 % intervals. "
-                                     + findings.recommend(study).text)
 
 
 def refresh_readme(path: Path, experiment: Experiment) -> Path:

@@ -9,9 +9,9 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from colq_utils.report import analysis, stats
+from colq_utils.report import analysis, stats, wording
 from colq_utils.report.analysis import Study
-from colq_utils.report.markdown import MISSING, listing, megabytes, number, points_ci
+from colq_utils.report.markdown import MISSING, change_ci, label_list, listing, number, significant
 
 MEASURES = {"ndcg": "NDCG@5", "margin": "score margin", "overlap": "top-5 overlap"}
 SAME_SIZE = 1.01
@@ -40,9 +40,8 @@ def _refused(study: Study, names) -> list[str]:
 
 def rule(study: Study) -> str:
     """How `recommend` decides, in words."""
-    return (f"Rule: of the accepted variants whose whole 95 % interval lies above -{points(study)} points, the smallest checkpoint; "
-            "among checkpoints of one size (within 1 %) that NDCG@5 does not tell apart from the best of them, the one that takes "
-            "least time to make.")
+    return (f"Rule: of the accepted variants whose whole 95 % interval lies above -{points(study)} points, take the smallest checkpoint; of checkpoints "
+            "of one size (within 1 %) that we could not tell from the best of them by NDCG@5, take the one that is made fastest.")
 
 
 def points(study: Study) -> str:
@@ -52,78 +51,91 @@ def points(study: Study) -> str:
 
 def recommend(study: Study) -> Recommendation:
     """Apply `rule` to the counted tasks."""
-    table = study.suite.merge(analysis.sizes(study.results)[["variant", "bytes"]], on="variant", how="left").set_index("variant")
-    table = table[table.index.isin(study.experiment.quantized)]
-    refused = _refused(study, table.index)
-    clear = table[(table.verdict == "non-inferior") & ~table.index.isin(refused)]
+    table = _usable(study)
+    clear = table[table.verdict == "non-inferior"]
     if clear.empty:
-        return Recommendation(None, _none_clears(study, table.drop(index=refused)))
+        return Recommendation(None, _none_clears(study))
     small = clear[~(clear["bytes"] > SAME_SIZE * clear["bytes"].min())]
     best = small.score.idxmax()
-    alike = [best, *_not_told_apart(study, best, [n for n in small.index if n != best])]
+    alike = [best, *_undetected(study, best, [n for n in small.index if n != best])]
     seconds = _seconds(study).reindex(alike)
     chosen = seconds.idxmin() if seconds.notna().any() else best
     row = table.loc[chosen]
-    size = f" at {megabytes(row['bytes'])} MB" if np.isfinite(row["bytes"]) else f" (size {MISSING})"
-    text = (f"Use **{study.labels[chosen]}**{size}: it changes NDCG@5 by {points_ci(row['diff'], row.diff_low, row.diff_high)} points, "
-            f"an interval that clears the margin of {points(study)} points.")
+    size = f" at {significant(row['bytes'] / 1e6)} MB" if np.isfinite(row["bytes"]) else f" (size {MISSING})"
+    text = (f"Use **{study.labels[chosen]}**{size}: it changes NDCG@5 by {change_ci(row['diff'], row.diff_low, row.diff_high)} points, "
+            f"within the margin of {points(study)} points.")
     others = [study.labels[n] for n in alike if n != chosen]
     if others:
-        text += f" NDCG@5 does not tell it or {listing(others)} apart from the best of this size; " + (
+        text += f" We could not detect a difference between it, {label_list(others)} and the best of this size; " + (
             "it takes the least time to make." if seconds.notna().any() else "their times to make are not measured.")
     return Recommendation(chosen, text)
 
 
+def closest(study: Study) -> str | None:
+    """The usable variant whose largest loss that the interval allows is smallest; None without an interval."""
+    table = _usable(study)
+    return table.diff_low.idxmax() if table.diff_low.notna().any() else None
+
+
+def _usable(study: Study) -> pd.DataFrame:
+    """Averages and bytes of the quantized variants that were accepted and made as their name says, by variant."""
+    table = study.suite.merge(analysis.sizes(study.results)[["variant", "bytes"]], on="variant", how="left").set_index("variant")
+    table = table[table.index.isin(study.experiment.quantized)]
+    return table.drop(index=_refused(study, table.index))
+
+
 def near_lossless(study: Study) -> str:
-    """Which quantized variants may be called near-lossless: those whose whole interval clears the margin, in words."""
+    """Which quantized variants are shown to stay within the margin: those whose whole interval clears it, in words."""
     table = study.suite[study.suite.variant.isin(study.experiment.quantized)]
     clear = [study.labels[n] for n in table.variant[table.verdict == "non-inferior"]]
-    said = f"Near-lossless by this suite: {listing(clear)}" if clear else "No quantized variant may be called near-lossless by this suite"
-    return f"{said} (the whole 95 % interval above -{points(study)} points)."
+    return (f"Shown to stay within {points(study)} points of the base: {label_list(clear)}." if clear else
+            f"No quantized variant is shown to stay within {points(study)} points of the base.")
 
 
 def use_cases(study: Study) -> list[tuple[str, str, str]]:
     """What to take for which purpose, and why: rows (purpose, choice, reason)."""
-    table = study.suite.merge(analysis.sizes(study.results)[["variant", "bytes"]], on="variant", how="left").set_index("variant")
-    usable = table[table.index.isin(study.experiment.quantized) & table.score.notna()]
-    usable = usable.drop(index=_refused(study, usable.index))
-    change = lambda n: f"{points_ci(table['diff'][n], table.diff_low[n], table.diff_high[n])} points"  # noqa: E731
-    best, rows = recommend(study).variant, [("No loss that this suite could show", study.labels[study.experiment.base], "the base itself")]
+    usable = _usable(study)
+    usable = usable[usable.score.notna()]
+    change = lambda n: f"{change_ci(usable['diff'][n], usable.diff_low[n], usable.diff_high[n])} points"  # noqa: E731
+    best, rows = recommend(study).variant, [("No loss at all", study.labels[study.experiment.base], "the base itself")]
     rows.append((f"Less memory, at most {points(study)} points lost", study.labels[best] if best else "none shown", change(best) if best else "no interval clears the margin"))
     if len(usable):
         top = usable.score.idxmax()
-        alike = [study.labels[n] for n in _not_told_apart(study, top, [n for n in usable.index if n != top])]
-        rows.append(("Best average among the quantized", study.labels[top], f"{change(top)}; " + (f"not told apart from {listing(alike)}" if alike else "above all others")))
+        alike = [study.labels[n] for n in _undetected(study, top, [n for n in usable.index if n != top])]
+        rows.append(("Best average among the quantized", study.labels[top],
+                     f"{change(top)}; " + (f"no difference detected from {label_list(alike)}" if alike else "above all others")))
     if usable["bytes"].notna().any():
         small = usable["bytes"].idxmin()
-        rows.append(("Smallest checkpoint, whatever it costs", study.labels[small], f"{megabytes(usable['bytes'][small])} MB, {change(small)}"))
+        rows.append(("Smallest checkpoint, whatever it costs", study.labels[small], f"{significant(usable['bytes'][small] / 1e6)} MB, {change(small)}"))
     seconds = _seconds(study).reindex(usable.index[usable.verdict != "inferior"])
     if seconds.notna().any():
-        rows.append(("Quick experiment, not shown to be inferior", study.labels[seconds.idxmin()], f"made in {number(seconds.min(), 0)} s, {change(seconds.idxmin())}"))
-    worst = [study.labels[n] for n in usable.index if table.verdict[n] == "inferior"]
-    return [*rows, ("Avoid", listing(worst), "the whole interval lies below the margin" if worst else "no variant is shown to be inferior")]
+        quick = seconds.idxmin()
+        rows.append((f"Quick experiment, not shown to lose more than {points(study)} points", study.labels[quick], f"made in {significant(seconds[quick])} s, {change(quick)}"))
+    worst = [n for n in usable.index if usable.verdict[n] == "inferior"]
+    reasons = [wording.change(usable.diff_low[n], usable.diff_high[n], study.experiment.evaluation.margin) for n in worst]
+    return [*rows, ("Avoid", label_list([study.labels[n] for n in worst]), "; ".join(reasons) if worst else f"no variant is shown to lose more than {points(study)} points")]
 
 
 def falling_tasks(study: Study) -> str:
-    """Tasks and languages on which every 4-bit variant is resolved below the base, in words."""
+    """Tasks and languages on which every 4-bit variant is shown to lose, in words."""
     table = study.by_entry[study.by_entry.counted.astype(bool) & study.by_entry.variant.isin(four_bits(study))]
     below = table.assign(below=table.diff_high < -stats.ROUNDING).groupby(["task", "lang"]).below.all()
     named = [f"{task} ({lang})" for task, lang in below.index[below]]
-    kind = "4-bit variants" if all(study.experiment.by_id[n].bits == 4 for n in four_bits(study)) else "variants"
-    return f"Entries on which each of the {len(four_bits(study))} {kind} lies below the base by its own interval: {listing(named)}."
+    kind = "4-bit variant" if all(study.experiment.by_id[n].bits == 4 for n in four_bits(study)) else "variant"
+    return f"Tasks and languages on which every {kind} loses by its own interval: {listing(named)}."
 
 
-def _none_clears(study: Study, table: pd.DataFrame) -> str:
-    text = f"No accepted quantized variant is shown to stay within {points(study)} points of the base on this suite."
-    if table.diff_low.notna().any():
-        row = table.loc[table.diff_low.idxmax()]
-        text += (f" The smallest loss that cannot be ruled out is that of {study.labels[row.name]}, {number(-100 * row.diff_low)} points (estimate "
-                 f"{points_ci(row['diff'], row.diff_low, row.diff_high)}, {row.verdict}); where that is too much, keep the base. A suite like this finds a "
-                 f"true difference of {number(100 * row.mdd)} points in four of five runs.")
+def _none_clears(study: Study) -> str:
+    text, name = f"No recipe is shown to stay within {points(study)} points of the base.", closest(study)
+    if name is not None:
+        row = _usable(study).loc[name]
+        text += (f" The closest, **{study.labels[name]}**, loses at most {number(-100 * row.diff_low)} points by its interval: "
+                 "use it where that is acceptable, else keep the base.")
     return text
 
 
-def _not_told_apart(study: Study, best: str, others: list[str]) -> list[str]:
+def _undetected(study: Study, best: str, others: list[str]) -> list[str]:
+    """Of `others`, those whose NDCG@5 we could not tell from that of `best`."""
     table = analysis.pairs(study, [(best, n) for n in others])
     table = table[table.measure == "ndcg"].set_index("second")
     return [n for n in others if not table.resolved[n]]
@@ -172,17 +184,16 @@ def length_answer(study: Study) -> str:
     parts = [_pairs_sentence(study, table[table.measure == measure], name) for measure, name in (("ndcg", "NDCG@5"), ("margin", "the score margin"))]
     return " ".join(parts) + (
         f" Each length was quantized with one seed ({study.experiment.seed}). What another seed alone would move is {MISSING} here, so a "
-        "resolved pair is a difference between two checkpoints, not yet between two lengths.")
+        "difference is one between two checkpoints, not yet between two lengths.")
 
 
 def _pairs_sentence(study: Study, table: pd.DataFrame, measure: str) -> str:
     clear = table[table.resolved]
     if clear.empty:
-        finest = f"{number(100 * table.mdd.max())} points" if measure == "NDCG@5" else f"{number(table.mdd.max(), 5)} a query token"
-        return (f"By {measure} the length is **not resolved**: the interval of every pair contains 0. A suite like this finds a "
-                f"true difference of {finest} in four of five runs.")
-    named = [f"{study.labels[r['first']]} {'above' if r['diff'] > 0 else 'below'} {study.labels[r['second']]}" for _, r in clear.iterrows()]
-    return f"By {measure}, {len(clear)} of {len(table)} pairs are resolved: {listing(named)}."
+        finest = (100 * table.mdd.max(), "points", 2) if measure == "NDCG@5" else (table.mdd.max(), "per query token", 5)
+        return f"By {measure} we could not detect an effect of the length: the interval of every pair contains 0. {wording.detectable(*finest)}"
+    named = [f"{study.labels[r['first']]} scores {wording.pair(r.low, r.high)} than {study.labels[r['second']]}" for _, r in clear.iterrows()]
+    return f"By {measure}, {len(clear)} of {len(table)} pairs differ: {label_list(named)}."
 
 
 def rounding_pairs(study: Study) -> pd.DataFrame:
@@ -200,10 +211,10 @@ def rounding_answer(study: Study) -> str:
     parts = []
     for measure, name in (("ndcg", "NDCG@5"), ("margin", "the score margin")):
         t = table[table.measure == measure]
-        better, worse = int((t.low > stats.ROUNDING).sum()), int((t.high < -stats.ROUNDING).sum())
-        parts.append(f"by {name}, {better} of {len(t)} AutoRound variants lie above round-to-nearest, {worse} below and "
-                     f"{len(t) - better - worse} are not told apart from it")
-    return "B" + "; ".join(parts)[1:] + "."
+        words = [wording.pair(r.low, r.high) for r in t.itertuples()]
+        parts.append(f"By {name}, {words.count('higher')} of {len(t)} AutoRound variants score higher than round-to-nearest, {words.count('lower')} lower, "
+                     f"and for {words.count(wording.UNDECIDED)} we could not detect a difference.")
+    return " ".join(parts)
 
 
 def ladder(study: Study) -> list[str]:
@@ -220,16 +231,14 @@ def rungs(study: Study) -> pd.DataFrame:
 
 def ladder_answer(study: Study) -> str:
     """Do fewer bits lose more?"""
-    names = ladder(study)
-    if len(names) < 3:
+    if len(ladder(study)) < 3:
         return f"Fewer bits by the same rounding: {MISSING}."
-    table = rungs(study)
-    parts = []
+    table, parts = rungs(study), []
     for measure in ("ndcg", "margin"):
         t = table[table.measure == measure]
         lower = [f"{study.labels[r['first']]} below {study.labels[r['second']]}" for _, r in t.iterrows() if r.high < -stats.ROUNDING]
-        parts.append(f"by {MEASURES[measure]}, {len(lower)} of {len(t)} steps to fewer bits are resolved losses ({listing(lower)})")
-    return "B" + "; ".join(parts)[1:] + "."
+        parts.append(f"By {MEASURES[measure]}, {len(lower)} of {len(t)} steps to fewer bits lose ({listing(lower)}).")
+    return " ".join(parts)
 
 
 def four_bits(study: Study) -> list[str]:
@@ -239,10 +248,10 @@ def four_bits(study: Study) -> list[str]:
 
 
 def resolution_answer(study: Study) -> str:
-    """Which measure tells a 4-bit variant from the base."""
-    table, lines = analysis.drift(study), []
+    """Which measure shows that a 4-bit variant differs from the base."""
+    table, parts = analysis.drift(study), []
     for measure, title in MEASURES.items():
         t = table[(table.measure == measure) & table.variant.isin(four_bits(study))]
-        lines.append(f"{title} tells {int(t.resolved.sum())}")
-    named = listing([study.labels[n] for n in four_bits(study)])
-    return f"Of {len(four_bits(study))} variants ({named}), {listing(lines)} from the base at 95 %."
+        parts.append(f"{int(t.resolved.sum())} by {title}")
+    return (f"Of {len(four_bits(study))} variants ({label_list([study.labels[n] for n in four_bits(study)])}), we could detect a change against the base for "
+            f"{listing(parts)} (95 %).")

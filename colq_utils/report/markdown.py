@@ -36,6 +36,23 @@ def number(value, digits: int = 2, signed: bool = False, unit: str = "") -> str:
     return text + unit
 
 
+def significant(value, digits: int = 3, signed: bool = False, unit: str = "") -> str:
+    """A number with so many significant digits: 30.1, 0.807, 1,230."""
+    if _missing(value):
+        return MISSING
+    rounded = float(f"{value:.{digits}g}")
+    decimals = 0 if rounded == 0 else max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
+    return number(rounded, decimals, signed, unit)
+
+
+def change_ci(diff, low, high, scale: float = 100) -> str:
+    """A difference (NDCG units as points, unless scaled otherwise) with its interval: two decimals, or one where a value reaches ten."""
+    if _missing(diff):
+        return MISSING
+    largest = max(abs(scale * value) for value in (diff, low, high) if not _missing(value))
+    return value_ci(diff, low, high, 2 if largest < 9.995 else 1, signed=True, scale=scale)
+
+
 def score(value) -> str:
     """NDCG@5 between 0 and 1, four decimals."""
     return number(value, 4)
@@ -87,6 +104,12 @@ def listing(items: Sequence[str]) -> str:
     """'a', 'a and b', 'a, b and c'."""
     items = list(items)
     return " and ".join(filter(None, [", ".join(items[:-1]), items[-1]])) if items else "none"
+
+
+def label_list(items: Sequence[str]) -> str:
+    """As `listing`, with semicolons between three or more names that hold commas themselves."""
+    items = list(items)
+    return "; ".join(items[:-1]) + f"; and {items[-1]}" if len(items) > 2 and any("," in item for item in items) else listing(items)
 
 
 def frame(data: pd.DataFrame, left: int = 1) -> str:

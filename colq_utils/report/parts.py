@@ -1,9 +1,14 @@
 """Sections that every report shares: environment, figures, limits, and how a hole is named."""
+import pandas as pd
+
 from colq_utils.report import markdown as md
 from colq_utils.report.analysis import Study
+from colq_utils.report.prose import render
+from colq_utils.report.tables import table
 
 #: From results/<experiment>/reports/ to figures/<experiment>/.
 TO_FIGURES = "../../../figures"
+YES_NO = {True: "yes", False: "no", None: "none"}
 
 
 def missing(stage: str, what: str) -> str:
@@ -13,13 +18,23 @@ def missing(stage: str, what: str) -> str:
 
 def rejected(study: Study) -> str:
     """A warning for the top of a report where 03_quantize rejected a variant; empty where it rejected none."""
-    made = study.results.variants
-    if made is None or "accepted" not in made or made.accepted.all():
+    checkpoints = study.results.variants
+    if checkpoints is None or "accepted" not in checkpoints or checkpoints.accepted.all():
         return ""
-    rows = made[~made.accepted]
-    names = md.listing([f"{study.labels[r.variant]} ({r.export})" for _, r in rows.iterrows()])
-    return (f"> **Rejected: {names}.** 03_quantize did not accept {'it' if len(rows) == 1 else 'them'} (see `quantize/variants.csv`: finite, smaller "
+    rows = checkpoints[~checkpoints.accepted]
+    named = md.label_list([f"{study.labels[r.variant]} ({r.export})" for _, r in rows.iterrows()])
+    return (f"> **Rejected: {named}.** 03_quantize did not accept {'it' if len(rows) == 1 else 'them'} (see `quantize/variants.csv`: finite, smaller "
             "than the base, close to the base on text and pages). No figure below that rests on such a checkpoint should be used.")
+
+
+def failed(study: Study) -> str:
+    """Tasks that could not be run, with the reason; nothing if there are none."""
+    failures = study.results.failures
+    if failures is None or failures.empty:
+        return ""
+    rows = failures.assign(variant=[study.labels.get(name, name) for name in failures.variant])
+    return (f"**Tasks that failed**, so that a variant named here has no average (`make evaluate EXPERIMENT={study.experiment.name}` tries them "
+            "again):\n\n" + table(rows, {"task": "Task", "variant": "Variant", "error": "Error"}))
 
 
 def environment(record: dict | None, stage: str) -> str:
@@ -28,9 +43,8 @@ def environment(record: dict | None, stage: str) -> str:
         return missing(stage, "the environment")
     flat = {k: v for k, v in record.items() if k not in ("packages", "left_out", "arithmetic")} | (record.get("packages") or {})
     flat |= {k: v for k, v in (record.get("arithmetic") or {}).items() if k != "dtype"}
-    shown = {True: "yes", False: "no", None: "none"}
-    rows = [(key.replace("_", " "), shown[v] if v is None or isinstance(v, bool) else v) for key, v in flat.items() if not isinstance(v, (dict, list))]
-    return md.table(["Property", f"Stage {stage}"], rows, left=2)
+    rows = [(key.replace("_", " "), YES_NO[v] if v is None or isinstance(v, bool) else v) for key, v in flat.items() if not isinstance(v, (dict, list))]
+    return table(pd.DataFrame(rows, columns=["key", "value"], dtype=object), {"key": "Property", "value": f"Stage {stage}"})
 
 
 def figures(study: Study, wanted: dict[str, str], name_missing: bool = True) -> str:
@@ -41,23 +55,11 @@ def figures(study: Study, wanted: dict[str, str], name_missing: bool = True) -> 
     return "\n\n".join(there + ([f"Not drawn: {md.listing(absent)}."] if absent else []))
 
 
-def is_embedded(study: Study) -> bool:
+def is_bundled(study: Study) -> bool:
     """True where the model is one that this repository carries."""
     return study.experiment.model.path.startswith("models/")
 
 
 def limits(study: Study) -> str:
     """What the results cannot tell, by the kind of model and device."""
-    lines = ["One seed of the quantizer: what another seed moves is not measured, and no ranking of nearly equal variants should rest on this report.",
-             "The intervals speak for queries like these on pages like these, not for other collections."]
-    if is_embedded(study):
-        lines += ["Arithmetic is not in the intervals: the same weights on another processor, or in fp32, score differently by tenths of a point "
-                  "([measured](../../seqlen-study/reports/seqlen_study.md#what-the-seed-alone-moves)); a verdict that close to the margin can change with it.",
-                  "The embedded model is small and was trained from scratch to read printed words. It can tell whether the pipeline works end to end "
-                  "(packing, loading, kernels, scores) and in which order bits and rounding hurt.",
-                  "It cannot tell how much a 4B or 8B checkpoint loses: those have wider layers, outlier channels and semantic queries that this one "
-                  "has not. Run their experiment files for that.",
-                  "Its share of quantized bytes is smaller than theirs, so its reduction in size is no estimate of theirs."]
-    if study.experiment.runtime.device == "cpu":
-        lines.append("Measured on a CPU: nothing here speaks of GPU kernels.")
-    return "\n".join(f"- {line}" for line in lines)
+    return render("limits.md.j2", bundled=is_bundled(study), cpu=study.experiment.runtime.device == "cpu", seed=study.experiment.seed)

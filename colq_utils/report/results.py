@@ -21,6 +21,7 @@ ENTRY = ["task", "lang"]
 #: Field of `Results` -> file below results/<experiment>/.
 FILES = {
     "architecture": "inspect/architecture.json", "towers": "inspect/towers.csv", "predicted": "inspect/predicted.csv",
+    "published": "inspect/published.csv",
     "sets": "calibrate/sets.csv", "corpus": "calibrate/corpus.csv", "variants": "quantize/variants.csv",
     "rows": "benchmark/rows.csv", "samples": "benchmark/samples.parquet", "memory": "benchmark/memory.csv", "census": "benchmark/census.csv",
     "ceilings": "benchmark/ceilings.json", "scores": "evaluate/scores.csv", "queries": "evaluate/queries.parquet",
@@ -47,6 +48,7 @@ class Results:
     architecture: dict | None = None
     towers: pd.DataFrame | None = None
     predicted: pd.DataFrame | None = None
+    published: pd.DataFrame | None = None
     sets: pd.DataFrame | None = None
     corpus: pd.DataFrame | None = None
     variants: pd.DataFrame | None = None

@@ -6,7 +6,6 @@ workload. Reads the inspect and benchmark stages alone.
 """
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from colq_utils.base import config, files
@@ -138,19 +137,34 @@ def _ratios(speed: Speed) -> str:
               "of one process it covers the calls alone, of two it is narrow. Machines of one kind are not covered." + floor)
 
 
+#: Workloads of the README's table: kind, batch, heading.
+HEADLINE = ((QUERIES, 1, "1 query"), (QUERIES, 8, "8 queries"), (QUERIES, 32, "32 queries"), (PAGES, 8, "8 pages"))
+
+
 def headline(speed: Speed) -> str:
-    """The README's snippet: latency of each scheme at four workloads, and what the GPU holds."""
-    columns = ((QUERIES, 1), (QUERIES, 8), (QUERIES, 32), (PAGES, 8))
-    rows = []
-    for name in _shown(speed):
-        found = [speed.row(name, *column) for column in columns]
-        if any(r is not None for r in found):
-            rows.append((f"`{name}`", found[0].kernel if found[0] is not None else None, *(None if r is None else md.milliseconds(r.latency_s_median, 1) for r in found),
-                         md.number((speed.peak(name, PUBLISHED) or np.nan) / 1e9, 2)))
-    header = ["Variant", "Kernel", *(f"{'query batch' if kind == QUERIES else 'pages, batch'} {batch} (ms)" for kind, batch in columns), "Peak, queries (GB)"]
-    what = "random weights in the published dimensions" if speed.experiment.model.is_random else f"`{speed.experiment.model.path}`"
-    return (md.table(header, rows, left=2) + f"\n\nMedian forward pass on one {speed.environment.get('gpu')}, {what}; `plain` is transformers' own forward pass. "
-            "FP8 is made of the bf16 checkpoint on the GPU, which has to hold that once.")
+    """The README's snippet: speed of each scheme against bf16 on the same path, and what the GPU holds."""
+    weights = "random weights" if speed.experiment.model.is_random else f"`{speed.experiment.model.path}`"
+    base = [speed.row(speed.base, kind, batch) for kind, batch, _ in HEADLINE]
+    rows = [("BF16", *(md.MISSING if r is None else f"1 ({md.significant(1e3 * r.latency_s_median)} ms)" for r in base), _peak_gb(speed, speed.base))]
+    rows += [(_words(speed.experiment.by_id[name]), *(_times_base(speed, name, kind, batch) for kind, batch, _ in HEADLINE), _peak_gb(speed, name))
+             for name in (speed.fp8, speed.w4, speed.small) if name]
+    plain = [stats.median_ratio(speed.calls(speed.eager, kind, batch), speed.calls(speed.base, kind, batch))[0] for kind, batch, _ in HEADLINE
+             if speed.eager and speed.row(speed.eager, kind, batch) is not None and speed.row(speed.base, kind, batch) is not None]
+    note = f" BF16 on this path is {md.number(min(plain), 1)} to {md.number(max(plain), 1)} times as fast as transformers' own forward pass." if plain else ""
+    return (f"**{speed.experiment.model.size.upper()} dimensions, {weights}, one {speed.environment.get('gpu')}: times the speed of BF16 on the same encode path**\n\n"
+            + md.table(["Weights", *(heading for *_, heading in HEADLINE), "Peak memory, queries (GB)"], rows)
+            + f"\n\nRatios of median forward passes per call, with 95 % intervals; above 1 is faster.{note}")
+
+
+def _times_base(speed: Speed, name: str, kind: str, batch: int) -> str:
+    if speed.row(name, kind, batch) is None or speed.row(speed.base, kind, batch) is None:
+        return md.MISSING
+    return md.value_ci(*stats.median_ratio(speed.calls(speed.base, kind, batch), speed.calls(name, kind, batch)), 2)
+
+
+def _peak_gb(speed: Speed, name: str) -> str:
+    peak = speed.peak(name, PUBLISHED)
+    return md.MISSING if not peak else md.significant(peak / 1e9)
 
 
 def _metric(figures: published.Published, metric: str, role: str, table: str = "Text Queries Benchmark") -> float | None:

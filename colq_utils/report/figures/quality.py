@@ -1,4 +1,4 @@
-"""Figures of the reports: one message each, units and n in the labels, 95 % intervals, colours told apart by everyone.
+"""Figures of the reports: one message each, units and n in the labels, 95 % intervals, colours that everyone can distinguish.
 
 Every function draws from the same `Study` tables as the reports, writes a PNG that is readable at the
 width of a README and returns its path; a figure whose results are missing returns None. Values far outside the
@@ -12,8 +12,7 @@ import numpy as np
 import seaborn as sns
 
 from colq_utils.base.files import atomic
-from colq_utils.report import analysis, findings
-from colq_utils.report import benchmark_cpu as report_benchmark
+from colq_utils.report import analysis, findings, speed
 from colq_utils.report.analysis import Study
 
 WIDTH, DPI = 8.0, 150
@@ -52,8 +51,9 @@ def canvas(height: float, columns: int = 1, **options):
 
 
 def style(study: Study, name: str) -> dict:
-    """Colour and marker of a variant, the same in every figure; the base is black."""
-    at = list(study.experiment.by_id).index(name)
+    """Colour and marker of a variant, the same in every figure; the base is black. Another kernel on the same weights looks the same."""
+    ids, stored = list(study.experiment.by_id), study.experiment.by_id[name].stored(study.experiment.model.size)
+    at = ids.index(stored if stored in ids else name)
     return {"color": "black" if at == 0 else sns.color_palette("colorblind")[(at - 1) % 10], "marker": MARKERS[at % len(MARKERS)]}
 
 
@@ -69,7 +69,8 @@ def interval(axis, y: float, value: float, low: float, high: float, limit: float
     elif limit is not None and abs(value) > limit:
         side = np.sign(value)
         axis.plot(side * EDGE * limit, y, marker="<" if side < 0 else ">", color=look["color"], markersize=7, linestyle="none")
-        axis.text(side * 0.9 * limit, y, text.format(value), ha="left" if side < 0 else "right", va="center", fontsize=8.5)
+        axis.text(side * 0.9 * limit, y, text.format(value), ha="left" if side < 0 else "right", va="center", fontsize=8.5,
+                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8})
     else:
         axis.errorbar(value, y, xerr=[[max(0, value - low)], [max(0, high - value)]], capsize=size / 2, markersize=size, elinewidth=1.3, linestyle="none", **look)
 
@@ -134,7 +135,7 @@ def average(study: Study) -> Path:
             axis.plot(r.score, y, marker="|", markersize=14, markeredgewidth=2.5, color=GREY, linestyle="none")
             if np.isfinite(r.low):
                 interval(axis, y, r.score, r.low, r.high, color=GREY, marker="|")
-            value, note = np.nanmax([r.score, r.high]), "" if frame.entries[name] == frame.of[name] else f" (on {frame.entries[name]} of {frame.of[name]} entries)"
+            value, note = np.nanmax([r.score, r.high]), "" if frame.entries[name] == frame.of[name] else f" (on {frame.entries[name]} of {frame.of[name]} pairs)"
         else:
             r, note = table.loc[name], ""
             interval(axis, y, r.score, r.low, r.high, **style(study, name))
@@ -144,7 +145,7 @@ def average(study: Study) -> Path:
             axis.text(value + 0.015, y, f"{shown:.3f}{note}", va="center", fontsize=8.5)
     rows(axis, [study.labels[n] for n in names])
     axis.set(xlim=(0, 1.06), title="Average over all counted tasks and languages",
-             xlabel=f"NDCG@5, 95 % intervals, {int(study.counted.sum())} task × language entries, n = {_queries(study, study.counted)}")
+             xlabel=f"NDCG@5, 95 % intervals, {int(study.counted.sum())} task-language pairs, n = {_queries(study, study.counted)}")
     return save(study, figure, "average.png")
 
 
@@ -187,18 +188,18 @@ def _dots(study: Study, table, names: list[str], file: str, title: str, differen
     if difference:
         axis.axvline(0, color="black", linewidth=1)
     axis.set(title=title, xlabel=("points (NDCG@5 × 100)" if difference else "NDCG@5") + ", 95 % intervals, n in queries")
-    figure.legend(loc="outside lower center", ncols=4 if len(names) in (4, 7, 8) or len(names) > 9 else 3, fontsize=8.5, frameon=False)
+    figure.legend(loc="outside lower center", ncols=2 if len(names) == 4 else 3, fontsize=8.5, frameon=False)
     return save(study, figure, file)
 
 
 def difference(study: Study) -> Path:
-    """Changes by task and language, a panel a variant; of many tasks their mean over languages, a column a variant."""
+    """Changes by task and language, a panel per variant; of many tasks their mean over languages, a column per variant."""
     if study.entries.task[study.counted].nunique() > MANY:
         return _difference_by_task(study)
     table, tasks = study.by_entry[study.by_entry.counted.astype(bool)], sorted(study.entries.task[study.counted].unique())
     names, languages = [n for n in study.names if n in study.experiment.quantized], sorted(study.entries.lang[study.counted].unique())
     lines = -(-len(names) // 3)
-    figure, axes = plt.subplots(lines, 3, figsize=(WIDTH, 1.2 + lines * (0.55 + 0.3 * len(tasks))), layout="constrained", sharex=True, sharey=True, squeeze=False)
+    figure, axes = plt.subplots(lines, 3, figsize=(WIDTH, 1.2 + lines * (0.7 + 0.3 * len(tasks))), layout="constrained", sharex=True, sharey=True, squeeze=False)
     near = table[table.variant.isin(findings.four_bits(study))]["diff"].abs().max()
     limit = max(1.0, np.ceil(100 * (near if np.isfinite(near) else 0)))
     for axis, name in zip(axes.ravel(), names):
@@ -207,7 +208,7 @@ def difference(study: Study) -> Path:
         clear = mine.assign(clear=analysis.stats.resolved(mine.diff_low, mine.diff_high)).pivot(index="task", columns="lang", values="clear").reindex_like(values)
         texts = values.map(lambda v: "" if np.isnan(v) else f"{v:.1f}" if abs(v) < 9.95 else f"{v:.0f}").replace("-0.0", "0.0") + clear.map(lambda c: "*" if c is True else "")
         sns.heatmap(values, ax=axis, vmin=-limit, vmax=limit, cmap="PuOr", annot=texts, fmt="", annot_kws={"fontsize": 7}, linewidths=0.5, cbar=False)
-        axis.set(title=study.labels[name], xlabel="", ylabel="")
+        axis.set(title=study.labels[name].replace(", ", ",\n", 1), xlabel="", ylabel="")
         axis.title.set_fontsize(9)
         axis.tick_params(labelsize=8, rotation=0)
     for axis in axes.ravel()[len(names):]:
@@ -239,9 +240,9 @@ def _difference_by_task(study: Study) -> Path:
 
 
 def resolution(study: Study) -> Path:
-    """By which measure a variant is told from the base."""
+    """Which measure shows that a variant differs from the base."""
     table, others = analysis.drift(study), [n for n in study.names if n != study.experiment.base]
-    units = {"ndcg": ("NDCG@5", "points", 100, "{:+.1f}"), "margin": ("Score margin", "MaxSim per query token", 1, "{:+.3f}"),
+    units = {"ndcg": ("NDCG@5", "points", 100, "{:+.1f}"), "margin": ("Score margin", "MaxSim per query token,\n× 1000", 1000, "{:+.1f}"),
              "overlap": ("Top-5 overlap", "percentage points", 100, "{:+.1f}")}
     figure, axes = canvas(1.4 + 0.42 * len(others), 3, sharey=True)
     for axis, (measure, (title, unit, scale, text)) in zip(axes, units.items()):
@@ -260,7 +261,7 @@ def resolution(study: Study) -> Path:
 
 def latency(study: Study) -> Path | None:
     """Latency against the base, by workload."""
-    table = report_benchmark.ratios(study)
+    table = speed.ratios(study)
     if table.empty:
         return None
     loads, names = list(dict.fromkeys(zip(table.kind, table.batch))), list(dict.fromkeys(table.variant))
@@ -271,7 +272,7 @@ def latency(study: Study) -> Path | None:
                 interval(axis, y + (i - (len(names) - 1) / 2) * 0.6 / len(names), r.ratio, r.low, r.high, **style(study, name))
         axis.plot([], [], linestyle="none", label=f"{study.labels[name]} ({table.kernel[table.variant == name].iloc[0]})", **style(study, name))
     tokens = table.drop_duplicates(["kind", "batch"]).tokens_per_call
-    rows(axis, [f"{report_benchmark.KINDS.get(k, k)}, batch {b}\n{t:,.0f} tokens a call" for (k, b), t in zip(loads, tokens)])
+    rows(axis, [f"{speed.KINDS.get(k, k)}, batch {b}\n{t:,.0f} tokens per call" for (k, b), t in zip(loads, tokens)])
     axis.axvline(1, color="black", linewidth=1)
     axis.set(title=f"Latency of a call against {study.labels[study.experiment.base]}", xlabel="times the base's median latency (1 = alike, below 1 = faster), 95 % intervals")
     figure.legend(loc="outside lower center", ncols=3, fontsize=8.5, frameon=False)
