@@ -45,7 +45,7 @@ def maxima(tokens: Sequence[str], similarities: np.ndarray, grid: tuple[int, int
 
 
 def similarity_maps(page: np.ndarray, grid: tuple[int, int], tokens: Sequence[str], similarities: dict[str, np.ndarray],
-                    most: int = 3) -> Figure:
+                    most: int = 2) -> Figure:
     """Where the query finds its match: a column per variant, a row for the whole query and one for each of its best tokens.
 
     Args:
@@ -77,7 +77,7 @@ def similarity_maps(page: np.ndarray, grid: tuple[int, int], tokens: Sequence[st
     return figure
 
 
-def pages_in_rows(rows: dict[str, Sequence[Shown]], width: float = 13.0) -> Figure | None:
+def pages_in_rows(rows: dict[str, Sequence[Shown]], width: float = 11.0) -> Figure | None:
     """Pages side by side, a row per key, which stands at its left; pages that answer the query have a thick blue frame and say so.
 
     None if there are no rows.
