@@ -1,11 +1,10 @@
-"""Figures of the calibration and quantization notebooks. The report's own are in `plots`."""
+"""Figures of the calibration and quantization notebooks, from numpy arrays and tables; the report's own are in `quality`."""
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-import torch
 from matplotlib.figure import Figure
 
 from colq_utils.base.files import atomic
@@ -30,12 +29,12 @@ def gallery(images: list[np.ndarray], width: float = 11.0) -> Figure | None:
     return figure
 
 
-def token_ranks(sets: dict[str, torch.Tensor]) -> Figure:
-    """How often the n-th most frequent token occurs in each set, both axes logarithmic."""
+def token_ranks(sets: dict[str, np.ndarray]) -> Figure:
+    """How often the n-th most frequent token occurs in each set of token ids, both axes logarithmic."""
     figure, axis = plt.subplots(figsize=(8, 4))
     for (name, ids), style in zip(sets.items(), ("-", "--", ":", "-."), strict=False):
-        counts = np.sort(np.unique(ids.numpy(), return_counts=True)[1])[::-1]
-        axis.loglog(np.arange(1, len(counts) + 1), counts, style, label=f"{name} ({ids.numel():,} tokens)", linewidth=2.5)
+        counts = np.sort(np.unique(ids, return_counts=True)[1])[::-1]
+        axis.loglog(np.arange(1, len(counts) + 1), counts, style, label=f"{name} ({ids.size:,} tokens)", linewidth=2.5)
     axis.set(xlabel="rank of the token", ylabel="occurrences", title="Equal budgets hold equal tokens")
     if sets:
         axis.legend()
@@ -44,8 +43,27 @@ def token_ranks(sets: dict[str, torch.Tensor]) -> Figure:
     return figure
 
 
+def rounding(stored: np.ndarray, rounded: dict[int, np.ndarray]) -> Figure:
+    """One group of weights before and after rounding: a panel per bit width, a dot per weight, on the line if unchanged.
+
+    Args:
+        stored: ``(n,)`` weights of one group; rounded: bits -> ``(n,)``, the same weights rounded.
+    """
+    figure, axes = plt.subplots(1, len(rounded), figsize=(10, 3.6), sharey=True, squeeze=False, layout="constrained")
+    ends = [stored.min(), stored.max()]
+    for axis, (bits, values) in zip(axes[0], rounded.items(), strict=True):
+        error = np.sqrt(np.mean((values - stored) ** 2) / np.mean(stored**2))
+        axis.plot(ends, ends, color="0.6", linewidth=1, zorder=1)
+        axis.scatter(stored, values, s=14, color="#0072B2", zorder=2)
+        axis.set_title(f"{bits} bits: {len(np.unique(values))} of {2**bits} levels used\nRMS error {100 * error:.2g} % of RMS weight", fontsize=10)
+        axis.set_xlabel("stored weight")
+    axes[0][0].set_ylabel("rounded weight")
+    plt.close(figure)
+    return figure
+
+
 def agreement(table: pd.DataFrame, path: Path, bar: float, aim: float) -> Figure:
-    """Mean token cosine with the base, text and pages, a row a variant and export; written to `path`."""
+    """Mean token cosine with the base, text and pages, a row per variant and export; written to `path`."""
     exports = table.groupby("variant")["export"].transform("nunique")
     label = table["variant"].where(exports == 1, table["variant"] + "\n" + table["export"])
     figure, axis = plt.subplots(figsize=(9, 0.6 * len(table) + 1.8), layout="constrained")
