@@ -3,7 +3,6 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,8 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from colq_utils.base import cache
-from colq_utils.base import config
+from colq_utils.base import cache, config
 from colq_utils.base.errors import ColqError
 from colq_utils.stages.evaluate import evaluate, scores
 from colq_utils.stages.evaluate.store import VectorStore

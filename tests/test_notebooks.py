@@ -120,7 +120,7 @@ def test_what_a_stage_imports_lies_in_the_folders_it_is_keyed_by(stage):
     package = config.ROOT / "colq_utils"
     allowed, todo, seen = [*cache.reachable(stage), package / "fast"], [], set()
     for place in cache.reachable(stage):
-        if "stages" in place.parts or stage == "report" and place.name == "report":
+        if "stages" in place.parts or (stage == "report" and place.name == "report"):
             todo += [place] if place.is_file() else sorted(place.rglob("*.py"))
     while todo:
         path = todo.pop()
