@@ -59,6 +59,8 @@ def verdict(low: float, high: float, margin: float) -> str:
     points = md.number(100 * margin, 1)
     if min(abs(low + margin), abs(high + margin)) <= NEAR / 100:
         return f"at the margin of {points}"
+    if low > 0:
+        return "gains"
     if low > -margin:
         return f"loses less than {points}"
     if high < -margin:

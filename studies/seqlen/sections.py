@@ -120,7 +120,8 @@ def seed_section(study: SeqlenStudy) -> str:
             rows.append((("one budget" if family == "length" else "as published") + f", {iters} iterations", a["seeds"],
                          f"{two(a['seed_sd'])} [{two(a['seed_sd_low'])}, {two(a['seed_sd_high'])}]", two(a["length_sd"]), two(a["expected_sd"]), md.p_value(a["p"])))
     parts, twice = analysis.seed_parts(study), analysis.repeated(study)
-    lines = [md.table(["Design", "Seeds", "Between seeds of one length (points)", "Between the lengths' means", "Expected from seeds alone", "p (F test)"], rows)]
+    lines = ["### What the seed alone moves",  # other reports link to this heading
+             md.table(["Design", "Seeds", "Between seeds of one length (points)", "Between the lengths' means", "Expected from seeds alone", "p (F test)"], rows)]
     if rows:
         a = analysis.anova(study, next(designs(study, "length"))[1])
         lines.append(f"The columns are standard deviations. Two checkpoints of one recipe that differ in their seed alone are {two(single_run_gap(a))} points apart or more in one case of twenty "
@@ -224,7 +225,7 @@ def content_section(study: SeqlenStudy) -> str:
 def format_section(study: SeqlenStudy) -> str:
     table = analysis.scores(study)
     plain = table[table["family"].isin(["base", "rtn", "float"])]
-    rows = [(r["variant"], md.megabytes(r["bytes"]), md.score_ci(r["score"], r["low"], r["high"]), "-" if r["variant"] == study.spec.base else
+    rows = [(r["variant"] if r["method"] == "base" else recipes.label(study, r), md.megabytes(r["bytes"]), md.score_ci(r["score"], r["low"], r["high"]), "-" if r["variant"] == study.spec.base else
              md.points_ci(r["diff"], r["diff_low"], r["diff_high"]), "-" if r["variant"] == study.spec.base else recipes.verdict(r["diff_low"], r["diff_high"], study.spec.margin))
             for _, r in plain.iterrows()]
     tuned = [(label, md.megabytes(r["bytes"]), *_mean_cells(r), recipes.verdict(r["diff_low"], r["diff_high"], study.spec.margin), r["seeds"],
@@ -245,7 +246,7 @@ def tuned_formats(study: SeqlenStudy) -> list[tuple[str, dict]]:
         twin = study.arm("rtn", format=form, group_size=group, sym=sym)["variant"].tolist()
         chosen = subset["variant"].tolist()
         gain = analysis.contrast(study, chosen, twin * len(chosen)) if twin else None
-        label = f"{form.upper()} g{group} {'symmetric' if sym else 'asymmetric'}"
+        label = f"{form.upper()}, groups of {group}{'' if sym else ', asymmetric'}"
         formats.append((label, {**analysis.mean_score(study, chosen), "names": chosen, "bytes": subset["bytes"].iloc[0], "gain": gain}))
     return sorted(formats, key=lambda pair: -pair[1]["score"])
 
