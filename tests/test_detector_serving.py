@@ -162,9 +162,10 @@ def test_report_has_every_published_row_and_only_existing_pictures(study):
     experiment, _ = study
     text = (experiment.results("reports") / "fp8_serving.md").read_text()
     for row in ("GPU memory", "Model weights", "Mean latency", "Minimum latency", "Maximum latency", "Steady-state latency", "Output", "total GPU memory",
-                "prediction accuracy", "Memory impact", "Latency impact", "Production recommendation", "Hardware note", "Maximum length", "GPU memory utilization"):
+                "prediction accuracy", "Memory impact", "Latency impact", "What was not measured", "Hardware note", "Maximum length", "GPU memory utilization"):
         assert row in text, row
     assert "22,798" in text and "23,112" in text and "nan" not in text.lower().replace("nutrition", "")
+    assert len(text.split("<details")[0].split()) < 800 and text.count("<details>\n<summary>") == text.count("</summary>\n\n") == 8
     links = [line.split("](")[1].split(")")[0] for line in text.splitlines() if line.startswith("![")]
     assert len(links) == 5 and all((experiment.results("reports") / link).resolve().exists() for link in links)
     assert report.text(report.load(experiment)) == text, "same results, same bytes"
@@ -173,12 +174,14 @@ def test_report_has_every_published_row_and_only_existing_pictures(study):
 def test_a_missed_bar_changes_the_recommendation(study):
     from dataclasses import replace
     experiment, _ = study
-    found = report.load(experiment)
-    worse = found.scores.assign(same_box=0.2, shift_px_mean=7.0)
-    assert "Keep BF16" in report.recommendation(replace(found, scores=worse)) and "Keep BF16" not in report.recommendation(found)
-    assert "whether it is faster is not measured" in report.recommendation(replace(found, timed=None, run=None))
-    halved = found.timed.assign(latency_s=found.timed.latency_s.where(found.timed.variant != "fp8", found.timed.latency_s / 2))
-    assert "misses the bar of 0.75" in report.recommendation(found) and "Use FP8" in report.recommendation(replace(found, timed=halved))
+    results = report.load(experiment)
+    worse = results.scores.assign(same_box=0.2, shift_px_mean=7.0)
+    assert "Keep bf16" in report.recommendation(replace(results, scores=worse)) and "Keep bf16" not in report.recommendation(results)
+    assert "whether it is faster is not measured" in report.recommendation(replace(results, timed=None, run=None))
+    halved = results.timed.assign(latency_s=results.timed.latency_s.where(results.timed.variant != "fp8", results.timed.latency_s / 2))
+    slower = results.timed.assign(latency_s=results.timed.latency_s.where(results.timed.variant != "fp8", 2 * results.timed.latency_s))
+    assert "but is not faster" in report.recommendation(replace(results, timed=slower))
+    assert "misses the bar of 0.75" in report.recommendation(results) and "Use FP8" in report.recommendation(replace(results, timed=halved))
 
 
 def test_the_committed_run_at_7b_dimensions_is_complete():

@@ -86,6 +86,18 @@ def test_reports_name_what_they_rest_on(tables, tmp_path):
     assert "71 entries for the 8B and 41 for the 4B" in analysis and "None was measured in this repository" in comparison
     assert re.search(r"8B, 512 against 1024: batch size \(150 and 50\)", analysis) and "samples and tokens are not published" in analysis
     assert "not measured" not in comparison + analysis
+    assert "| 8B | all languages | analysis | 71 | -0.32 | -1.84 | -0.08 |" in analysis
+    assert len(analysis.split("<details")[0].split()) < 800 and analysis.count("<details>\n<summary>") == analysis.count("</summary>\n\n") == 9
+
+
+def test_the_answer_follows_the_tables(tables):
+    """With the same worst length in both reports the text says so, and with even counts it names no loss."""
+    from dataclasses import replace
+    at = (tables.averages.source == "quantization_analysis_report.md") & (tables.averages.model == "4b") & (tables.averages.variant == "seqlen-512")
+    same = published_report.analysis(replace(tables, averages=tables.averages.assign(change_pct=tables.averages.change_pct.where(~at, -9.0))))
+    assert "though both find 512 tokens worst" in same and "though both find" not in published_report.analysis(tables)
+    even = published_report.analysis(replace(tables, counts=tables.counts.assign(improved=30, degraded=30)))
+    assert "Counts of entries support no loss." in even and "Counts point to a loss in 2 cases." in published_report.analysis(tables)
 
 
 def test_committed_reports_are_those_of_the_tables(tables):

@@ -134,6 +134,11 @@ def document(*sections: str) -> str:
     return "\n\n".join(s.strip("\n") for s in sections if s) + "\n"
 
 
+def fold(title: str, body: str) -> str:
+    """`body` behind a line to click on; the blank lines let the markdown inside render."""
+    return f"<details>\n<summary>{title}</summary>\n\n{body.strip()}\n\n</details>"
+
+
 def picture(path: str, caption: str) -> str:
     """A figure with its caption below."""
     return f"![{caption}]({path})\n\n*{caption}*"

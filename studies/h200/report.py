@@ -1,28 +1,42 @@
-"""benchmark_4b.md and benchmark_8b.md: speed and memory on a GPU, beside the published figures of an A100.
+"""benchmark_4b.md and benchmark_8b.md: speed and memory on one GPU, the answer first and every detail folded below it.
 
-Every row of the published benchmark has its place here; what it lacked (the kernel of each row, the floor under it, real
-query lengths, pages, scoring, load time) follows. Recommendations are picked from the tables by code, workload by
-workload. Reads the inspect and benchmark stages alone.
+Sentences are chosen by the measured ratios and their intervals. Reads the inspect and benchmark stages alone; the folded
+tables, which include every row of the published benchmark, come from `tables` and `detail`.
 """
 from pathlib import Path
 
-import pandas as pd
-
 from colq_utils.base import config, files
-from colq_utils.base.backends import BACKENDS
 from colq_utils.base.config import Experiment
 from colq_utils.report import markdown as md
-from colq_utils.report import stats
 from colq_utils.report.build import update_readme
-from studies.h200 import detail, targets
+from studies.h200 import detail, tables, targets
 from studies.h200.speed import KINDS, PAGES, PUBLISHED, QUERIES, Speed
-from studies.published import figures_data as published
+from studies.h200.tables import SPEED_MARKER, headline
 
-#: Around the snippet of `headline` in the README.
-SPEED_MARKER = "<!-- speed -->"
-#: The published reports' MB are torch's bytes over 2^20.
-MIB = 1 << 20
-ITEMS, STEPS = 80, 10
+#: Title of a folded part and the function that writes it.
+FOLDED = (
+    ("Targets: which were met, which were missed and why", targets.text),
+    ("All speed ratios with intervals", tables.ratios_table),
+    ("Which variant is fastest, workload by workload", tables.recommendations),
+    ("Memory for text queries, with the published figures", tables.memory_summary),
+    ("Throughput for text queries, with the published figures", tables.throughput_summary),
+    ("Text queries as published, every row", tables.as_published),
+    ("Text queries of real lengths and pages, every batch size", tables.workloads),
+    ("Loading and the first call", tables.loading),
+    ("Where the time of a call goes", detail.profile),
+    ("Predicted and measured bytes", detail.predicted),
+    ("Eight-bit options for the embedding table and the vision tower", detail.options),
+    ("Why 4 bits are slower or faster", detail.why),
+    ("Scoring: MaxSim of queries against pages", detail.scoring),
+    ("What quantizing costs", detail.cost),
+    ("Do the fast path and the plain path agree?", detail.agreement),
+    ("4B and 8B", tables.sizes),
+    ("Variants and their kernels", tables.overview),
+    ("How it was measured", tables.notes),
+    ("Test environment", tables.environment),
+    ("How to run it again", tables.reproduction),
+    ("More figures", tables.figures),
+)
 
 
 def write(experiment: Experiment) -> Path:
@@ -36,295 +50,123 @@ def write(experiment: Experiment) -> Path:
 
 def text(speed: Speed) -> str:
     """The whole report."""
-    exp = speed.experiment
     return md.document(
-        f"# Benchmark: {exp.title}", "## Overview", _overview(speed), "## Important notes", _notes(speed), "## Test environment", _environment(speed),
-        "## Summary", "### Against the targets", targets.text(speed), "### Ratios that decide", _ratios(speed), "### Memory (text queries as published)", _memory_summary(speed),
-        "### Throughput (text queries as published)", _throughput_summary(speed),
-        "## Detailed results", "### Text queries as published", _as_published(speed), *_workloads(speed),
-        "### Load and first call", _loading(speed), "## Where the time goes", detail.profile(speed), "## Memory", "### Predicted and measured", detail.predicted(speed), "### Below the published reduction", detail.options(speed),
-        "## Why 4 bits are slower or faster", detail.gemms(speed), detail.tuning(speed), "## MaxSim", detail.scoring(speed), "## What quantizing costs", detail.cost(speed),
-        "## The two paths agree", detail.agreement(speed), "## 4B and 8B", _sizes(speed), "## Recommendations", _recommendations(speed),
-        "## Reproduction", _reproduction(speed), "## Figures", _figures(speed))
+        f"# Benchmark: {speed.experiment.title}", "## The question", _question(speed), "## The answer", _answer(speed),
+        "## The numbers", _numbers(speed), tables.picture(speed, "gemms.png"), "## What was not measured", _not_measured(speed),
+        *(md.fold(title, part(speed)) for title, part in FOLDED))
 
 
-def _reproduction(speed: Speed) -> str:
-    name, gemms = speed.experiment.name, speed.read("benchmark/gemms.csv")
-    marlin = gemms is not None and "marlin" in set(gemms.kernel)
-    install = f".venv/bin/python -m {BACKENDS['marlin'].install.split(' (')[0]}\n" if marlin else ""
-    return (f"```bash\nmake .venv/.installed\n.venv/bin/python -m pip install -c requirements.lock -e '.[cuda]'\n{install}make benchmark EXPERIMENT={name}\nmake summary EXPERIMENT={name}\n```\n\n"
-            "`make` installs the versions of requirements.lock; the figures above are of those named under *Test environment*.")
+def _question(speed: Speed) -> str:
+    size, weights = speed.experiment.model.size.upper(), "random weights in the published dimensions"
+    what = weights if speed.experiment.model.is_random else f"`{speed.experiment.model.path}`"
+    return (
+        f"How fast is the {size} retriever on one {speed.environment.get('gpu')}, and how much memory does it take, in bf16, in FP8 and "
+        f"with 4-bit weights (W4A16)? The model has {what}, so speed and bytes can be measured and retrieval quality cannot.\n\n"
+        "*Plain* is transformers' own forward pass. *Fast* is the encode path of this repository: matrix multiplications (GEMMs) that share "
+        "an input are stacked, each element-wise step between them is one kernel, queries are packed without padding, and calls are "
+        "recorded as CUDA graphs. A speed ratio of 2 means half the time; brackets are 95 % intervals of the ratio of medians.")
 
 
-def _overview(speed: Speed) -> str:
-    exp = speed.experiment
-    kernels = speed.rows.drop_duplicates("variant").set_index("variant").kernel
-    rows = [(f"`{name}`", _words(exp.by_id[name]), speed.rows[speed.rows.variant == name].encode.iloc[0], kernels[name]) for name in speed.names]
-    return (f"The {exp.model.size.upper()} {'in random weights of the published dimensions' if exp.model.is_random else f'checkpoint `{exp.model.path}`'}, "
-            "as published (transformers' own forward pass in bf16) and in the forms below. `fast` is this repository's encode path: stacked products, one "
-            "kernel for each step between them, queries packed without padding, CUDA graphs.\n\n" + md.table(["Variant", "Weights", "Encode path", "Kernel of the language model"], rows, left=4))
+def _answer(speed: Speed) -> str:
+    lines = (_path_answer(speed), _four_bit_answer(speed), _fp8_answer(speed), _memory_answer(speed), _target_answer(speed))
+    return "\n".join(f"- {line}" for line in lines if line) + "\n\n" + _rounds(speed)
 
 
-def _words(spec) -> str:
-    parts = [spec.scheme.upper()]
-    parts += ["embedding table in int8"] if spec.embedding else []
-    parts += ["vision tower in FP8"] if spec.vision else []
-    return ", ".join(parts)
+def _ratios(speed: Speed, ours: str, theirs: str, loads) -> dict[str, tuple[float, float, float]]:
+    """Speed ratio of two variants with its interval by workload in words, of those that were measured."""
+    values = {words: targets.ratio(ours, theirs, kind, batch)(speed) for words, kind, batch in loads}
+    return {words: value for words, value in values.items() if value is not None}
 
 
-def _notes(speed: Speed) -> str:
-    notes = list(speed.environment.get("left_out", []))
-    notes += ["The published 8B figures were taken on an A100 with a fallback kernel. Measured figures compare with each other; rows and columns marked "
-              "*published* are of that machine and compare among themselves alone.",
-              "Only the language model is quantized, unless a row says otherwise. The unused lm_head is not loaded by any variant here; the published "
-              "memory figures include it.",
-              "Timed is the forward pass, by CUDA events, inputs already on the GPU. Load and first call stand apart. Medians, unless a column says mean.",
-              "Tokens are those of the texts and pages; padding, which the plain path computes too, is not counted in them nor in a floor.",
-              "In small batches the plain path waits for the host processor: those times are of this host more than of the GPU.",
-              "A floor is the longer of weight bytes over the measured copy rate and operations over the measured rate of the format each part is multiplied in "
-              "(attention in bf16)."]
-    if speed.missing:
-        notes.append(f"Not measured: {md.listing([f'`{name}`' for name in speed.missing])}.")
+def _said(values: dict) -> str:
+    return md.listing([f"{md.value_ci(*value, 2)} for {words}" for words, value in values.items()])
+
+
+def _path_answer(speed: Speed) -> str:
+    values = _ratios(speed, "base", "eager", (("1 query", QUERIES, 1), ("32 queries", QUERIES, 32), ("8 pages", PAGES, 8)))
+    if not values:
+        return ""
+    title = "The fast path is faster." if min(low for _, low, _ in values.values()) > 1 else "The fast path is not always faster."
+    return (f"**{title}** In bf16 its speed relative to the plain path is {_said(values)}. With few items the "
+            "plain path waits for the host processor, so that ratio says as much about this host as about the GPU.")
+
+
+LOADS = (("1 query", QUERIES, 1), ("8 queries", QUERIES, 8), ("32 queries", QUERIES, 32), ("128 queries", QUERIES, 128), ("8 pages", PAGES, 8))
+#: What a difference has to be to count in a headline: speeds of one sweep differ by a few per cent from another's.
+CLEAR = 1.05
+
+
+def _four_bit_answer(speed: Speed) -> str:
+    values = _ratios(speed, "w4", "base", LOADS)
+    if not values:
+        return ""
+    faster = [words for words, (_, low, _) in values.items() if low > CLEAR]
+    title = "4 bits are faster for small calls only." if faster and "1 query" in faster and len(faster) < len(values) else (
+        "4 bits are faster throughout." if faster else "4 bits are not faster.")
+    why = (" A small call waits for weights to be read, and 4 bits leave fewer bytes to read; a large one waits for multiplications, "
+           "which are the same.") if "only" in title else ""
+    return f"**{title}** The speed of W4A16 relative to bf16 on the same path is {_said(values)}.{why}"
+
+
+def _fp8_answer(speed: Speed) -> str:
+    values = _ratios(speed, "fp8", "base", LOADS)
+    if not values:
+        return ""
+    faster = [words for words, (_, low, _) in values.items() if low > CLEAR]
+    large = {"128 queries", "8 pages"} & set(values)
+    title = "FP8 is faster for large calls." if large and large <= set(faster) else "FP8 is faster for some calls." if faster else "FP8 is not faster."
+    return f"**{title}** Its speed relative to bf16 on the same path is {_said(values)}."
+
+
+def _memory_answer(speed: Speed) -> str:
+    peaks = [(name, speed.peak(name, PUBLISHED)) for name in (speed.base, speed.w4, speed.small) if name]
+    peaks = [(name, peak) for name, peak in peaks if peak]
+    if len(peaks) < 2:
+        return ""
+    first = peaks[0][1]
+    return ("**Memory.** Encoding text queries takes " + md.listing(
+        [f"{peak / 1e9:.2f} GB in {tables.spoken(speed, name)}" + ("" if peak == first else f" (−{100 * (1 - peak / first):.0f} %)") for name, peak in peaks])
+        + " at its peak.")
+
+
+def _target_answer(speed: Speed) -> str:
+    table = targets.reached(speed)
+    known = table[table.met.notna()]
+    missed = [row.what for row in known.itertuples() if not row.met]
+    return (f"**Targets.** Of {len(known)} targets set for this size, {len(known) - len(missed)} were met"
+            + (f"; missed: {'; '.join(missed)}." if missed else "."))
+
+
+def _rounds(speed: Speed) -> str:
+    rounds = speed.samples.groupby("variant")["round"].nunique()
+    count = "–".join(dict.fromkeys(map(str, sorted(rounds))))
+    return (f"Each variant was timed in {count} fresh process{'' if count == '1' else 'es'}. "
+            + ("The intervals therefore cover the calls of that process, not another process or machine." if rounds.max() == 1 else
+               "The intervals cover processes and calls, but so few processes make them too narrow; another machine is not covered."))
+
+
+def _numbers(speed: Speed) -> str:
+    """One row per variant: four workloads and the peak."""
+    columns = ((QUERIES, 1), (QUERIES, 8), (QUERIES, 32), (PAGES, 8))
+    rows = []
+    for name in tables.shown(speed):
+        cells = [speed.row(name, *column) for column in columns]
+        peak = speed.peak(name, PUBLISHED)
+        rows.append((tables.spoken(speed, name), *(None if cell is None else tables.digits(1e3 * cell.latency_s_median) for cell in cells),
+                     None if peak is None else md.number(peak / 1e9, 2)))
+    header = ["Variant", "1 query (ms)", "8 queries (ms)", "32 queries (ms)", "8 pages (ms)", "Peak memory, queries (GB)"]
+    return md.table(header, rows) + (
+        "\n\nMedian time of a forward pass; queries have the lengths of real ones, pages 1,280 visual tokens at most. GB are 10⁹ bytes. "
+        "FP8 weights are made from the bf16 checkpoint on the GPU, which has to hold that once.")
+
+
+def _not_measured(speed: Speed) -> str:
+    lines = ["Retrieval quality: what a scheme does to it is measured by the evaluation stage on a trained checkpoint."]
+    lines += list(speed.environment.get("left_out", []))
+    lines += [f"{md.listing([f'`{name}`' for name in speed.missing])}."] if speed.missing else []
     failed = speed.rows[speed.rows.error.fillna("") != ""]
-    notes += [f"`{r.variant}`, {KINDS.get(r.kind, r.kind)}, batch {int(r.batch)}: {r.error}" for _, r in failed.iterrows()]
-    return "\n".join(f"- {note}" for note in notes)
-
-
-def _environment(speed: Speed) -> str:
-    env, limits = speed.environment, speed.read("benchmark/ceilings.json") or {}
-    rows = [("GPU", env.get("gpu"), "NVIDIA A100-SXM4-40GB"), ("CUDA", env.get("cuda"), "12.8"), ("Attention", env.get("attention"), "SDPA"),
-            ("torch", env["packages"].get("torch"), md.MISSING), ("transformers", env["packages"].get("transformers"), md.MISSING),
-            *((name, env["packages"][name], "-") for name in ("humming-kernels", "gptqmodel") if env["packages"].get(name)),
-            ("Weights", env.get("weights"), "published"), ("Commit", env.get("commit"), "-"),
-            ("Rounds, a fresh process each", "–".join(dict.fromkeys(map(str, sorted(speed.samples.groupby("variant")["round"].nunique())))), 1)]
-    rates = [("Copy on the GPU (TB/s, read and written)", limits.get("copy_bytes_per_s"), 1e12)]
-    rates += [(f"Matrix product, {name} (TFLOP/s)", limits.get(f"{name}_flop_per_s"), 1e12) for name in ("bfloat16", "fp8", "float32")]
-    return (md.table(["Parameter", "Here", "Published"], rows, left=3) + "\n\n"
-            + md.table(["Measured ceiling", "Rate"], [(name, None if value is None else md.number(value / unit, 2)) for name, value, unit in rates]))
-
-
-#: What a user decides on: label, (variant, workload, batch), compared with (variant, workload, batch); items a second, larger is better.
-def _comparisons(speed: Speed) -> list[tuple]:
-    eager, base, w4, fp8, small = speed.eager, speed.base, speed.w4, speed.fp8, speed.small
-    eight = "FP8 with the vision tower" if fp8 and speed.experiment.by_id[fp8].vision else "FP8"
-    pairs = [("W4A16, against the base as published", w4, eager, PUBLISHED, 8)]
-    pairs += [("W4A16, against bf16 on the same path", w4, base, QUERIES, b) for b in (1, 8, 32, 128)]
-    pairs += [("W4A16, against bf16 on the same path", w4, base, PUBLISHED, 8), ("W4A16, all eight-bit options, against bf16", small, base, QUERIES, 8)]
-    pairs += [(f"{eight}, against bf16 on the same path", fp8, base, QUERIES, b) for b in (1, 8, 32, 128)]
-    pairs += [("bf16 on the fast path, against the base as published", base, eager, kind, b)
-              for kind, b in ((PUBLISHED, 8), (QUERIES, 32), (QUERIES, 128), (PAGES, 1), (PAGES, 8))]
-    pairs += [("W4A16, against bf16 on the same path", w4, base, PAGES, 8), (f"{eight}, against bf16 on the same path", fp8, base, PAGES, 8)]
-    return pairs
-
-
-def ratios(speed: Speed) -> pd.DataFrame:
-    """Speed ratios of medians with 95 % intervals (`stats.median_ratio`): label, kind, batch, ratio, low, high."""
-    found = []
-    for label, ours, theirs, kind, batch in _comparisons(speed):
-        if ours and theirs and speed.row(ours, kind, batch) is not None and speed.row(theirs, kind, batch) is not None:
-            ratio, low, high = stats.median_ratio(speed.calls(theirs, kind, batch), speed.calls(ours, kind, batch))
-            found.append({"label": label, "kind": kind, "batch": batch, "ratio": ratio, "low": low, "high": high})
-    return pd.DataFrame(found, columns=["label", "kind", "batch", "ratio", "low", "high"])
-
-
-def _ratios(speed: Speed) -> str:
-    rows = [(r.label, KINDS[r.kind], int(r.batch), md.value_ci(r.ratio, r.low, r.high, 2)) for _, r in ratios(speed).iterrows()]
-    base = speed.row(speed.base, PUBLISHED, 8)
-    floor = "" if base is None else (f"\n\nThe fast bf16 path takes {md.number(base.latency_s_median / base.floor_s, 2)} times its floor on the published workload "
-                                     f"({md.milliseconds(base.latency_s_median)} ms against {md.milliseconds(base.floor_s)} ms).")
-    return (md.table(["Comparison", "Workload", "Batch", "Times the speed"], rows, left=2)
-            + "\n\nRatio of median latencies; in brackets its 95 % interval, processes (one a round) and their calls drawn anew; "
-              "of one process it covers the calls alone, of two it is narrow. Machines of one kind are not covered." + floor)
-
-
-#: Workloads of the README's table: kind, batch, heading.
-HEADLINE = ((QUERIES, 1, "1 query"), (QUERIES, 8, "8 queries"), (QUERIES, 32, "32 queries"), (PAGES, 8, "8 pages"))
-
-
-def headline(speed: Speed) -> str:
-    """The README's snippet: speed of each scheme against bf16 on the same path, and what the GPU holds."""
-    weights = "random weights" if speed.experiment.model.is_random else f"`{speed.experiment.model.path}`"
-    base = [speed.row(speed.base, kind, batch) for kind, batch, _ in HEADLINE]
-    rows = [("BF16", *(md.MISSING if r is None else f"1 ({md.significant(1e3 * r.latency_s_median)} ms)" for r in base), _peak_gb(speed, speed.base))]
-    rows += [(_words(speed.experiment.by_id[name]), *(_times_base(speed, name, kind, batch) for kind, batch, _ in HEADLINE), _peak_gb(speed, name))
-             for name in (speed.fp8, speed.w4, speed.small) if name]
-    plain = [stats.median_ratio(speed.calls(speed.eager, kind, batch), speed.calls(speed.base, kind, batch))[0] for kind, batch, _ in HEADLINE
-             if speed.eager and speed.row(speed.eager, kind, batch) is not None and speed.row(speed.base, kind, batch) is not None]
-    note = f" BF16 on this path is {md.number(min(plain), 1)} to {md.number(max(plain), 1)} times as fast as transformers' own forward pass." if plain else ""
-    return (f"**{speed.experiment.model.size.upper()} dimensions, {weights}, one {speed.environment.get('gpu')}: times the speed of BF16 on the same encode path**\n\n"
-            + md.table(["Weights", *(heading for *_, heading in HEADLINE), "Peak memory, queries (GB)"], rows)
-            + f"\n\nRatios of median forward passes per call, with 95 % intervals; above 1 is faster.{note}")
-
-
-def _times_base(speed: Speed, name: str, kind: str, batch: int) -> str:
-    if speed.row(name, kind, batch) is None or speed.row(speed.base, kind, batch) is None:
-        return md.MISSING
-    return md.value_ci(*stats.median_ratio(speed.calls(speed.base, kind, batch), speed.calls(name, kind, batch)), 2)
-
-
-def _peak_gb(speed: Speed, name: str) -> str:
-    peak = speed.peak(name, PUBLISHED)
-    return md.MISSING if not peak else md.significant(peak / 1e9)
-
-
-def _metric(figures: published.Published, metric: str, role: str, table: str = "Text Queries Benchmark") -> float | None:
-    found = figures.benchmark_8b[(figures.benchmark_8b.metric == metric) & (figures.benchmark_8b.table == table)]
-    return float(found[role].iloc[0]) if len(found) and pd.notna(found[role].iloc[0]) else None
-
-
-def _published(speed: Speed) -> published.Published | None:
-    """The published benchmark is of the 8B; a report of another size has nothing to stand beside it."""
-    return published.load() if speed.experiment.model.size == "8b" else None
-
-
-def _shown(speed: Speed) -> list[str]:
-    wanted = [speed.eager, speed.base, speed.fp8, speed.w4, speed.small, speed.find(scheme="w4a16", tag="tritonv2")]
-    return [name for name in wanted if name]
-
-
-def _memory_summary(speed: Speed) -> str:
-    figures, base = _published(speed), speed.eager
-    rows = []
-    for label, metric, kind, name in (("Peak memory", "peak_allocated_bytes", PUBLISHED, "CUDA peak allocated"),
-                                      ("Allocated after loading", "allocated_bytes", None, "CUDA allocated"),
-                                      ("Peak reserved", "peak_reserved_bytes", PUBLISHED, "CUDA peak reserved")):
-        start = speed.bytes(base, metric, kind)
-        for variant in _shown(speed):
-            value = speed.bytes(variant, metric, kind)
-            change = None if value is None or not start else 100 * (value / start - 1)
-            rows.append((label, f"`{variant}`", _mib(value), md.megabytes(value, 0), "-" if variant == base else md.number(change, 1, True, " %")))
-        if figures is not None:
-            before, after = _metric(figures, name, "original"), _metric(figures, name, "quantized")
-            rows += [(label, "published BASE (A100)", md.number(before, 0), md.MISSING, "-"),
-                     (label, "published W4A16 (A100)", md.number(after, 0), md.MISSING, md.number(100 * (after / before - 1), 1, True, " %"))]
-    return md.table(["Metric", "Variant", "MiB", "MB", "Change"], rows, left=2) + ("\n\nThe published MB are 2^20 bytes, here written MiB. Reserved is what the allocator holds on to, with what loading needed: FP8 and the option of an FP8 "
-        "vision tower are made of bf16 on the GPU.")
-
-
-def _mib(value: float | None) -> str:
-    return md.MISSING if value is None else md.number(value / MIB, 0)
-
-
-def _throughput_summary(speed: Speed) -> str:
-    figures, rows = _published(speed), []
-    for variant in _shown(speed):
-        r = speed.row(variant, PUBLISHED, 8)
-        rows.append((f"`{variant}`", None if r is None else r.kernel, None if r is None else md.number(8 / r.latency_s_mean, 1),
-                     None if r is None else md.milliseconds(r.latency_s_mean)))
-    if figures is not None:
-        rows += [(f"published {label} (A100)", "fallback" if role == "quantized" else "torch", md.number(_metric(figures, "throughput", role), 1),
-                  md.number(_metric(figures, "mean latency", role), 2)) for label, role in (("BASE", "original"), ("W4A16", "quantized"))]
-    return md.table(["Variant", "Kernel", "Items/s", "Mean latency (ms/batch)"], rows, left=2) + (
-        "\n\nItems over their whole time, as published; other tables give items a second of the median call.")
-
-
-def _as_published(speed: Speed) -> str:
-    figures, columns = _published(speed), _shown(speed)
-    found = {name: speed.row(name, PUBLISHED, 8) for name in columns}
-
-    def line(label: str, value, metric: str | None = None, digits: int = 0) -> tuple:
-        cells = [None if found[name] is None else value(name, found[name]) for name in columns]
-        old = [] if figures is None else [md.number(_metric(figures, metric, role), digits) if metric else md.MISSING for role in ("original", "quantized")]
-        return (label, *cells, *old)
-
-    rows = [line("Timed items", lambda _, r: int(8 * r.n_samples), "total items"),
-            line(f"Time of {ITEMS} items (s)", lambda _, r: md.number(STEPS * r.latency_s_mean, 4), "total time", 3),
-            line("Throughput (items/s)", lambda _, r: md.number(8 / r.latency_s_mean, 1), "throughput", 1),
-            line("Mean latency (ms/batch)", lambda _, r: md.milliseconds(r.latency_s_mean), "mean latency", 2),
-            line("Std of latency (ms/batch)", lambda _, r: md.milliseconds(r.latency_s_std), "standard deviation of latency", 2),
-            line("Median latency (ms/batch)", lambda _, r: md.milliseconds(r.latency_s_median)),
-            line("CUDA allocated (MiB)", lambda n, _: _mib(speed.bytes(n, "allocated_bytes")), "CUDA allocated"),
-            line("CUDA peak allocated (MiB)", lambda n, _: _mib(speed.peak(n, PUBLISHED)), "CUDA peak allocated"),
-            line("CUDA peak reserved (MiB)", lambda n, _: _mib(speed.bytes(n, "peak_reserved_bytes", PUBLISHED)), "CUDA peak reserved"),
-            line("Tokens a call", lambda _, r: md.number(r.tokens_per_call, 0)), line("Times its floor", lambda _, r: md.number(r.latency_s_median / r.floor_s, 2))]
-    header = ["Metric", *(f"`{n}`" for n in columns), *([] if figures is None else ["published BASE", "published W4A16"])]
-    return "32 texts in batches of 8, 3 steps of warm-up, 10 timed in each round.\n\n" + md.table(header, rows)
-
-
-def _workloads(speed: Speed) -> list[str]:
-    parts = []
-    for kind in (QUERIES, PAGES):
-        rows = []
-        for batch in sorted(speed.rows[speed.rows.kind == kind].batch.unique()):
-            for name in speed.names:
-                r = speed.row(name, kind, batch)
-                if r is None:
-                    continue
-                rows.append((int(batch), f"`{name}`", int(r.n_samples), md.number(r.tokens_per_call, 0), md.number(batch / r.latency_s_median, 1), md.milliseconds(r.latency_s_median),
-                    md.milliseconds(r.latency_s_std), md.milliseconds(r.latency_s_p90), md.milliseconds(r.get("latency_s_p99")),
-                    _mib(speed.peak(name, kind, int(batch))), md.number(r.latency_s_median / r.floor_s, 2)))
-        header = ["Batch", "Variant", "Calls", "Tokens a call", "Items/s", "Median (ms)", "Std (ms)", "p90 (ms)", "p99 (ms)", "Peak (MiB)", "Times the floor"]
-        parts += [f"### {KINDS[kind].capitalize()}", md.table(header, rows, left=2)]
-    return [*parts, "p99 is given from 100 calls on."]
-
-
-def _loading(speed: Speed) -> str:
-    rows = []
-    for name in speed.names:
-        some = speed.rows[(speed.rows.variant == name) & speed.rows.latency_s_median.notna()]
-        if len(some):
-            first = some.set_index(["kind", "batch"]).first_call_s
-            rows.append((f"`{name}`", md.number(some.load_s.iloc[0], 1), md.number(first.get((QUERIES, 1)), 2), md.number(first.get((PAGES, 1)), 2),
-                         _mib(speed.bytes(name, "rss_loaded_bytes"))))
-    return md.table(["Variant", "Load (s)", "First call of a query (s)", "First call of a page (s)", "Host process after loading (MiB)"], rows) + (
-        "\n\nLoading includes the conversion to the fast path. First calls of the workloads with batch 1, which record their graphs: the comparison of the two "
-        "paths came before them and compiled the kernels, and compiled code is kept on disk between processes.")
-
-
-def _sizes(speed: Speed) -> str:
-    from colq_utils.base import config
-    figures, rows = published.load().sizes, []
-    for size in ("4b", "8b"):
-        name = speed.experiment.name.replace(speed.experiment.model.size, size)
-        if name in config.available():
-            other = Speed(config.load(name, "" if speed.experiment.output == config.ROOT else speed.experiment.output))
-            if other.read("benchmark/memory.csv") is not None:
-                base, w4 = (other.bytes(other.find(**f), "allocated_bytes") for f in ({"scheme": "bf16", "encode": "plain"}, {"scheme": "w4a16"}))
-                small = other.bytes(other.find(scheme="w4a16", embedding="int8", vision="fp8"), "allocated_bytes")
-                rows.append((size.upper(), "measured", *(md.number(v / MIB / 1e3, 2) if v else None for v in (base, w4)), md.number(100 * (w4 / base - 1), 1, True, " %"),
-                             None if small is None else f"{md.number(small / MIB / 1e3, 2)} ({md.number(100 * (small / base - 1), 1, True, ' %')})"))
-        old = figures[(figures.source == "benchmark_8b_report.md") & (figures.model == size)]
-        rows += [(size.upper(), "published", md.number(r.original_gb, 1), md.number(r.quantized_gb, 1), md.number(-r.reduction_pct, 0, True, " %"), md.MISSING) for _, r in old.iterrows()]
-    return md.table(["Model", "Figures", "BASE memory (1000 MiB)", "W4A16 memory (1000 MiB)", "Change", "with eight-bit options (1000 MiB)"], rows, left=2) + (
-        "\n\nAllocated after loading, in the unit of the published figures (which call it GB), which hold the lm_head besides.")
-
-
-def best(speed: Speed) -> pd.DataFrame:
-    """The fastest variant by workload and batch, whether its lead over bf16 on the same path is resolved, and who is as fast.
-
-    Of variants that are not resolved from the fastest, the one that the experiment names first counts as it.
-    """
-    base, found = speed.base, []
-    for (kind, batch), some in speed.rows[speed.rows.latency_s_median.notna()].groupby(["kind", "batch"], sort=False):
-        if base not in set(some.variant):
-            continue
-        fastest = some.loc[some.latency_s_median.idxmin()].variant
-        tied = [name for name in speed.names if name == fastest or (name in set(some.variant)
-                and stats.median_ratio(speed.calls(name, kind, batch), speed.calls(fastest, kind, batch))[1] <= 1)]
-        ratio, low, high = stats.median_ratio(speed.calls(base, kind, batch), speed.calls(tied[0], kind, batch))
-        found.append({"kind": kind, "batch": int(batch), "variant": tied[0], "ratio": ratio, "low": low, "high": high,
-                      "resolved": base not in tied and low > 1, "tied": tied[1:]})
-    return pd.DataFrame(found)
-
-
-def _recommendations(speed: Speed) -> str:
-    rows = []
-    for _, r in best(speed).iterrows():
-        word = md.value_ci(r.ratio, r.low, r.high, 2) if r.resolved else "no variant is resolved to be faster"
-        rows.append((KINDS[r.kind], r.batch, f"`{r.variant if r.resolved else speed.base}`", md.listing([f"`{name}`" for name in r.tied]) if r.tied and r.resolved else "-", word))
-    small = min(((speed.peak(n, PUBLISHED), n) for n in speed.names if speed.peak(n, PUBLISHED)), default=None)
-    lines = [md.table(["Workload", "Batch", "Fastest", "Not resolved from it", "Speed against bf16 on the same path"], rows, left=1)]
-    if small:
-        lines.append(f"Least memory for text queries: `{small[1]}`, {md.megabytes(small[0], 0)} MB at its peak.")
-    lines.append("Speed and memory alone: what a scheme does to retrieval is measured by the evaluation stage on a real checkpoint.")
-    return "\n\n".join(lines)
-
-
-def _figures(speed: Speed) -> str:
-    captions = {"gemms.png": "Time of a decoder layer's products by tokens a call.", "throughput_queries.png": "Text queries a second.",
-                "throughput_pages.png": "Pages a second.", "memory.png": "Memory by variant.", "bytes_per_tower.png": "Bytes by part, stored and predicted."}
-    folder = speed.experiment.output / "figures" / speed.experiment.name
-    return "\n\n".join(md.picture(f"../../../figures/{speed.experiment.name}/{name}", caption) for name, caption in captions.items() if (folder / name).exists())
+    lines += [f"`{row.variant}`, {KINDS.get(row.kind, row.kind)}, batch {int(row.batch)}: {row.error}" for _, row in failed.iterrows()]
+    return "\n".join(f"- {line}" for line in lines)
 
 
 if __name__ == "__main__":

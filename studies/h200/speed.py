@@ -82,15 +82,15 @@ class Speed:
 
     def row(self, name: str | None, kind: str, batch: int) -> pd.Series | None:
         """The row of a variant and workload, if it was measured."""
-        found = self.rows[(self.rows.variant == name) & (self.rows.kind == kind) & (self.rows.batch == batch)]
-        return found.iloc[0] if len(found) and np.isfinite(found.latency_s_median.iloc[0]) else None
+        rows = self.rows[(self.rows.variant == name) & (self.rows.kind == kind) & (self.rows.batch == batch)]
+        return rows.iloc[0] if len(rows) and np.isfinite(rows.latency_s_median.iloc[0]) else None
 
     def bytes(self, name: str | None, metric: str, kind: str | None = None, batch: int | None = None) -> float | None:
         """Mean over rounds of a memory metric: after loading, or of a workload at a batch size (none: the largest figure of all)."""
-        found = self.memory[(self.memory.variant == name) & (self.memory.metric == metric)]
-        found = found[found.kind == kind] if kind else found[found.kind.isna()]
-        found = found if batch is None else found[found.batch == batch]
-        return None if found.empty else float(found.groupby("round").bytes.max().mean())
+        rows = self.memory[(self.memory.variant == name) & (self.memory.metric == metric)]
+        rows = rows[rows.kind == kind] if kind else rows[rows.kind.isna()]
+        rows = rows if batch is None else rows[rows.batch == batch]
+        return None if rows.empty else float(rows.groupby("round").bytes.max().mean())
 
     def peak(self, name: str | None, kind: str, batch: int | None = None) -> float | None:
         """Peak of the allocator in a workload."""

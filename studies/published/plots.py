@@ -11,7 +11,7 @@ from studies.published.figures_data import LENGTHS, ORIGINAL, Published
 
 CAPTIONS = {
     "difference_4b_english.png": "Change of NDCG@5 by English task of the 4B, as published; no intervals are published.",
-    "averages.png": "Change of the published averages by calibration length: the order depends on report and task set.",
+    "averages.png": "Change of the published averages by calibration length; sample counts and batch sizes change with it.",
 }
 
 
@@ -43,17 +43,24 @@ def _tasks(p: Published):
 
 
 def _averages(p: Published):
-    figure, axis = quality.canvas(4.2)
-    groups = p.averages.drop_duplicates(["source", "model", "scope", "variant"]).groupby(["source", "model", "scope"], sort=False)
-    for i, ((source, model, scope), group) in enumerate(groups):
+    """One row per model, report and task set; a marker per calibration length."""
+    groups = list(p.averages.drop_duplicates(["source", "model", "scope", "variant"]).groupby(["model", "scope", "source"]))
+    figure, axis = quality.canvas(1.6 + 0.48 * len(groups))
+    names, colours = [], sns.color_palette("colorblind")
+    for y, ((model, scope, source), group) in enumerate(groups):
         scores = group.set_index("variant").ndcg_at_5
         count = p.counts[(p.counts.source == source) & (p.counts.model == model) & (p.counts.scope == scope)].entries
-        entries = f"{int(count.iloc[0])} entries" if len(count) else "entries not published"
-        label = f"{model.upper()}, {scope.replace('english', 'English')}, {'comparison' if source.startswith('comparison') else 'analysis'} ({entries})"
-        axis.plot([n.removeprefix("seqlen-") for n in LENGTHS], [pub.percent(scores[n], scores[ORIGINAL]) for n in LENGTHS],
-                  marker=quality.MARKERS[i], color=sns.color_palette("colorblind")[i], linestyle="--" if model == "8b" else "-", label=label)
-    axis.axhline(0, color="black", linewidth=1)
-    axis.set(title="Published: change of the average NDCG@5 by calibration length", xlabel="calibration length (tokens); samples and batch change with it",
-             ylabel="% of the original, as published")
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8.5, frameon=False)
+        report = "comparison" if source.startswith("comparison") else "analysis"
+        names.append(f"{model.upper()}, {scope.replace('english', 'English')}, {report} report\n({f'{int(count.iloc[0])} entries' if len(count) else 'entries not published'})")
+        for i, length in enumerate(LENGTHS):
+            axis.plot(pub.percent(scores[length], scores[ORIGINAL]), y + (i - 1) * 0.18, quality.MARKERS[i], color=colours[i], markersize=6.5,
+                      label=f"{int(length.removeprefix('seqlen-')):,} tokens" if y == 0 else None)
+    quality.rows(axis, names)
+    for y in range(1, len(groups)):
+        axis.axhline(y - 0.5, color="0.88", linewidth=0.8)
+    axis.grid(axis="y", visible=False)
+    axis.axvline(0, color="black", linewidth=1)
+    axis.set(title="Published averages by calibration length",
+             xlabel="change of average NDCG@5 from the original (%); no intervals published")
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8.5, frameon=False)
     return figure

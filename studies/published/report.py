@@ -18,7 +18,7 @@ from studies.published.figures_data import AS_PUBLISHED, DIFFERS, LENGTHS, ORIGI
 
 NAMES = {ORIGINAL: "Original (FP16)", **{name: name.replace("-", "=") for name in LENGTHS}}
 ORIGIN = ("Every figure below is one of the published reports (`data/published`) or is computed from them. None was measured in this "
-          "repository, and none is comparable with the figures of its embedded model.")
+          "repository, and none is comparable with the figures of its bundled demo model.")
 TESTS = {"sign": "Sign test", "wilcoxon": "Wilcoxon", "randomization": "Randomization"}
 
 
@@ -45,15 +45,50 @@ def comparison(p: Published) -> str:
 
 
 def analysis(p: Published) -> str:
-    """The aggregates of the other published reports, recomputed where their inputs are printed."""
+    """The other published reports, recomputed where their inputs are printed: the answer first, every table folded."""
+    folded = (
+        ("The 8B: averages and task entries", f"{_averages(p, '8b')}\n\n{_entry_counts(p, '8b')}"),
+        ("The 4B: averages and task entries", f"{_averages(p, '4b')}\n\n{_entry_counts(p, '4b')}"),
+        ("Comparisons over different task sets", _task_sets(p)),
+        ("Calibration lengths that differ in more than length", _designs(p)),
+        ("Memory", _sizes(p)), ("Speed of the 8B on text queries", _speed(p)), ("FP8 serving of another model", _serving(p)),
+        ("Recommendations, as published", _recommendations(p)), ("Audit of every printed value", _audit(p)))
     return md.document(
-        "# Published analysis, benchmark and serving reports: what their figures carry", ORIGIN, "## In short", _short(p),
-        "## 8B", _averages(p, "8b"), "### Task entries of the 8B", _entry_counts(p, "8b"),
-        "## 4B", _averages(p, "4b"), "### Task entries of the 4B", _entry_counts(p, "4b"),
-        "## Comparisons over different task sets", _task_sets(p), "## Calibration lengths that differ in more than length", _designs(p),
-        "## Memory", _sizes(p), "## Speed of the 8B on text queries", _speed(p), "## FP8 serving of another model", _serving(p),
-        "## Recommendations, as published", _recommendations(p), "## Audit of the printed values", _audit(p),
-        "## Performance graphs", _figure("averages.png"))
+        "# What the published figures can carry", ORIGIN, "## The question", QUESTION, "## The answer", _short(p), "## The numbers", _changes(p),
+        _figure("averages.png"), "## What is not published", _not_published(p), *(md.fold(title, body) for title, body in folded))
+
+
+QUESTION = ("The published ColQwen3 reports compare the 4B and 8B retrievers with 4-bit versions calibrated at three lengths (256, 512 and 1,024 tokens), and recommend one. "
+            "Do the printed numbers agree with each other, and do they support that order? The score is NDCG@5; an *entry* is a task in one language.")
+
+
+def _changes(p: Published) -> str:
+    """Change of each published average from its original, one row per report, model and set of tasks."""
+    rows = []
+    for (source, model, scope), group in p.averages.drop_duplicates(["source", "model", "scope", "variant"]).groupby(["source", "model", "scope"], sort=False):
+        change = group.set_index("variant").change_pct
+        rows.append((model.upper(), scope.replace("english", "English"), _kind(source), _count(p, source, model, scope), *(md.number(change[n], 2, True) for n in LENGTHS)))
+    return md.table(["Model", "Tasks", "Report", "Entries", "256 tokens (%)", "512 tokens (%)", "1,024 tokens (%)"], rows, left=3) + (
+        "\n\nChange of the average NDCG@5 from the unquantized model, as published; no intervals are published.")
+
+
+def _kind(source: str) -> str:
+    return "comparison" if source.startswith("comparison") else "analysis"
+
+
+def _count(p: Published, source: str, model: str, scope: str):
+    """Entries that an average rests on, where the report says so."""
+    count = p.counts[(p.counts.source == source) & (p.counts.model == model) & (p.counts.scope == scope)].entries
+    return int(count.iloc[0]) if len(count) else "not published"
+
+
+def _not_published(p: Published) -> str:
+    return "\n".join(f"- {line}" for line in (
+        "Scores of single queries, and therefore any interval on a task.",
+        "A second seed: every quantized model is a single run. How far a new seed alone moves a score is measured on the bundled demo model, in the "
+        "[study of calibration length](../../seqlen-study/reports/seqlen_study.md).",
+        "Scores by task of the analysis report; only its averages and counts are printed.",
+        "Which kernel the quantized 8B ran on when it was timed."))
 
 
 def _figure(name: str) -> str:
@@ -105,8 +140,8 @@ def _entries(p: Published) -> str:
 
 
 def _counts(p: Published) -> str:
-    found = {n: pub.stats.win_tie_loss(p.differences[n]) for n in LENGTHS}
-    rows = [(word, *(found[n][i] for n in LENGTHS)) for word, i in (("**Improved**", 0), ("**Degraded**", 2), ("**Unchanged**", 1))]
+    counts = {n: pub.stats.win_tie_loss(p.differences[n]) for n in LENGTHS}
+    rows = [(word, *(counts[n][i] for n in LENGTHS)) for word, i in (("**Improved**", 0), ("**Degraded**", 2), ("**Unchanged**", 1))]
     return md.table(["Metric", *_called(LENGTHS)], rows) + "\n\nRecomputed from the scores by task."
 
 
@@ -123,18 +158,18 @@ def _across(p: Published) -> str:
              *(f"{md.p_value(r[f'p_{t}'])} ({md.p_value(r[f'holm_{t}'])})" for t in TESTS)) for _, r in table.iterrows()]
     header = ["Difference", "Mean (points)", "Tasks won/tied/lost", *(f"{t}, p (Holm)" for t in TESTS.values())]
     return _across_words(table) + "\n\n" + md.table(header, rows) + (
-        f"\n\nThe {len(p.english)} tasks are the sample: the report prints no score of a query. Brackets are 95 % intervals of a bootstrap over tasks "
+        f"\n\nThe sample is the {len(p.english)} tasks, because the report prints no scores of queries. Brackets are 95 % intervals of a bootstrap over tasks "
         f"({pub.stats.RESAMPLES:,} resamples); p in brackets is adjusted by Holm, over the three lengths against the original and over the three pairs. "
         "The sign test and Wilcoxon leave out tasks that are exactly tied.")
 
 
 def _across_words(table: pd.DataFrame) -> str:
     lines = []
-    for name, mine in (("against the original", table[table.second == ORIGINAL]), ("between two lengths", table[table.second != ORIGINAL])):
+    for name, part in (("against the original", table[table.second == ORIGINAL]), ("between two lengths", table[table.second != ORIGINAL])):
         alone = [f"{_named(r)} ({md.listing([w for t, w in TESTS.items() if r[f'p_{t}'] < 0.05])})"
-                 for _, r in mine.iterrows() if any(r[f"p_{t}"] < 0.05 for t in TESTS)]
-        kept = [_named(r) for _, r in mine.iterrows() if any(r[f"holm_{t}"] < 0.05 for t in TESTS)]
-        lines.append(f"- Of the {len(mine)} differences {name}, a test at 5 % supports {len(alone)} taken alone"
+                 for _, r in part.iterrows() if any(r[f"p_{t}"] < 0.05 for t in TESTS)]
+        kept = [_named(r) for _, r in part.iterrows() if any(r[f"holm_{t}"] < 0.05 for t in TESTS)]
+        lines.append(f"- Of the {len(part)} differences {name}, a test at 5 % supports {len(alone)} taken alone"
                      + (f": {md.listing(alone)}" if alone else "") + f"; after Holm {md.listing(kept)}.")
     return "\n".join(lines)
 
@@ -152,7 +187,7 @@ def _worth(p: Published) -> str:
     table = pub.worth(p)
     rows = [(task, f"{queries[task]:,}", *(md.number(r[n], 2, True) for n in LENGTHS)) for task, r in table.iterrows()]
     small = int((table.abs() < 1).sum().sum())
-    return (f"None of the {table.size} differences of a single task can be tested: that needs scores of queries. How little they rest on can be said. "
+    return (f"None of the {table.size} differences of a single task can be tested: that needs scores of queries. But we can say how little they rest on. "
             f"A task's change times its number of English queries is the sum of the changes of its queries, where 1 is a single query that goes from "
             f"the right page on top to none among five. **{small} of {table.size} differences sum to less than one query**, and the median "
             f"(of absolute values) is {md.number(float(np.median(table.abs())), 2)} queries.\n\n"
@@ -184,42 +219,56 @@ def _entry_counts(p: Published, model: str) -> str:
 
 
 def _short(p: Published) -> str:
+    """The answer in a few sentences, each computed from the tables."""
     audit, across, counted = pub.audit(p), pub.across_tasks(p), pub.count_tests(p)
+    status = audit.status.value_counts()
+    return "\n".join(f"- {line}" for line in (*_agreement(p), *_support(p, across, counted),
+        f"**The printed values mostly agree with their own inputs.** Of {len(audit)} values, {status.get(REPRODUCED, 0)} are reproduced to the last digit, "
+        f"{status.get(ROUNDING, 0)} within rounding, and {status.get(DIFFERS, 0)} differ; the inputs of the other {status.get(AS_PUBLISHED, 0)} are not printed."))
+
+
+def _agreement(p: Published) -> list[str]:
+    """Which averages may be compared, and whether two reports on one model agree."""
     english = {s: p.averages[(p.averages.source == s) & (p.averages.model == "4b") & (p.averages.scope == "english")].drop_duplicates("variant").set_index("variant")
                for s in p.averages.source.unique()}
     ours, theirs = (english[s] for s in ("comparison_4b_english_report.md", "quantization_analysis_report.md"))
     worst = {name: table.change_pct.idxmin() for name, table in (("comparison", ours), ("analysis", theirs))}
     entries = p.counts.drop_duplicates(["model", "scope"]).set_index(["model", "scope"]).entries
-    kept = [f"{r.model.upper()} {NAMES[r.variant]}" for r in counted.itertuples() if r.scope == "all languages" and r.holm_sign < 0.05]
-    status = audit.status.value_counts()
-    return "\n".join([
-        f"- The averages over all languages rest on {entries['8b', 'all languages']} entries for the 8B and {entries['4b', 'all languages']} for the 4B. "
-        "They are not comparable with each other, nor is the loss of one with the loss of the other.",
-        f"- The English averages of the 4B differ between two reports ({ours.ndcg_at_5[ORIGINAL]:.5f} and {theirs.ndcg_at_5[ORIGINAL]:.5f} for the original), "
-        + ("and so does which length is worst: " if worst["comparison"] != worst["analysis"] else "though both find the same length worst: ")
-        + f"{NAMES[worst['comparison']]} in the comparison, {NAMES[worst['analysis']]} in the analysis.",
-        "- No two calibration lengths whose making is published differ in length alone: batch size and, where given, samples and tokens change with it.",
-        f"- Of the six differences that the {len(p.english)} English tasks of the 4B allow, tests across tasks support "
-        f"{int((across[[f'holm_{t}' for t in TESTS]] < 0.05).any(axis=1).sum())} after Holm.",
-        f"- By counts of entries alone a loss is supported for {md.listing(kept)}, if entries are taken as independent, which they are not.",
-        f"- Of {len(audit)} printed values, {status.get(REPRODUCED, 0)} are reproduced to the last digit, {status.get(ROUNDING, 0)} within the rounding of their "
-        f"inputs, {status.get(DIFFERS, 0)} differ, and {status.get(AS_PUBLISHED, 0)} are given as published because their inputs are not printed."])
+    order = (f"and so does the worst length: {_tokens(worst['comparison'])} in the comparison, {_tokens(worst['analysis'])} in the analysis."
+             if worst["comparison"] != worst["analysis"] else f"though both find {_tokens(worst['comparison'])} worst.")
+    return [f"**8B and 4B cannot be compared.** Their averages over all languages rest on {entries['8b', 'all languages']} entries for the 8B and "
+            f"{entries['4b', 'all languages']} for the 4B, and no report says which are missing.",
+            f"**Two reports on the 4B disagree.** Its English average without quantization is {ours.ndcg_at_5[ORIGINAL]:.5f} in one and {theirs.ndcg_at_5[ORIGINAL]:.5f} in the other, {order}"]
+
+
+def _support(p: Published, across: pd.DataFrame, counted: pd.DataFrame) -> list[str]:
+    """What the tests support about the order of lengths."""
+    kept = [f"the {r.model.upper()} at {_tokens(r.variant)}" for r in counted.itertuples() if r.scope == "all languages" and r.holm_sign < 0.05]
+    clear = int((across[[f"holm_{t}" for t in TESTS]] < 0.05).any(axis=1).sum())
+    return [f"**The order of lengths is not shown.** The {len(p.english)} English tasks of the 4B allow {len(across)} comparisons; after correction for multiple tests (Holm) "
+            f"we {'detect no difference' if not clear else f'detect {clear} differences'} among them. Besides, batch size and, where given, sample and token counts change with the length.",
+            (f"**Counts point to a loss in {len(kept)} case{'s' if len(kept) > 1 else ''}.** Counting entries that got better or worse supports a loss for "
+             f"{md.listing(kept)} if entries were independent. They are not: languages of a task share pages and translated queries.") if kept else
+            "**Counts of entries support no loss.** No count of entries that got better or worse is uneven enough."]
+
+
+def _tokens(variant: str) -> str:
+    return f"{int(variant.removeprefix('seqlen-')):,} tokens"
 
 
 def _task_sets(p: Published) -> str:
     entries = p.tasks.entries
     rows = []
     for (source, model, scope), a in p.averages.drop_duplicates(["source", "model", "scope", "variant"]).groupby(["source", "model", "scope"], sort=False):
-        count = p.counts[(p.counts.source == source) & (p.counts.model == model) & (p.counts.scope == scope)].entries
-        rows.append((f"`{source}`", model.upper(), scope.replace("english", "English"), int(count.iloc[0]) if len(count) else "not published",
+        rows.append((f"`{source}`", model.upper(), scope.replace("english", "English"), _count(p, source, model, scope),
                      *(md.number(v, 5) for v in a.set_index("variant").ndcg_at_5[[ORIGINAL, *LENGTHS]])))
     return md.table(["Report", "Model", "Average over", "Entries", *_called(NAMES)], rows, left=3) + (
         f"\n\nThe {len(p.tasks)} tasks of the reports have {int(entries.sum())} entries (task x language) by {p.tasks.source.iloc[0]}, the number given for "
         "the 8B. The 4B was averaged over fewer, and no report says which. So:\n\n"
-        "- *8B against 4B, all languages*: different task sets. The 8B's lower average says nothing about the models.\n"
+        "- *8B against 4B, all languages*: different task sets. The lower average of the 8B says nothing about the models.\n"
         "- *Loss of the 8B against loss of the 4B, all languages*: different task sets.\n"
         "- *4B English in the comparison against 4B English in the analysis*: the averages of all four variants differ, so tasks or runs differ. "
-        "The comparison's can be recomputed from its task scores, the analysis's cannot.\n"
+        "Those of the comparison can be recomputed from its task scores; those of the analysis cannot.\n"
         "- *Lengths of one model within one table*: one task set; these are the comparisons that may be read.")
 
 
@@ -229,13 +278,13 @@ def _designs(p: Published) -> str:
              "not published" if pd.isna(r.quant_method) else r.quant_method) for r in table.itertuples()]
     recipe = p.configurations[p.configurations.table == "Quantization Recipe"].iloc[0]
     long = table[(table.model == "4b") & (table.seqlen == recipe.seqlen)].iloc[0]
-    return md.table(["Model", "Length", "Samples", "Batch", "Tokens", "Tokens a step", "Method named"], rows) + (
-        "\n\nTokens are samples x length as published; packing may have dropped some.\n\n" + "\n".join(_pairs(table))
+    return md.table(["Model", "Length", "Samples", "Batch", "Tokens", "Tokens per step", "Method named"], rows) + (
+        "\n\nTokens are samples × length as published; packing may have dropped some of them.\n\n" + "\n".join(_pairs(table))
         + f"\n- The recommended recipe names {recipe.nsamples:.0f} samples at length {recipe.seqlen:.0f}; the 4B of that length was made with {long.nsamples:.0f}.")
 
 
 def _pairs(table: pd.DataFrame) -> list[str]:
-    lines, what = [], {"nsamples": "samples", "batch_size": "batch size", "tokens": "tokens", "tokens_per_step": "tokens a step"}
+    lines, what = [], {"nsamples": "samples", "batch_size": "batch size", "tokens": "tokens", "tokens_per_step": "tokens per step"}
     for model, group in table.groupby("model"):
         known = group.set_index("seqlen")[list(what)]
         for a, b in pub.combinations(known.index, 2):
@@ -253,7 +302,7 @@ def _sizes(p: Published) -> str:
     rows = [tuple("not published" if c == md.MISSING else c for c in row) for row in rows]
     eight = p.sizes[p.sizes.model == "8b"].quantized_gb
     return md.table(["Report", "Model", "Quantity", "Original (GB)", "Quantized (GB)", "Reduction as published (%)", "Recomputed (%)"], rows, left=3) + (
-        f"\n\nSizes as published. Two reports give the quantized 8B {eight.max():.1f} and {eight.min():.1f} GB: files on disk and memory of a process are not told apart.")
+        f"\n\nSizes as published. Two reports give the quantized 8B {eight.max():.1f} and {eight.min():.1f} GB: the reports do not say whether they mean files on disk or memory of a process.")
 
 
 def _speed(p: Published) -> str:
@@ -286,7 +335,7 @@ def _differs(audit: pd.DataFrame) -> str:
 def _recommendations(p: Published) -> str:
     rows = [(r.table, r.scenario, r.recommendation.replace("-", "="), "-" if pd.isna(r.change_pct) else f"{r.change_pct:+.2f}%") for r in p.recommendations.itertuples()]
     return md.table(["Table", "For", "Recommended", "Change expected"], rows, left=3) + (
-        "\n\nThe order of lengths that they rest on is one seed of one design each; see above for what supports it.")
+        "\n\nThe order of lengths behind them comes from one seed of one design each.")
 
 
 def _audit(p: Published) -> str:

@@ -30,7 +30,7 @@ from colq_utils.model.loading import Loaded
 from studies.seqlen import scores as study_scores
 from studies.seqlen import spec as study_spec
 from studies.seqlen import weights as study_weights
-from studies.seqlen.spec import StudySpec, Variant
+from studies.seqlen.spec import SeqlenVariant, StudySpec
 
 #: The tables of a study and what identifies a row of each.
 TABLES = {"queries.parquet": ["task", "lang", "query_id", "variant"], "pages.parquet": ["lang", "scanned", "variant"]}
@@ -38,7 +38,7 @@ POOL_EVERY_S = 20
 
 
 @dataclass(frozen=True)
-class Plan:
+class SeqlenPlan:
     """What all processes of a run know."""
 
     study: str
@@ -56,7 +56,7 @@ class Plan:
         return self.scratch / "parts" / f"{variant}.{table}"
 
 
-def run(plan: Plan, out: Path, workers: int, only: tuple[str, ...] = ()) -> pd.DataFrame:
+def run(plan: SeqlenPlan, out: Path, workers: int, only: tuple[str, ...] = ()) -> pd.DataFrame:
     """Run the study's variants (those of the families `only`) and pool them in `out`; returns the table of runs.
 
     Raises:
@@ -115,31 +115,31 @@ def base_digest(spec: StudySpec) -> str:
 
 # --- what is prepared once -----------------------------------------------------------------------------------------------
 
-def prepare(plan: Plan, spec: StudySpec, wanted: list[Variant]) -> None:
+def prepare(plan: SeqlenPlan, spec: StudySpec, wanted: list[SeqlenVariant]) -> None:
     """Page features of each vision tower that is wanted, the base's vectors and scores, and the base's own rows."""
-    found = study_scores.bench(plan.tasks, plan.languages)
+    questions = study_scores.bench(plan.tasks, plan.languages)
     towers = {tower_of(v): v for v in reversed(wanted)}
     models = {name: open_tower(spec, plan.device, variant) for name, variant in towers.items()}
-    features, grid = study_scores.page_features(models, found)
+    features, grid = study_scores.page_features(models, questions)
     for name, values in features.items():
         _save({"features": values, "grid": torch.tensor(grid)}, plan.scratch / f"features-{name}.safetensors")
     base = models["bf16"]
-    vectors = study_scores.embed(base, features["bf16"], grid, found.queries["text"].tolist())
-    scores = study_scores.score_matrix(found, vectors, base.device)
+    vectors = study_scores.embed(base, features["bf16"], grid, questions.queries["text"].tolist())
+    scores = study_scores.score_matrix(questions, vectors, base.device)
     reference = study_scores.Reference(vectors, scores)
     if not plan.part(spec.base, "json").exists():
-        _write(plan, spec, found, next(v for v in wanted if v.id == spec.base), vectors, reference, {"worker": -1})
+        _write(plan, spec, questions, next(v for v in wanted if v.id == spec.base), vectors, reference, {"worker": -1})
     lengths = torch.tensor([len(q) for q in vectors.queries])
     _save({"pages": vectors.pages, "queries": torch.cat(vectors.queries), "lengths": lengths, "scores": scores},
           plan.scratch / "reference.safetensors")
 
 
-def tower_of(variant: Variant) -> str:
+def tower_of(variant: SeqlenVariant) -> str:
     """Name of the vision tower that a variant reads its pages through."""
     return "fp32" if variant.format == "fp32" else variant.visual
 
 
-def open_tower(spec: StudySpec, device: str, variant: Variant) -> Loaded:
+def open_tower(spec: StudySpec, device: str, variant: SeqlenVariant) -> Loaded:
     """The base in the precision of `variant`'s vision tower."""
     loaded = open_base(spec, device, torch.float32 if tower_of(variant) == "fp32" else None)
     if tower_of(variant) in ("bf16", "fp32"):
@@ -164,7 +164,7 @@ def _save(tensors: dict, path: Path) -> None:
 
 # --- a worker ------------------------------------------------------------------------------------------------------------
 
-def work(index: int, plan: Plan, jobs, rate) -> None:
+def work(index: int, plan: SeqlenPlan, jobs, rate) -> None:
     """Take variants until none is left or the deadline is near."""
     torch.set_num_threads(1)
     (plan.scratch / "logs").mkdir(exist_ok=True)
@@ -190,14 +190,14 @@ def work(index: int, plan: Plan, jobs, rate) -> None:
 class Bench:
     """The benchmark as a worker holds it; the reference is read when the first variant needs it."""
 
-    found: study_scores.Bench
+    questions: study_scores.Questions
     reference: study_scores.Reference | None = None
 
     @classmethod
-    def open(cls, plan: Plan, spec: StudySpec) -> "Bench":
+    def open(cls, plan: SeqlenPlan, spec: StudySpec) -> "Bench":
         return cls(study_scores.bench(plan.tasks, plan.languages))
 
-    def base(self, plan: Plan) -> study_scores.Reference:
+    def base(self, plan: SeqlenPlan) -> study_scores.Reference:
         if self.reference is None:
             stored = load_file(_wait_for(plan, "reference.safetensors"))
             vectors = study_scores.Embedded(stored["pages"], list(stored["queries"].split(stored["lengths"].tolist())))
@@ -205,7 +205,7 @@ class Bench:
         return self.reference
 
 
-def _wait_for(plan: Plan, name: str) -> Path:
+def _wait_for(plan: SeqlenPlan, name: str) -> Path:
     path = plan.scratch / name
     while not path.exists():
         if time.time() > plan.deadline:
@@ -214,7 +214,7 @@ def _wait_for(plan: Plan, name: str) -> Path:
     return path
 
 
-def measure(plan: Plan, spec: StudySpec, variant: Variant, base: Loaded, bench: Bench, rate, index: int) -> None:
+def measure(plan: SeqlenPlan, spec: StudySpec, variant: SeqlenVariant, base: Loaded, bench: Bench, rate, index: int) -> None:
     """Round, embed, score and write one variant; the base is given back as it was."""
     start = time.time()
     original = {n: w.clone() for n, w in base.model.state_dict().items() if study_weights.in_scope(n, "all")}
@@ -231,23 +231,23 @@ def measure(plan: Plan, spec: StudySpec, variant: Variant, base: Loaded, bench: 
     try:
         loaded.model.load_state_dict(language, strict=False)
         features = load_file(_wait_for(plan, f"features-{tower_of(variant)}.safetensors"))
-        vectors = study_scores.embed(loaded, features["features"], features["grid"].tolist(), bench.found.queries["text"].tolist())
+        vectors = study_scores.embed(loaded, features["features"], features["grid"].tolist(), bench.questions.queries["text"].tolist())
     finally:
         for hook in hooks:
             hook.remove()
         base.model.load_state_dict(original, strict=False)
     notes = {"make_s": round(made_s, 2), "evaluate_s": round(time.time() - start, 2), "worker": index,
              "rounded_tensors": len(rounded), "digest": study_weights.digest(rounded)}
-    _write(plan, spec, bench.found, variant, vectors, reference, notes)
+    _write(plan, spec, bench.questions, variant, vectors, reference, notes)
 
 
-def _write(plan: Plan, spec: StudySpec, found: study_scores.Bench, variant: Variant, vectors, reference, notes: dict) -> None:
+def _write(plan: SeqlenPlan, spec: StudySpec, questions: study_scores.Questions, variant: SeqlenVariant, vectors, reference, notes: dict) -> None:
     """The parts of a finished variant; the JSON comes last and says that it is finished."""
     device = torch.device(plan.device)
-    scores = reference.scores if vectors is reference.vectors else study_scores.score_matrix(found, vectors, device)
-    rows = study_scores.query_rows(found, vectors, scores, reference)
+    scores = reference.scores if vectors is reference.vectors else study_scores.score_matrix(questions, vectors, device)
+    rows = study_scores.query_rows(questions, vectors, scores, reference)
     files.write_table(plan.part(variant.id, "queries.parquet"), rows.assign(variant=variant.id))
-    files.write_table(plan.part(variant.id, "pages.parquet"), study_scores.page_rows(found, vectors, reference).assign(variant=variant.id))
+    files.write_table(plan.part(variant.id, "pages.parquet"), study_scores.page_rows(questions, vectors, reference).assign(variant=variant.id))
     tensors = [t for t in hub.read_headers(spec.model_path) if t.part != names.UNUSED]
     own = {"set_" + k: v for k, v in spec.set(variant.set).model_dump(exclude={"id"}).items()} if variant.set else {}
     fields = variant.model_dump(exclude={"id"})
@@ -262,7 +262,7 @@ def _device_name(device: str) -> str:
 
 # --- pooling -------------------------------------------------------------------------------------------------------------
 
-def pool(plan: Plan, out: Path, spec: StudySpec) -> pd.DataFrame:
+def pool(plan: SeqlenPlan, out: Path, spec: StudySpec) -> pd.DataFrame:
     """Write what is finished into `out`: a row a query and variant, a row a page group and variant, a row a variant."""
     order = {v.id: i for i, v in enumerate(spec.variants)}
     records = [json.loads(path.read_text()) for path in plan.scratch.glob("parts/*.json")]
@@ -280,7 +280,7 @@ def pool(plan: Plan, out: Path, spec: StudySpec) -> pd.DataFrame:
     return runs
 
 
-def _unpool(plan: Plan, out: Path, spec: StudySpec) -> None:
+def _unpool(plan: SeqlenPlan, out: Path, spec: StudySpec) -> None:
     """What an earlier run has pooled in `out`, as parts again."""
     if not (out / "runs.csv").exists():
         return
@@ -313,7 +313,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         name = study_spec.load(options.study).name
         scratch = Path(options.scratch).resolve() if options.scratch else ROOT / "build" / f"{name}-study"
-        plan = Plan(options.study, options.device, scratch, time.time() + options.seconds, tuple(options.task), tuple(options.lang))
+        plan = SeqlenPlan(options.study, options.device, scratch, time.time() + options.seconds, tuple(options.task), tuple(options.lang))
         out = Path(options.out).resolve() if options.out else ROOT / "results" / f"{name}-study"
         runs = run(plan, out, options.workers, tuple(options.family))
     except ColqError as error:

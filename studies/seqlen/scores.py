@@ -1,6 +1,6 @@
 """A variant's scores and drift on the embedded benchmark, without mteb, on whatever device the model is.
 
-The benchmark is read once into a `Bench`: every page (and every page as a bad scan) and every query with the pages that its
+The benchmark is read once into a `Questions`: every page (and every page as a bad scan) and every query with the pages that its
 task searches. Page features come from the vision tower once for all variants that share it. What is kept of a query is what
 `evaluate` keeps, plus how far its token vectors and its scores have drifted from the base's. `tests/test_study.py` and the
 provenance record say how closely the scores agree with those of `evaluate`.
@@ -23,7 +23,7 @@ SCANNED = "@scan"
 
 
 @dataclass(frozen=True)
-class Bench:
+class Questions:
     """The embedded benchmark, flat.
 
     pages: page_id, lang, scanned (whether this row is the scan); a scan has an id of its own.
@@ -41,7 +41,7 @@ class Bench:
         return self.pages["page_id"].tolist()
 
 
-def bench(tasks: tuple[str, ...] = (), languages: tuple[str, ...] = ()) -> Bench:
+def bench(tasks: tuple[str, ...] = (), languages: tuple[str, ...] = ()) -> Questions:
     """Read MiniVidore, or some of its tasks (names in `minividore.TASKS`) and languages, with the pages that these search."""
     whole = minividore.load()
     rows = whole.pages.to_dict("records")
@@ -59,12 +59,12 @@ def bench(tasks: tuple[str, ...] = (), languages: tuple[str, ...] = ()) -> Bench
     pages = pages[pages["page_id"].isin(set().union(*searched.values()))].reset_index(drop=True)
     place = {page: i for i, page in enumerate(pages["page_id"])}
     corpora = {entry: np.array([place[p] for p in ids]) for entry, ids in searched.items()}
-    return Bench(pages.drop(columns="row"), pd.concat(queries, ignore_index=True), corpora,
+    return Questions(pages.drop(columns="row"), pd.concat(queries, ignore_index=True), corpora,
                  tuple((rows[i], scanned) for i, scanned in zip(pages["row"], pages["scanned"])))
 
 
 def picture(entry: tuple[dict, bool]):
-    """The image of an entry of `Bench.images`; scans are made from the clean page, the same ones each time."""
+    """The image of an entry of `Questions.images`; scans are made from the clean page, the same ones each time."""
     row, scanned = entry
     if not scanned:
         return minividore.image(row)
@@ -72,7 +72,7 @@ def picture(entry: tuple[dict, bool]):
 
 
 @torch.inference_mode()
-def page_features(towers: dict[str, Loaded], found: Bench, batch: int = 16) -> tuple[dict[str, torch.Tensor], list[int]]:
+def page_features(towers: dict[str, Loaded], questions: Questions, batch: int = 16) -> tuple[dict[str, torch.Tensor], list[int]]:
     """What several vision towers make of every page, each page decoded once.
 
     Returns:
@@ -82,13 +82,13 @@ def page_features(towers: dict[str, Loaded], found: Bench, batch: int = 16) -> t
     Raises:
         ValueError: pages of several sizes.
     """
-    processor, keys = next(iter(towers.values())).processor, list(range(len(found.images)))
+    processor, keys = next(iter(towers.values())).processor, list(range(len(questions.images)))
 
-    def prepare(some):
-        images = [picture(found.images[key]).convert("RGB") for key in some]
+    def prepare(subset):
+        images = [picture(questions.images[key]).convert("RGB") for key in subset]
         return processor.image_processor(images=images, return_tensors="pt")
 
-    made, grid = {}, None
+    features, grid = {}, None
     for _, inputs in encode._ahead(prepare, keys, batch):
         grids = inputs["image_grid_thw"].tolist()
         grid = grid or grids[0]
@@ -97,8 +97,8 @@ def page_features(towers: dict[str, Loaded], found: Bench, batch: int = 16) -> t
         for name, tower in towers.items():
             output = tower.model.page_features(inputs["pixel_values"].to(tower.device), inputs["image_grid_thw"].to(tower.device))
             parts = [torch.stack(list(part)) for part in (output.pooler_output, *output.deepstack_features)]
-            made.setdefault(name, []).append(torch.cat(parts, dim=-1).cpu())  # (n, n_visual_tokens, feature_width)
-    return {name: torch.cat(parts) for name, parts in made.items()}, grid
+            features.setdefault(name, []).append(torch.cat(parts, dim=-1).cpu())  # (n, n_visual_tokens, feature_width)
+    return {name: torch.cat(parts) for name, parts in features.items()}, grid
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,9 @@ def embed(loaded: Loaded, features: torch.Tensor, grid: list[int], texts: list[s
     """Run the language model on page features and on the queries."""
     width, pages = loaded.model.config.vision_config.out_hidden_size, []
     for start in range(0, len(features), batch):
-        some = features[start:start + batch].to(loaded.device)  # (n, n_visual_tokens, feature_width)
-        inputs = loaded.processor.page_prompts([grid] * len(some)).to(loaded.device)
-        first, *deeper = some.split(width, dim=-1)
+        subset = features[start:start + batch].to(loaded.device)  # (n, n_visual_tokens, feature_width)
+        inputs = loaded.processor.page_prompts([grid] * len(subset)).to(loaded.device)
+        first, *deeper = subset.split(width, dim=-1)
         output = BaseModelOutputWithDeepstackFeatures(pooler_output=list(first), deepstack_features=[list(part) for part in deeper])
         pages.append(torch.stack(encode._kept(loaded, loaded.model(**inputs, page_features=output).embeddings, inputs)))
     return Embedded(torch.cat(pages), encode.queries(loaded, texts, batch=128))
@@ -130,23 +130,23 @@ def maxsim(queries: list[torch.Tensor], pages: torch.Tensor, device: torch.devic
     scores = torch.zeros(len(queries), len(pages), device=device)
     step = max(1, BLOCK // (len(tokens) * pages.shape[1]))
     for start in range(0, len(pages), step):
-        some = pages[start:start + step].to(device).float()  # (n, n_page_tokens, dim)
-        best = (tokens @ some.flatten(0, 1).T).unflatten(1, some.shape[:2]).amax(-1)  # (n_all_query_tokens, n)
+        subset = pages[start:start + step].to(device).float()  # (n, n_page_tokens, dim)
+        best = (tokens @ subset.flatten(0, 1).T).unflatten(1, subset.shape[:2]).amax(-1)  # (n_all_query_tokens, n)
         scores[:, start:start + step].index_add_(0, owner, best)
     return scores.cpu()
 
 
-def score_matrix(found: Bench, vectors: Embedded, device: torch.device) -> torch.Tensor:
+def score_matrix(questions: Questions, vectors: Embedded, device: torch.device) -> torch.Tensor:
     """Scores of every query on the pages that its task searches, NaN elsewhere: ``(n_queries, n_pages)``."""
-    matrix = torch.full((len(found.queries), len(found.pages)), float("nan"))
-    scanned = found.pages["scanned"].to_numpy()
-    on_scans = found.queries["task"].map(lambda task: minividore.TASKS[task].pages == "scanned").to_numpy()
+    matrix = torch.full((len(questions.queries), len(questions.pages)), float("nan"))
+    scanned = questions.pages["scanned"].to_numpy()
+    on_scans = questions.queries["task"].map(lambda task: minividore.TASKS[task].pages == "scanned").to_numpy()
     for rows, columns in ((np.flatnonzero(~on_scans), np.flatnonzero(~scanned)), (np.flatnonzero(on_scans), np.flatnonzero(scanned))):
         if len(rows):
             matrix[np.ix_(rows, columns)] = maxsim([vectors.queries[i] for i in rows], vectors.pages[columns], device)
-    for (task, lang), columns in found.corpora.items():
-        outside = np.setdiff1d(np.arange(len(found.pages)), columns)
-        matrix[np.ix_(np.flatnonzero((found.queries["task"] == task) & (found.queries["lang"] == lang)), outside)] = float("nan")
+    for (task, lang), columns in questions.corpora.items():
+        outside = np.setdiff1d(np.arange(len(questions.pages)), columns)
+        matrix[np.ix_(np.flatnonzero((questions.queries["task"] == task) & (questions.queries["lang"] == lang)), outside)] = float("nan")
     return matrix
 
 
@@ -158,16 +158,16 @@ class Reference:
     scores: torch.Tensor
 
 
-def query_rows(found: Bench, vectors: Embedded, scores: torch.Tensor, base: Reference) -> pd.DataFrame:
+def query_rows(questions: Questions, vectors: Embedded, scores: torch.Tensor, base: Reference) -> pd.DataFrame:
     """One row a query: task, lang, query_id, ndcg_at_5, first_rank, margin, kept (how many of the base's top five), cosine (mean
     over its tokens with the base's) and drift (mean over the searched pages of the change of MaxSim a query token, without sign).
 
     The last digits are rounded off: a study has half a million rows, and they would be most of its bytes.
     """
-    frames, ids = [], found.page_ids
-    for (task, lang), columns in found.corpora.items():
-        rows = np.flatnonzero((found.queries["task"] == task) & (found.queries["lang"] == lang))
-        asked, lengths = found.queries.iloc[rows], [len(vectors.queries[i]) for i in rows]
+    frames, ids = [], questions.page_ids
+    for (task, lang), columns in questions.corpora.items():
+        rows = np.flatnonzero((questions.queries["task"] == task) & (questions.queries["lang"] == lang))
+        asked, lengths = questions.queries.iloc[rows], [len(vectors.queries[i]) for i in rows]
         relevant = {q: dict.fromkeys(r, 1) for q, r in zip(asked["query_id"], asked["relevant"], strict=True)}
         own, theirs = (m[np.ix_(rows, columns)] for m in (scores, base.scores))
         names = [ids[i] for i in columns]
@@ -188,15 +188,15 @@ def cosine(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
     return torch.cosine_similarity(ours.float(), theirs.float(), dim=-1)
 
 
-def page_rows(found: Bench, vectors: Embedded, base: Reference) -> pd.DataFrame:
+def page_rows(questions: Questions, vectors: Embedded, base: Reference) -> pd.DataFrame:
     """One row a language and kind of page (clean, scanned): tokens, and mean, first percentile and minimum of the token cosine."""
     values = cosine(vectors.pages, base.vectors.pages)  # (n_pages, n_tokens)
     rows = []
-    for (lang, scanned), some in found.pages.groupby(["lang", "scanned"], sort=True):
-        mine = values[torch.tensor(some.index.tolist())].flatten()
-        rows.append({"lang": lang, "scanned": bool(scanned), "pages": len(some), "tokens": len(mine), "cosine_mean": mine.mean().item(),
-                     "cosine_p01": mine.quantile(0.01).item() if len(mine) < 1 << 24 else float(np.quantile(mine.numpy(), 0.01)),
-                     "cosine_min": mine.min().item()})
+    for (lang, scanned), subset in questions.pages.groupby(["lang", "scanned"], sort=True):
+        cosines = values[torch.tensor(subset.index.tolist())].flatten()
+        rows.append({"lang": lang, "scanned": bool(scanned), "pages": len(subset), "tokens": len(cosines), "cosine_mean": cosines.mean().item(),
+                     "cosine_p01": cosines.quantile(0.01).item() if len(cosines) < 1 << 24 else float(np.quantile(cosines.numpy(), 0.01)),
+                     "cosine_min": cosines.min().item()})
     return pd.DataFrame(rows)
 
 

@@ -25,7 +25,7 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Variant(Section):
+class SeqlenVariant(Section):
     """One rounding of the base.
 
     scope: which Linears of the language model: 'all', 'layer 3' or 'q_proj'; visual: format of the vision tower's Linears.
@@ -80,7 +80,7 @@ class Arm(Section):
             raise ValueError(f"arm {self.family}: AutoRound tunes integer formats here ({', '.join(f for f in FORMATS if f.startswith('w'))})")
         return self
 
-    def variants(self, layers: int) -> list[Variant]:
+    def variants(self, layers: int) -> list[SeqlenVariant]:
         scopes = {"all": ["all"], "layers": [f"layer {i}" for i in range(layers)], "kinds": list(KINDS)}[self.scope]
         if self.sets:
             return [_variant(self.family, "autoround", f, group_size=g, sym=s, set=c, iters=i, seed=n, text_seed=self.text_seed)
@@ -89,7 +89,7 @@ class Arm(Section):
                 for f, g, s, where, v in product(self.formats, self.group_sizes, self.sym, scopes, self.visual)]
 
 
-def _variant(family: str, method: str, form: str, **choices) -> Variant:
+def _variant(family: str, method: str, form: str, **choices) -> SeqlenVariant:
     """Name a variant by its format, its method and whatever departs from group 128, symmetric, whole language model."""
     parts = [form] + ([method] if method != "base" else [])
     parts += [choices["set"], f"i{choices['iters']}"] if method == "autoround" else []
@@ -99,7 +99,7 @@ def _variant(family: str, method: str, form: str, **choices) -> Variant:
     parts += [f"vision-{choices['visual']}"] if choices.get("visual", "bf16") != "bf16" else []
     parts += [f"r{choices['seed']}"] if method == "autoround" else []
     parts += [f"t{choices['text_seed']}"] if choices.get("text_seed") is not None else []
-    return Variant(id="-".join(parts), family=family, format=form, method=method, **choices)
+    return SeqlenVariant(id="-".join(parts), family=family, format=form, method=method, **choices)
 
 
 class StudySpec(Section):
@@ -139,7 +139,7 @@ class StudySpec(Section):
         return json.loads(path.read_text())["text_config"]["num_hidden_layers"]
 
     @property
-    def variants(self) -> list[Variant]:
+    def variants(self) -> list[SeqlenVariant]:
         layers = self.layers
         return [variant for arm in self.arms for variant in arm.variants(layers)]
 

@@ -24,7 +24,7 @@ from colq_utils.base.config import DTYPES, ROOT, CalibrationSet
 from colq_utils.base.errors import ColqError
 from colq_utils.data import calibration
 from colq_utils.model import autoround, footprint, hub, loading, processing
-from studies.seqlen.spec import FORMATS, StudySpec, Variant
+from studies.seqlen.spec import FORMATS, SeqlenVariant, StudySpec
 
 E4M3_MAX = 448.0
 #: The magnitudes that four bits of MXFP4 can stand for besides a sign.
@@ -99,7 +99,7 @@ def in_scope(name: str, scope: str) -> bool:
     return bool(found) and scope in ("all", f"layer {found[1]}", found[2])
 
 
-def chosen(variant: Variant, weights: dict[str, torch.Tensor]) -> dict[str, str]:
+def chosen(variant: SeqlenVariant, weights: dict[str, torch.Tensor]) -> dict[str, str]:
     """Tensor name -> format, for all tensors that the variant rounds."""
     picked = {}
     for name, weight in weights.items():
@@ -115,12 +115,12 @@ def is_visual_linear(name: str, weight: torch.Tensor) -> bool:
     return name.startswith("vlm.model.visual.") and name.endswith(".weight") and weight.ndim == 2 and "pos_embed" not in name
 
 
-def round_to_nearest(variant: Variant, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def round_to_nearest(variant: SeqlenVariant, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The rounded tensors of a variant that needs no calibration, by name."""
     return {name: rounded(weights[name], form, variant.group_size, variant.sym) for name, form in chosen(variant, weights).items()}
 
 
-def stored_bytes(variant: Variant, tensors: list[hub.Tensor]) -> int:
+def stored_bytes(variant: SeqlenVariant, tensors: list[hub.Tensor]) -> int:
     """Bytes of the checkpoint that the variant would make.
 
     Integers as AutoRound packs them (`footprint.packed`); FP8 a byte a weight and an fp32 scale an output channel;
@@ -194,7 +194,7 @@ def page_query_batches(texts: pd.DataFrame, wanted: CalibrationSet, processor, s
     pages, queries = calibration.page_set(texts, wanted, seed)
     asked = [processor.query_prefix + text + processor.query_suffix for text in queries]
     stream = [i for ids in processor.tokenizer(asked, add_special_tokens=False)["input_ids"] for i in ids]
-    made = []
+    rows = []
     for start in range(0, wanted.blocks, wanted.batch_rows):
         inputs = processor.pages([Image.fromarray(page.numpy()) for page in pages[start:start + wanted.batch_rows]])
         room = wanted.seqlen - inputs["input_ids"].shape[1]
@@ -203,12 +203,12 @@ def page_query_batches(texts: pd.DataFrame, wanted: CalibrationSet, processor, s
         tail = torch.tensor([[stream[(row * room + i) % len(stream)] for i in range(room)] for row in range(start, start + wanted.batch_rows)])
         ids = torch.cat([inputs["input_ids"], tail], dim=1)  # (batch_rows, seqlen)
         kinds = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(tail, dtype=inputs["mm_token_type_ids"].dtype)], dim=1)
-        made.append({"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": kinds,
+        rows.append({"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": kinds,
                      "pixel_values": inputs["pixel_values"], "image_grid_thw": inputs["image_grid_thw"]})
-    return made
+    return rows
 
 
-def tune(spec: StudySpec, variant: Variant, device: str, cache: Path) -> dict[str, torch.Tensor]:
+def tune(spec: StudySpec, variant: SeqlenVariant, device: str, cache: Path) -> dict[str, torch.Tensor]:
     """AutoRound's rounded tensors of a variant, by name, on the CPU.
 
     Raises:

@@ -47,27 +47,40 @@ def bytes_per_tower(experiment: Experiment) -> Figure:
 
 
 def throughput(experiment: Experiment, kind: str) -> Figure:
-    """Items a second by batch size and variant; bars at the median call, lines over the middle 80 % of calls."""
+    """Items per second, a panel per batch size and a bar per variant: bars at the median call, lines over the middle 80 % of calls."""
     samples = results.of_benchmark(experiment, "samples.parquet").query("kind == @kind")
     kernels = results.of_benchmark(experiment, "rows.csv").drop_duplicates("variant").set_index("variant")["kernel"]
     variants = [v for v in experiment.benchmark.variants if v in set(samples.variant)]
     batches = sorted(samples.batch.unique())
-    figure, (axis,) = _axes(1, height=3.6)
-    width = 0.8 / max(len(variants), 1)
-    for i, variant in enumerate(variants):
-        groups = samples[samples.variant == variant].groupby("batch").latency_s
-        low, middle, high = (pd.Series(groups.quantile(q)).rdiv(groups.first().index.to_series()).reindex(batches) for q in (0.9, 0.5, 0.1))
-        at = [x + (i - (len(variants) - 1) / 2) * width for x in range(len(batches))]
-        axis.bar(at, middle, width * 0.92, color=OKABE_ITO[i % len(OKABE_ITO)], label=f"{variant}\n{kernels.get(variant)}",
-                 yerr=[middle - low, high - middle], capsize=3, error_kw={"elinewidth": 1, "ecolor": "#333333"})
-        for x, value in zip(at, middle, strict=True):
-            axis.annotate(_short(value), (x, 0), (0, 3), textcoords="offset points", ha="center", fontsize=8, bbox=_PAPER, rotation=_turn(variants))
-    sizes = samples.groupby(["batch", "variant"]).size().groupby("batch").agg(["min", "max"])
-    axis.set_xticks(range(len(batches)), [f"batch {b}\nn = {'–'.join(dict.fromkeys(map(str, sizes.loc[b])))}" for b in batches])
-    axis.set(ylabel=f"{kind} / s", title=f"Throughput of {kind}: median of n calls, line = middle 80 % of them")
-    axis.margins(y=0.12)
-    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, title="variant, kernel")
+    figure, axes = _axes(max(len(batches), 1), height=1.2 + 0.42 * len(variants))
+    for axis, batch in zip(axes, batches, strict=True):
+        groups = samples[samples.batch == batch].groupby("variant").latency_s
+        low, middle, high = (batch / groups.quantile(q).reindex(variants) for q in (0.9, 0.5, 0.1))
+        axis.barh(range(len(variants)), middle, 0.7, color=[OKABE_ITO[i % len(OKABE_ITO)] for i in range(len(variants))],
+                  xerr=[middle - low, high - middle], capsize=2.5, error_kw={"elinewidth": 1, "ecolor": "#333333"})
+        for y, (value, end) in enumerate(zip(middle, high, strict=True)):
+            if pd.notna(value):
+                axis.annotate(_short(value), (end, y), (4, 0), textcoords="offset points", va="center", fontsize=8.5)
+        counts = "–".join(dict.fromkeys(map(str, groups.size().agg(["min", "max"]))))
+        axis.set(title=f"batch {batch}\nn = {counts} calls", xlabel=f"{kind} per second", xlim=(0, 1.32 * high.max()), ylim=(len(variants) - 0.5, -0.5))
+        axis.set_yticks(range(len(variants)), [f"{_spoken(experiment, v)}\n{kernels.get(v)}" for v in variants] if axis is axes[0] else [])
+        axis.tick_params(labelsize=8)
+        axis.locator_params(axis="x", nbins=3)
+    figure.suptitle(f"Encoding {kind}: median call, lines over the middle 80 % of calls", x=0.01, ha="left", fontsize=10.5)
     return _save(experiment, figure, f"throughput_{kind}")
+
+
+def _spoken(experiment: Experiment, variant: str) -> str:
+    """A variant in words that fit beside a bar."""
+    spec = experiment.by_id[variant]
+    words = [spec.scheme.replace("w", "W").replace("a16", "A16").replace("fp8", "FP8")]
+    words += {"autoround": ["AutoRound"], "rtn": ["to nearest"]}.get(spec.method, [])
+    words += [f"({spec.calibration})"] if spec.calibration else []
+    words += [f"+ {spec.embedding} table"] if spec.embedding else []
+    words += [f"+ {spec.vision.upper()} vision"] if spec.vision else []
+    words += [f"g{spec.group_size}"] if spec.group_size != 128 else []
+    path = f", {spec.encode} path" if spec.encode else ""
+    return " ".join(words) + path
 
 
 def memory(experiment: Experiment) -> Figure:
@@ -165,21 +178,26 @@ def _save(experiment: Experiment, figure: Figure, name: str) -> Figure:
 
 
 def gemms(experiment: Experiment) -> Figure | None:
-    """Time of a layer's products against tokens a call, by kernel, over the floors of bandwidth and arithmetic; None where not measured."""
+    """Time of all GEMMs of a layer against tokens per call, by kernel, beside the roofline limit of bf16; None where not measured."""
     path = experiment.results("benchmark") / "gemms.csv"
     if not path.exists():
         return None
     table = read_table(path, "benchmark").dropna(subset=["layer_s"])
     limits = results.of_benchmark(experiment, "ceilings.json")
-    figure, (axis,) = _axes(1, height=4.2)
-    for i, (kernel, some) in enumerate(table.groupby("kernel", sort=False)):
-        axis.plot(some.tokens, some.layer_s * 1e6, marker="o", markersize=4, color=OKABE_ITO[i], label=f"W4A16, {kernel}" if kernel in ON_GPU else kernel)
+    figure, (axis,) = _axes(1, height=4.4)
+    names = {"bf16": "bf16", "fp8": "FP8", "fp8 inputs ready": "FP8, inputs already converted"}
+    for i, (kernel, rows) in enumerate(table.groupby("kernel", sort=False)):
+        label = f"W4A16, {kernel} kernel" if kernel in ON_GPU else names.get(kernel, kernel)
+        axis.plot(rows.tokens, rows.layer_s * 1e6, marker="osD^vP"[i % 6], markersize=4.5, color=OKABE_ITO[i], label=label)
     base = table[table.kernel == "bf16"].sort_values("tokens")
-    floor = [max(w / limits["copy_bytes_per_s"], f / limits["bfloat16_flop_per_s"]) * 1e6 for w, f in zip(base.weight_bytes, base.flop, strict=True)]
-    axis.plot(base.tokens, floor, linestyle="--", color="#777777", label="floor of bf16 (measured ceilings)")
-    axis.set(xscale="log", yscale="log", xlabel="tokens a call (batch × tokens of a query, or of a page)", ylabel="µs a decoder layer, products alone",
-             title=f"{experiment.model.size.upper()}: below the crossing 4 bits save reading; above it everyone multiplies")
-    axis.set_xticks(ticks := [8, 24, 64, 192, 512, 1024, 4096, 8192], [str(t) for t in ticks], minor=False)
+    limit = [max(w / limits["copy_bytes_per_s"], f / limits["bfloat16_flop_per_s"]) * 1e6 for w, f in zip(base.weight_bytes, base.flop, strict=True)]
+    axis.plot(base.tokens, limit, linestyle="--", color="#777777", label="roofline limit of bf16")
+    axis.set(xscale="log", yscale="log", xlabel="tokens per call (batch × tokens of a query or page)", ylabel="time per decoder layer, GEMMs alone (µs)",
+             title=f"{experiment.model.size.upper()} dimensions: time of the matrix multiplications (GEMMs) of one decoder layer")
+    axis.set_xticks(ticks := [8, 24, 64, 192, 512, 1024, 4096, 8192], [f"{t:,}" for t in ticks], minor=False)
+    low, high = axis.get_ylim()
+    axis.set_yticks(ticks := [t for t in (20, 50, 100, 200, 500, 1000, 2000, 5000) if low <= t <= high], [f"{t:,}" for t in ticks], minor=False)
     axis.minorticks_off()
-    axis.legend(loc="upper left", frameon=False)
+    axis.grid(axis="y", color="0.9", linewidth=0.8)
+    axis.legend(loc="upper left", frameon=False, fontsize=9)
     return _save(experiment, figure, "gemms")
