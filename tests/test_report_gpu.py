@@ -37,7 +37,7 @@ def test_the_readme_gives_ratios_to_bf16_on_the_same_path(speed):
     rows = speed.rows.set_index(["variant", "kind", "batch"]).latency_s_median
     text = report_gpu.headline(speed)
     (cells,) = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| W4A16 | ")]
-    for cell, (kind, batch, _) in zip(cells[1:], report_gpu.HEADLINE):
+    for cell, (kind, batch, _) in zip(cells[1:], tables.HEADLINE):
         assert float(cell.split(" [")[0]) == pytest.approx(rows[speed.base, kind, batch] / rows[speed.w4, kind, batch], abs=0.0051)
     assert "random weights" in text.splitlines()[0] and len(cells) == 6
 
