@@ -46,7 +46,8 @@ def _findings(study: Study) -> list[str]:
                 if (workloads.word == word).any()]
         use = "" if name not in speed.packed(study) else (" Elsewhere choose it for memory alone." if (workloads.word == "faster").any() else
                                                           " Choose it for memory and disk, not for speed.")
-        lines.append(f"**Speed.** {study.labels[name]} against the base: {'; '.join(said)}.{use}")
+        unheld = " The base is held to the instructions of AVX2, ark is not." if workloads.kernel.astype(str).str.startswith("ark").any() else ""
+        lines.append(f"**Speed.** {study.labels[name]} against the base: {'; '.join(said)}.{use}{unheld}")
     return lines
 
 

@@ -54,10 +54,11 @@ def in_one_sentence(study: Study) -> str:
     table = table[table.variant.isin(packed(study))]
     if table.empty:
         return f"Speed: {md.MISSING}."
+    unheld = " (base held to AVX2, ark not)" if table.kernel.astype(str).str.startswith("ark").any() else ""
     where = "the CPU" if study.experiment.runtime.device == "cpu" else "the GPU"
     spans = [f"{study.labels[name]} ({t.kernel.iloc[0]}) takes {md.number(t.ratio.min())} to {md.number(t.ratio.max())} times the base's time per call"
              for name, t in table.groupby("variant", sort=False)]
-    return f"Speed on {where}: {md.label_list(spans)}."
+    return f"Speed on {where}{unheld}: {md.label_list(spans)}."
 
 
 def memory_table(study: Study) -> pd.DataFrame:

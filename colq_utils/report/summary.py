@@ -65,8 +65,7 @@ def variant_table(study: Study) -> str:
 def counted(study: Study) -> str:
     """What the averages are over, in a sentence."""
     entries = study.entries[study.counted]
-    base = md.significant(study.suite.set_index("variant").score[study.experiment.base])
-    return (f"Mean over {int(entries.n_queries.sum()):,} queries in {len(entries)} task-language pairs (base: {base}). A point is 0.01 NDCG@5; "
+    return (f"Mean over {int(entries.n_queries.sum()):,} queries in {len(entries)} task-language pairs. A point is 0.01 NDCG@5; "
             f"brackets: 95 % intervals; margin: {findings.points(study)} points.")
 
 
