@@ -24,8 +24,8 @@ from colq_utils.model.modeling import DIMENSION_KEYS
 #: The one of `modeling.DIMENSION_KEYS` that vLLM's ColQwen3 does not read.
 UNREAD_BY_VLLM = "embedding_dim"
 
+#: Weight bits that are written; and those that are read, of which three bits are AutoRound's alone.
 BITS = (2, 4, 8)
-#: Read, not written.
 READABLE = (2, 3, 4, 8)
 #: Where AWQ keeps the eight outputs of a word: output i stands in place AWQ_ORDER[i] (Lin et al. 2023, the authors' kernels).
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)

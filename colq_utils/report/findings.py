@@ -110,7 +110,7 @@ def use_cases(study: Study) -> list[tuple[str, str, str]]:
     seconds = _seconds(study).reindex(usable.index[usable.verdict != "inferior"])
     if seconds.notna().any():
         quick = seconds.idxmin()
-        rows.append((f"Quick experiment, not shown to lose more than {points(study)} points", study.labels[quick], f"made in {significant(seconds[quick])} s, {change(quick)}"))
+        rows.append((f"Quick experiment; its loss may be below {points(study)} points", study.labels[quick], f"made in {significant(seconds[quick])} s, {change(quick)}"))
     worst = [n for n in usable.index if usable.verdict[n] == "inferior"]
     reasons = [wording.change(usable.diff_low[n], usable.diff_high[n], study.experiment.evaluation.margin) for n in worst]
     return [*rows, ("Avoid", label_list([study.labels[n] for n in worst]), "; ".join(reasons) if worst else f"no variant is shown to lose more than {points(study)} points")]
@@ -126,7 +126,7 @@ def falling_tasks(study: Study) -> str:
 
 
 def _none_clears(study: Study) -> str:
-    text, name = f"No recipe is shown to stay within {points(study)} points of the base.", closest(study)
+    text, name = f"None here is shown to stay within {points(study)} points of the base.", closest(study)
     if name is not None:
         row = _usable(study).loc[name]
         text += (f" The closest, **{study.labels[name]}**, loses at most {number(-100 * row.diff_low)} points by its interval: "
