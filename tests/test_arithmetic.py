@@ -63,13 +63,33 @@ def test_a_processor_without_avx2_is_told_in_one_line(monkeypatch):
 
 
 @x86
-def test_torch_used_too_early_is_noticed():
-    code = "import torch; torch.ones(8).exp(); from colq_utils.base import arithmetic; arithmetic.check()"
+@pytest.mark.parametrize("use", ["torch.ones(8).exp()", "torch.ones(64, 64) @ torch.ones(64, 64)", "torch.from_numpy(np.ones((64, 64), np.float32)).mm(torch.ones(64, 64))"])
+def test_torch_used_too_early_is_noticed(use):
+    """An element-wise operation starts ATen, a product of matrices MKL alone."""
+    code = f"import numpy as np, torch; {use}; from colq_utils.base import arithmetic; arithmetic.check()"
     clean = {name: value for name, value in os.environ.items() if name not in arithmetic.PINS}
     done = subprocess.run([sys.executable, "-c", code], cwd=config.ROOT, env=clean, capture_output=True, text=True)
     if not torch.cpu._is_avx512_supported():
         pytest.skip("this processor has nothing beyond AVX2 to compute with")
     assert done.returncode != 0 and "import colq_utils first" in done.stderr
+
+
+@x86
+def test_torch_imported_first_and_not_used_is_in_time():
+    code = "import torch; from colq_utils.base import arithmetic; arithmetic.check(); print(arithmetic.mkl_mode())"
+    clean = {name: value for name, value in os.environ.items() if name not in arithmetic.PINS}
+    done = subprocess.run([sys.executable, "-c", code], cwd=config.ROOT, env=clean, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
+    if arithmetic.vendor() == "GenuineIntel":
+        assert done.stdout.strip() == str(arithmetic.STRICT_AVX2)
+
+
+@x86
+@pytest.mark.parametrize("name, value", [("MKL_CBWR", "garbage"), ("ONEDNN_MAX_CPU_ISA", ""), ("ATEN_CPU_CAPABILITY", "avx512"), ("MKL_ENABLE_INSTRUCTIONS", "SSE4_2")])
+def test_another_setting_is_refused_by_name(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ColqError, match=f"{name} is '{value}'.*unset it"):
+        arithmetic.check()
 
 
 def test_another_architecture_is_not_held_to_x86(monkeypatch):

@@ -217,7 +217,8 @@ def test_mistakes_in_the_experiment_file(tmp_path, fields, message):
         settings.load(str(path))
 
 
-def test_the_notebook_runs_headlessly_and_is_fresh_afterwards(tmp_path):
+def test_the_notebook_runs_headlessly_and_is_fresh_afterwards(tmp_path, monkeypatch):
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # the tests' own: with it, pictures are not shown in a notebook
     experiment, lines = settings.load("nutrition-fp8-smoke", tmp_path), []
     run.run(experiment, "nutrition-fp8-smoke", say=lines.append, step=settings.step)
     assert "done" in lines[-1] and (experiment.results("reports") / "fp8_serving.md").exists()

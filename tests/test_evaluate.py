@@ -78,8 +78,8 @@ MEMORY = """
 import resource, sys
 from pathlib import Path
 import torch
-from colq_utils.maxsim import maxsim
-from colq_utils.store import VectorStore
+from colq_utils.model.maxsim import maxsim
+from colq_utils.stages.evaluate.store import VectorStore
 folder, n = Path(sys.argv[1]), int(sys.argv[2])
 store = VectorStore(folder, 320, torch.bfloat16)
 page = torch.randn(1280, 320).bfloat16()

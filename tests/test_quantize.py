@@ -15,7 +15,7 @@ from colq_utils.base import config, files, names
 from colq_utils.base.errors import ColqError
 from colq_utils.data import calibration
 from colq_utils.fast import load
-from colq_utils.model import checkpoints, kernels, loading
+from colq_utils.model import checkpoints, kernels, loading, packing
 from colq_utils.stages import calibrate, quantize
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu"]
@@ -112,6 +112,32 @@ def test_exports_of_a_projection_with_bias_tell_so(experiment, manifests):
         assert not {"embed_dim", "dims", "dim", "projection_dim", "colbert_dim"} & set(fields)
 
 
+@pytest.mark.parametrize("said", [{"projection_bias": True}, {"projection_bias": False}, {"dim": 64}])
+def test_an_export_tells_the_bias_that_is_stored(random_checkpoint, tmp_path, said):
+    """Whatever the base's config says; and no second name of the width is left for vLLM to find."""
+    folder = shutil.copytree(random_checkpoint, tmp_path / "base")
+    fields = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(fields | said))
+    exported = packing.export_config(folder, {})
+    assert exported["projection_bias"] is True and exported["embedding_dim"] == 32
+    assert not {"embed_dim", "dims", "dim", "projection_dim", "colbert_dim"} & set(exported)
+    save_file({n: t for n, t in load_file(folder / "model.safetensors").items() if n != "embedding_proj_layer.bias"}, folder / "model.safetensors")
+    assert packing.export_config(folder, {})["projection_bias"] is False
+
+
+def test_a_kernel_that_gives_no_numbers_is_no_agreement(experiment, manifests, page_images, monkeypatch):
+    opened = loading.open_model
+
+    def spoilt(path, *rest):
+        model = opened(path, *rest)
+        if "checkpoints" in path:  # as a kernel of the loader computes it
+            model.embedding_proj_layer.weight.data.fill_(float("nan"))
+        return model
+    monkeypatch.setattr(quantize.loading, "open_model", spoilt)
+    table = quantize.accept(experiment, ["alpha beta"], page_images[:1])
+    assert table["opened_cosine"].isna().all() and not table["accepted"].any()
+
+
 def test_another_size_than_predicted_ends_the_stage(experiment, tmp_path, monkeypatch):
     """As AutoRound leaves it on a CPU: what was not quantized is stored in the precision of tuning."""
     monkeypatch.setattr(quantize, "_original", lambda name, tensor, stored: tensor)
@@ -142,9 +168,9 @@ def test_without_ark_the_torch_kernel_is_named(experiment, manifests, page_image
     assert table["accepted"].all() and table["opened_cosine"].dropna().gt(0.999).all()
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_every_width_is_read_as_autorounds_own_layer_reads_it(experiment, tmp_path, bits):
-    spec = config.Variant(scheme=f"w{bits}a16", method="rtn")
+@pytest.mark.parametrize("bits, sym", [(2, True), (3, True), (4, True), (8, True), (2, False), (3, False)])
+def test_every_width_is_read_as_autorounds_own_layer_reads_it(experiment, tmp_path, bits, sym):
+    spec = config.Variant(scheme=f"w{bits}a16", method="rtn", sym=sym)
     wide = experiment.model_copy(update={"output": tmp_path, "variants": (experiment.variants[0], spec)})
     wide.__dict__.pop("by_id", None)
     name = spec.name("random")
@@ -152,7 +178,7 @@ def test_every_width_is_read_as_autorounds_own_layer_reads_it(experiment, tmp_pa
     ours, theirs = (loading.open_model(str(wide.checkpoint(name)), backend="torch"), load.load(wide, name).model)
     layer = "vlm.model.language_model.layers.1.mlp.down_proj"
     x = torch.randn(5, theirs.get_submodule(layer).in_features)
-    assert torch.allclose(ours.get_submodule(layer)(x), theirs.get_submodule(layer)(x), atol=1e-5)
+    assert torch.allclose(ours.get_submodule(layer)(x), theirs.get_submodule(layer)(x), atol=1e-4)
 
 
 def test_reordered_columns_are_refused(experiment, manifests, tmp_path):

@@ -158,8 +158,9 @@ def test_a_task_that_fails_leaves_the_others_and_a_named_hole(outcome):
 
 def test_reports_of_the_published_shape(outcome):
     analysis, english = ((outcome.results("reports") / name).read_text() for name in ("quantization_analysis.md", "comparison_english.md"))
-    for heading in ("Executive summary", "Methodology", "All languages", "English", "Task by task", "Memory", "Analysis", "Recommendation", "Recipe", "Conclusion"):
-        assert f"## {heading}" in analysis
+    for heading in ("## Answer", "## Which one for what", "## Recipe", "## Limits", "## Evidence", "Scores: all languages, English, task by task",
+                    "Acceptance and size of the checkpoints", "How it was quantized and calibrated", "Machine and versions"):
+        assert heading in analysis, heading
     assert "| LocalSingle (5) |" in english and "| LocalShared (4) |" in english and "| LocalCopies (6) |" in english
     assert "s16 and s32 hold the same number of tokens" in analysis
     figures = {p.name for p in outcome.figures.glob("*.png")}

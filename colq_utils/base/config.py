@@ -73,7 +73,8 @@ class Runtime(Section):
     @model_validator(mode="before")
     @classmethod
     def of_the_device(cls, fields: dict) -> dict:
-        return {"dtype": DTYPES[fields.get("device", "cpu")], **fields} if fields.get("device", "cpu") in DTYPES else fields
+        device = fields.get("device", "cpu") if isinstance(fields, dict) else None
+        return {"dtype": DTYPES[device], **fields} if isinstance(device, str) and device in DTYPES else fields
 
     @model_validator(mode="after")
     def portable(self):

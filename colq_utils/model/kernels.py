@@ -71,7 +71,7 @@ def _require_ark() -> None:
         raise ColqError(f"the quantization backend 'ark' needs an x86-64 processor with AVX2, and this is {arithmetic.processor()}; use backend torch")
     try:
         importlib.import_module("auto_round_kernel.auto_round_kernel_cpu")
-    except ImportError as error:
+    except (ImportError, OSError) as error:
         raise ColqError(f"the quantization backend 'ark' is installed and cannot be loaded ({error}): pip install --force-reinstall auto-round-lib; "
                         "or use backend torch") from None
 

@@ -109,10 +109,12 @@ def open_packed(path: str, dtype: torch.dtype, runtime: Runtime) -> ColQwen3ForR
     Raises:
         ColqError: as `open_model`; or a packing that is not read here.
     """
+    if runtime.device == "cpu":
+        arithmetic.check()
     config = read_config(path)
     how = config.pop("quantization_config", None) or {}
     words = layout(how)
-    if words not in ("gptq", "awq") or how.get("bits") not in packing.READABLE:
+    if words not in ("gptq", "awq", "auto_round") or how.get("bits") not in packing.READABLE:
         raise ColqError(f"{path} is packed as {words or 'nothing known'} with {how.get('bits')} bits; read are the layouts of GPTQ and AWQ with "
                         f"{', '.join(map(str, packing.READABLE))} bits")
     with torch.device("meta"):
@@ -121,7 +123,7 @@ def open_packed(path: str, dtype: torch.dtype, runtime: Runtime) -> ColQwen3ForR
             for parent in (layer.self_attn, layer.mlp):
                 for name, child in list(parent.named_children()):
                     if isinstance(child, torch.nn.Linear):
-                        setattr(parent, name, packing.PackedLinear(child.in_features, child.out_features, how["bits"], how["group_size"], words == "awq"))
+                        setattr(parent, name, packing.PackedLinear(child.in_features, child.out_features, how["bits"], how["group_size"], words == "awq", int(words == "gptq")))
     try:
         state = {}
         for shard in sorted(Path(path).glob("*.safetensors")):
@@ -139,7 +141,10 @@ def open_packed(path: str, dtype: torch.dtype, runtime: Runtime) -> ColQwen3ForR
 
 
 def layout(quantization: dict) -> str:
-    """``gptq`` or ``awq``, as a quantization config names the layout of its words; else the name it gives."""
+    """``gptq`` or ``awq``, as a quantization config names the layout of its words; else the name it gives.
+
+    ``auto_round`` is GPTQ's with zero points as they are: AutoRound's for asymmetric weights of two and three bits.
+    """
     name = str(quantization.get("packing_format") or quantization.get("quant_method") or "")
     return next((known for known in ("awq", "gptq") if known in name), name)
 
@@ -205,7 +210,8 @@ def open_model(path: str, dtype: torch.dtype | None = None, device: str = "cpu",
     if device == "cuda" and not torch.cuda.is_available():
         raise ColqError("the experiment asks for device cuda and no CUDA device is visible; set runtime.device to cpu")
     config = read_config(path, revision)
-    arithmetic.check()
+    if torch.device(device).type == "cpu":
+        arithmetic.check()
     dtype = dtype or getattr(torch, DTYPES[torch.device(device).type])
     options = {"dtype": dtype, "attn_implementation": attention, "device_map": device, "revision": revision}
     quantized = config.get("quantization_config")
@@ -233,7 +239,7 @@ def open_model(path: str, dtype: torch.dtype | None = None, device: str = "cpu",
 
 def expected_layers(config: dict) -> int:
     """Linear layers of the language model: q, k, v, o, gate, up and down in each block."""
-    return 7 * config["text_config"]["num_hidden_layers"]
+    return 7 * (config.get("vlm_config") or config)["text_config"]["num_hidden_layers"]
 
 
 def _loader_backend(backend: str, quantization: dict) -> str:

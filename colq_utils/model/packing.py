@@ -88,14 +88,16 @@ class PackedLinear(nn.Module):
     """A Linear without bias that keeps its weight packed and multiplies after unpacking all of it: slow, and simple to trust.
 
     Buffers are those of the checkpoint, so it loads strictly; `colq_utils.model.kernels.build` makes a fast layer of it, and
-    `unpack_` one that unpacks once. `awq` tells the layout.
+    `unpack_` one that unpacks once. `awq` tells the layout, `zero_offset` what zero points are stored less (GPTQ: one).
     """
 
     QUANT_TYPE = "unpack"
 
-    def __init__(self, in_features: int, out_features: int, bits: int, group_size: int, awq: bool = False):
+    def __init__(self, in_features: int, out_features: int, bits: int, group_size: int, awq: bool = False,
+                 zero_offset: int = 1):
         super().__init__()
-        self.in_features, self.out_features, self.bits, self.group_size, self.awq = in_features, out_features, bits, group_size, awq
+        self.in_features, self.out_features, self.bits, self.group_size = in_features, out_features, bits, group_size
+        self.awq, self.zero_offset = awq, zero_offset
         groups = in_features // group_size
         shape = (in_features, out_features * bits // 32) if awq else (in_features * bits // 32, out_features)
         self.register_buffer("qweight", torch.empty(shape, dtype=torch.int32))
@@ -109,7 +111,7 @@ class PackedLinear(nn.Module):
             order = torch.arange(self.out_features, device=zeros.device).view(-1, 8)[:, list(AWQ_ORDER)].flatten()
             integers, zeros = unpack(self.qweight.T.contiguous(), self.bits).T[:, order], zeros[:, order]
         else:
-            integers, zeros = unpack(self.qweight, self.bits), zeros + 1  # stored less one
+            integers, zeros = unpack(self.qweight, self.bits), zeros + self.zero_offset
         groups = integers.reshape(len(zeros), self.group_size, self.out_features)
         return ((groups - zeros.unsqueeze(1)) * self.scales.unsqueeze(1)).view(self.in_features, self.out_features).T.to(dtype)
 
@@ -194,7 +196,8 @@ def export_config(source: Path, quantization: dict) -> dict:
     config = json.loads((source / "config.json").read_text())
     biased = any(tensor.name == BIAS for tensor in read_headers(str(source)))
     if biased:
-        width = next((config.pop(key) for key in DIMENSION_KEYS if key in config), None)
-        config |= {"projection_bias": True} | ({} if width is None else {UNREAD_BY_VLLM: width})
+        widths = [config.pop(key) for key in DIMENSION_KEYS if key in config]
+        config |= {UNREAD_BY_VLLM: widths[0]} if widths else {}
+    config["projection_bias"] = biased
     declared = config.pop("torch_dtype", None) or config.get("dtype") or "bfloat16"
     return config | {"dtype": declared, "quantization_config": quantization}
