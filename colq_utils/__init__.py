@@ -1,4 +1,5 @@
 """ColQ: quantize a ColQwen3 visual-document retriever and measure what that costs and gains."""
+
 import os
 
 from colq_utils.base import arithmetic

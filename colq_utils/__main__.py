@@ -4,6 +4,7 @@ Each command's docstring is its ``--help``: what it does, an example, what comes
 the commands, so that help appears at once. A user's mistake is one line and exit code 2; a study runs its own experiments
 through the same commands by calling `main` with its own `load` and `step`.
 """
+
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,10 +15,19 @@ import typer
 
 from colq_utils.base.errors import ColqError
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
-                  context_settings={"help_option_names": ["-h", "--help"]})
-Name = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="Name of a file in experiments/, or the path of one.")]
-Output = Annotated[str, typer.Option(metavar="FOLDER", help="Where results/, figures/ and build/ are (default: the repository).")]
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+Name = Annotated[
+    str, typer.Argument(metavar="EXPERIMENT", help="Name of a file in experiments/, or the path of one.")
+]
+Output = Annotated[
+    str,
+    typer.Option(metavar="FOLDER", help="Where results/, figures/ and build/ are (default: the repository)."),
+]
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,7 @@ class Driver:
     def experiment(self, name: str, output: str):
         """The validated experiment; `ColqError` if there is none, or if it is wrong."""
         from colq_utils.base import config
+
         return (self.load or config.load)(name, output)
 
 
@@ -52,11 +63,17 @@ def colq():
 
 
 @app.command()
-def run(context: typer.Context, name: Name,
-        stage: Annotated[list[str] | None, typer.Option(help="Only this stage; may be repeated.")] = None,
-        force: Annotated[bool, typer.Option("--force", help="Run even if nothing has changed.")] = False,
-        parameter: Annotated[list[str] | None, typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="A parameter of the notebook.")] = None,
-        output: Output = "") -> int:
+def run(
+    context: typer.Context,
+    name: Name,
+    stage: Annotated[list[str] | None, typer.Option(help="Only this stage; may be repeated.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Run even if nothing has changed.")] = False,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="A parameter of the notebook."),
+    ] = None,
+    output: Output = "",
+) -> int:
     """Run an experiment's notebooks, skipping fresh ones.
 
     Executed notebooks, tables and reports go to results/EXPERIMENT, figures to figures/EXPERIMENT, checkpoints to
@@ -70,18 +87,29 @@ def run(context: typer.Context, name: Name,
     Next: read results/EXPERIMENT/reports, or make web pages of it with `colq render EXPERIMENT`.
     """
     from colq_utils import run as driver
+
     experiment = context.obj.experiment(name, output)
     given = [text.partition("=") for text in parameter or ()]
     if not all(equals for _, equals, _ in given):
         raise ColqError("-p takes NAME=VALUE")
     try:
-        driver.run(experiment, name, tuple(stage or experiment.stages), {key: value for key, _, value in given}, force,
-                   say=lambda line: print(line, flush=True), step=context.obj.step or driver.step)
+        driver.run(
+            experiment,
+            name,
+            tuple(stage or experiment.stages),
+            {key: value for key, _, value in given},
+            force,
+            say=lambda line: print(line, flush=True),
+            step=context.obj.step or driver.step,
+        )
     except driver.StageFailed as failure:
         return _error(failure, 2 if failure.mistake else 1)
     if rejected := driver.rejected(experiment):
-        return _error(f"03_quantize rejected {', '.join(rejected)}: results/{experiment.name}/quantize/variants.csv says why; "
-                      "everything else is done and kept", 1)
+        return _error(
+            f"03_quantize rejected {', '.join(rejected)}: results/{experiment.name}/quantize/variants.csv says why; "
+            "everything else is done and kept",
+            1,
+        )
     return 0
 
 
@@ -98,13 +126,18 @@ def plan(context: typer.Context, name: Name, output: Output = "") -> int:
     Next: `colq run EXPERIMENT`.
     """
     from colq_utils import plan as planning
+
     print(planning.text(planning.make(context.obj.experiment(name, output))), end="")
     return 0
 
 
 @app.command()
-def render(name: Annotated[str | None, typer.Argument(metavar="EXPERIMENT", help="Folder of results/ (default: all of them).")] = None,
-           output: Output = "") -> int:
+def render(
+    name: Annotated[
+        str | None, typer.Argument(metavar="EXPERIMENT", help="Folder of results/ (default: all of them).")
+    ] = None,
+    output: Output = "",
+) -> int:
     """Make web pages of notebooks and reports.
 
     Writes results/html: one index page, and a folder of pages per experiment. The pages need no network: pictures are
@@ -119,6 +152,7 @@ def render(name: Annotated[str | None, typer.Argument(metavar="EXPERIMENT", help
     """
     from colq_utils import render as rendering
     from colq_utils.base.config import ROOT
+
     print(rendering.render(Path(output or ROOT), name)[-1])
     return 0
 
@@ -135,13 +169,18 @@ def readme(context: typer.Context, name: Name, output: Output = "") -> int:
     """
     from colq_utils.base.config import ROOT
     from colq_utils.report import build
+
     print(build.refresh_readme(ROOT / "README.md", context.obj.experiment(name, output)))
     return 0
 
 
 @app.command()
-def clean(context: typer.Context, name: Name, output: Output = "",
-          yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> int:
+def clean(
+    context: typer.Context,
+    name: Name,
+    output: Output = "",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> int:
     """Remove an experiment's checkpoints, after asking.
 
     Lists what is in build/EXPERIMENT (checkpoints, caches, the record of what is fresh) and how large it is, then removes
@@ -155,6 +194,7 @@ def clean(context: typer.Context, name: Name, output: Output = "",
     Next: `colq run EXPERIMENT` makes it all again.
     """
     from colq_utils import run as driver
+
     experiment = context.obj.experiment(name, output)
     folder = experiment.build()
     if not folder.exists():
@@ -163,7 +203,9 @@ def clean(context: typer.Context, name: Name, output: Output = "",
     sizes = {path: _bytes(path) for path in sorted(folder.iterdir())}
     for path, size in sizes.items():
         print(f"  {path.name:<14} {size / 1e9:9.3f} GB")
-    print(f"removes {folder} ({sum(sizes.values()) / 1e9:.3f} GB); keeps results/{experiment.name} and figures/{experiment.name}")
+    print(
+        f"removes {folder} ({sum(sizes.values()) / 1e9:.3f} GB); keeps results/{experiment.name} and figures/{experiment.name}"
+    )
     if not yes and not typer.confirm("Remove it?"):
         raise typer.Abort
     driver.clean(experiment)
@@ -173,7 +215,11 @@ def clean(context: typer.Context, name: Name, output: Output = "",
 
 def _bytes(path: Path) -> int:
     """Bytes of a file, or of all files below a folder."""
-    return sum(p.stat().st_size for p in (path.rglob("*") if path.is_dir() else [path]) if p.is_file() and not p.is_symlink())
+    return sum(
+        p.stat().st_size
+        for p in (path.rglob("*") if path.is_dir() else [path])
+        if p.is_file() and not p.is_symlink()
+    )
 
 
 def _error(message, code: int) -> int:
@@ -181,7 +227,9 @@ def _error(message, code: int) -> int:
     return code
 
 
-def main(arguments: list[str] | None = None, load: Callable | None = None, step: Callable | None = None) -> int:
+def main(
+    arguments: list[str] | None = None, load: Callable | None = None, step: Callable | None = None
+) -> int:
     """Run one command and return its exit code; a mistake of the user is one line on stderr.
 
     Args:
@@ -190,7 +238,12 @@ def main(arguments: list[str] | None = None, load: Callable | None = None, step:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        code = typer.main.get_command(app)(arguments or ["--help"], prog_name="colq", standalone_mode=False, obj=Driver(load, step)) or 0
+        code = (
+            typer.main.get_command(app)(
+                arguments or ["--help"], prog_name="colq", standalone_mode=False, obj=Driver(load, step)
+            )
+            or 0
+        )
     except ColqError as error:
         return _error(error, 2)
     except typer.TyperException as error:
@@ -199,6 +252,7 @@ def main(arguments: list[str] | None = None, load: Callable | None = None, step:
         return _error("nothing was removed; answer y, or give --yes", 2)
     except OSError as error:  # a notebook's own copy cannot be written either
         from colq_utils.base.files import FULL, is_full
+
         if not is_full(error):
             raise
         return _error(FULL, 2)

@@ -4,6 +4,7 @@ Sizes follow from shapes, page and query counts from mteb's own description of i
 benchmark rows of the same dimensions. A number whose source is not there is called so; none is guessed. Nothing is
 downloaded: the sizes of data sets come from the hub if it answers.
 """
+
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,12 +47,22 @@ def make(experiment: Experiment, measured: Path | None = None) -> Plan:
         ColqError: a study of another kind than retrieval.
     """
     from colq_utils.stages.evaluate import evaluate
+
     if "evaluate" not in experiment.stages:
-        raise ColqError(f"{experiment.name} evaluates nothing; a plan is made of experiments that do: try EXPERIMENT=tomoro-4b")
+        raise ColqError(
+            f"{experiment.name} evaluates nothing; a plan is made of experiments that do: try EXPERIMENT=tomoro-4b"
+        )
     tasks = evaluate.tasks_of(experiment)
     table = task_table(experiment, tasks)
     measured = measured or ROOT / "results" / f"h200-{experiment.model.size}"
-    return Plan(experiment, stages(experiment, table), table, downloads(experiment, tasks), hours(experiment, table, measured), disk(experiment, table))
+    return Plan(
+        experiment,
+        stages(experiment, table),
+        table,
+        downloads(experiment, tasks),
+        hours(experiment, table, measured),
+        disk(experiment, table),
+    )
 
 
 def stages(experiment: Experiment, tasks: pd.DataFrame) -> pd.DataFrame:
@@ -67,11 +78,15 @@ def stages(experiment: Experiment, tasks: pd.DataFrame) -> pd.DataFrame:
         "evaluate": f"{len(variants)} variants x {len(tasks)} tasks ({int(tasks.entries.sum())} task x language entries), each page once a variant",
         "report": "reports and figures",
     }
-    return pd.DataFrame([(f"{i:02d} {stage}", does[stage]) for i, stage in enumerate(STAGES, 1)], columns=["stage", "runs"])
+    return pd.DataFrame(
+        [(f"{i:02d} {stage}", does[stage]) for i, stage in enumerate(STAGES, 1)], columns=["stage", "runs"]
+    )
 
 
 def _evaluated(experiment: Experiment) -> list[str]:
-    return [experiment.base, *experiment.quantized] + (["random-init"] if experiment.evaluation.random_init else [])
+    return [experiment.base, *experiment.quantized] + (
+        ["random-init"] if experiment.evaluation.random_init else []
+    )
 
 
 def task_table(experiment: Experiment, tasks: list) -> pd.DataFrame:
@@ -79,8 +94,14 @@ def task_table(experiment: Experiment, tasks: list) -> pd.DataFrame:
     rows = []
     for task in tasks:
         subsets = _described(experiment, task)
-        rows.append({"task": task.metadata.name, "entries": len(task.hf_subsets), "queries": sum(q for q, _ in subsets) if subsets else np.nan,
-                     "pages": max(p for _, p in subsets) if subsets else np.nan})
+        rows.append(
+            {
+                "task": task.metadata.name,
+                "entries": len(task.hf_subsets),
+                "queries": sum(q for q, _ in subsets) if subsets else np.nan,
+                "pages": max(p for _, p in subsets) if subsets else np.nan,
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -88,14 +109,29 @@ def _described(experiment: Experiment, task) -> list[tuple[int, int]]:
     """(queries, pages) of each language of a task; pages that are the same picture count once."""
     if experiment.evaluation.suite == "minividore":
         from colq_utils.data import minividore
+
         benchmark, name = minividore.load(), task.metadata.name
-        return [(len(minividore.queries_of(benchmark, name, lang)), len(minividore.corpus_of(benchmark, name, lang))) for lang in task.hf_subsets]
+        return [
+            (
+                len(minividore.queries_of(benchmark, name, lang)),
+                len(minividore.corpus_of(benchmark, name, lang)),
+            )
+            for lang in task.hf_subsets
+        ]
     stats = (task.metadata.descriptive_stats or {}).get(task.metadata.eval_splits[0])
     if stats is None:
         return []
     parts = (stats.get("hf_subset_descriptive_stats") or {"all": stats}).values()
-    return [(round(p["queries_text_statistics"]["total_text_length"] / p["queries_text_statistics"]["average_text_length"]),
-             p["documents_image_statistics"]["unique_images"]) for p in parts]
+    return [
+        (
+            round(
+                p["queries_text_statistics"]["total_text_length"]
+                / p["queries_text_statistics"]["average_text_length"]
+            ),
+            p["documents_image_statistics"]["unique_images"],
+        )
+        for p in parts
+    ]
 
 
 def tensors_of(experiment: Experiment) -> list[hub.Tensor]:
@@ -109,19 +145,33 @@ def tensors_of(experiment: Experiment) -> list[hub.Tensor]:
     try:
         return footprint.from_config(footprint.real_config(experiment.model.size))
     except KeyError:
-        raise ColqError(f"no dimensions are known here for size {experiment.model.size!r}: download {experiment.model.path} and give its folder "
-                        "as model.path") from None
+        raise ColqError(
+            f"no dimensions are known here for size {experiment.model.size!r}: download {experiment.model.path} and give its folder "
+            "as model.path"
+        ) from None
 
 
 def downloads(experiment: Experiment, tasks: list) -> pd.DataFrame:
     """What comes from the hub, pinned: what, name, revision, bytes (NaN: not known without the hub)."""
     rows, source, wanted = [], experiment.calibration, []
     if not experiment.model.is_local:
-        rows.append(("base checkpoint", experiment.model.path, experiment.model.revision, footprint.total(tensors_of(experiment))))
+        rows.append(
+            (
+                "base checkpoint",
+                experiment.model.path,
+                experiment.model.revision,
+                footprint.total(tensors_of(experiment)),
+            )
+        )
     if not (ROOT / source.source).exists():
         wanted.append(("calibration text", source.source, source.revision, source.file))
     if experiment.evaluation.suite == "mteb":
-        wanted += [("task", *key, None) for key in dict.fromkeys((t.metadata.dataset["path"], t.metadata.dataset["revision"]) for t in tasks)]
+        wanted += [
+            ("task", *key, None)
+            for key in dict.fromkeys(
+                (t.metadata.dataset["path"], t.metadata.dataset["revision"]) for t in tasks
+            )
+        ]
     answers = True
     for what, name, revision, file in wanted:
         size = hub_bytes(name, revision, file) if answers else np.nan
@@ -133,6 +183,7 @@ def downloads(experiment: Experiment, tasks: list) -> pd.DataFrame:
 def hub_bytes(name: str, revision: str, file: str | None = None) -> float:
     """Bytes of a data set (or of one file of it) at a revision, as the hub says; NaN if it does not answer."""
     from huggingface_hub import HfApi
+
     try:
         siblings = HfApi().dataset_info(name, revision=revision, files_metadata=True, timeout=10).siblings
     except Exception:  # the hub client raises a dozen kinds; each means "not to be had from here"
@@ -142,14 +193,25 @@ def hub_bytes(name: str, revision: str, file: str | None = None) -> float:
 
 def hours(experiment: Experiment, tasks: pd.DataFrame, measured: Path) -> pd.DataFrame:
     """GPU-hours by variant: quantize_h, pages_h, queries_h, and the measured rows they rest on; NaN where none is."""
-    rows, cost = _read(measured / "benchmark" / "rows.csv"), _read(measured / "benchmark" / "autoround_cost.json")
+    rows, cost = (
+        _read(measured / "benchmark" / "rows.csv"),
+        _read(measured / "benchmark" / "autoround_cost.json"),
+    )
     table = []
     for name in _evaluated(experiment):
         spec = experiment.by_id.get(name, experiment.by_id[experiment.base])
         page, query = (_fastest(rows, experiment.model.size, spec, kind) for kind in ("pages", "queries"))
-        table.append({"variant": name, "quantize_h": _tuning(experiment, spec, cost), "pages_h": _time(tasks.pages.sum(skipna=False), page),
-                      "queries_h": _time(tasks.queries.sum(skipna=False), query),
-                      "rests_on": MISSING if page is None else f"{page.variant}, {page.items_per_s:.3g} pages/s of {page.tokens_per_call / page.batch:,.0f} tokens at batch {int(page.batch)}"})
+        table.append(
+            {
+                "variant": name,
+                "quantize_h": _tuning(experiment, spec, cost),
+                "pages_h": _time(tasks.pages.sum(skipna=False), page),
+                "queries_h": _time(tasks.queries.sum(skipna=False), query),
+                "rests_on": MISSING
+                if page is None
+                else f"{page.variant}, {page.items_per_s:.3g} pages/s of {page.tokens_per_call / page.batch:,.0f} tokens at batch {int(page.batch)}",
+            }
+        )
     return pd.DataFrame(table)
 
 
@@ -180,17 +242,32 @@ def _tuning(experiment: Experiment, spec: Variant, cost: dict | None) -> float:
     if cost is None or "block_s" not in cost or text.kind != "text":
         return np.nan
     scale = spec.iters * text.batch_rows * text.seqlen / (cost["iters"] * cost["batch_rows"] * cost["seqlen"])
-    return float(np.median(cost["block_s"])) * scale * footprint.real_config(experiment.model.size)["text_config"]["num_hidden_layers"] / 3600
+    return (
+        float(np.median(cost["block_s"]))
+        * scale
+        * footprint.real_config(experiment.model.size)["text_config"]["num_hidden_layers"]
+        / 3600
+    )
 
 
 def disk(experiment: Experiment, tasks: pd.DataFrame) -> pd.DataFrame:
     """Bytes that stay (checkpoints) and bytes that come and go (embeddings of one variant at a time, features if shared)."""
     tensors = tensors_of(experiment)
-    kept = sum(footprint.total(footprint.quantized(tensors, v.bits, v.group_size, export)) for v in experiment.quantized.values() for export in v.exports)
+    kept = sum(
+        footprint.total(footprint.quantized(tensors, v.bits, v.group_size, export))
+        for v in experiment.quantized.values()
+        for export in v.exports
+    )
     tokens, pages = _page_tokens(experiment), _pages(experiment, tasks)
     dim = next(t.shape[0] for t in tensors if t.name == "embedding_proj_layer.weight")
-    rows = [("quantized checkpoints", kept, "build/, until `make clean-checkpoints`"),
-            (f"page embeddings, {tokens} tokens x {dim}", pages * tokens * dim * WIDTH[experiment.runtime.dtype], "build/, one variant at a time")]
+    rows = [
+        ("quantized checkpoints", kept, "build/, until `make clean-checkpoints`"),
+        (
+            f"page embeddings, {tokens} tokens x {dim}",
+            pages * tokens * dim * WIDTH[experiment.runtime.dtype],
+            "build/, one variant at a time",
+        ),
+    ]
     if experiment.evaluation.share_vision:
         rows.append(("page features of the vision tower", np.nan, "build/, until `make clean-checkpoints`"))
     return pd.DataFrame(rows, columns=["what", "bytes", "where"])
@@ -201,9 +278,18 @@ def _pages(experiment: Experiment, tasks: pd.DataFrame) -> float:
     if experiment.evaluation.suite != "minividore":
         return tasks.pages.sum(skipna=False)
     from colq_utils.data import minividore
+
     benchmark = minividore.load()
-    return float(len({(minividore.TASKS[name].pages == "scanned", page) for name in tasks.task for lang in minividore.TASKS[name].languages
-                      for page in minividore.corpus_of(benchmark, name, lang)["page_id"]}))
+    return float(
+        len(
+            {
+                (minividore.TASKS[name].pages == "scanned", page)
+                for name in tasks.task
+                for lang in minividore.TASKS[name].languages
+                for page in minividore.corpus_of(benchmark, name, lang)["page_id"]
+            }
+        )
+    )
 
 
 def _page_tokens(experiment: Experiment) -> int:
@@ -212,6 +298,7 @@ def _page_tokens(experiment: Experiment) -> int:
     if limit is not None or not experiment.model.is_local or experiment.model.is_random:
         return limit or PUBLISHED_TOKENS
     from colq_utils.model import processing
+
     images = processing.from_pretrained(experiment.model_path).image_processor
     return images.size["longest_edge"] // (images.patch_size * images.merge_size) ** 2
 
@@ -221,20 +308,60 @@ def text(plan: Plan) -> str:
     exp, tasks, hours_, disk_, down = plan.experiment, plan.tasks, plan.hours, plan.disk, plan.downloads
     number, gigabytes = markdown.number, lambda b: UNKNOWN if pd.isna(b) else markdown.number(b / 1e9, 2)
     total = lambda column: hours_[column].sum(skipna=False)  # noqa: E731
-    rows = [(r.variant, *(number(v, 3) for v in (r.quantize_h, r.pages_h, r.queries_h)), r.rests_on) for r in hours_.itertuples()]
+    rows = [
+        (r.variant, *(number(v, 3) for v in (r.quantize_h, r.pages_h, r.queries_h)), r.rests_on)
+        for r in hours_.itertuples()
+    ]
     rows.append(("**all**", *(number(total(c), 3) for c in ("quantize_h", "pages_h", "queries_h")), ""))
     return markdown.document(
-        f"# Plan of {exp.name}: {exp.title}", "Nothing of this has run. GB are 10^9 bytes.",
-        "## Stages", markdown.table(["Stage", "Runs"], plan.stages.itertuples(index=False), left=2),
-        "## Tasks", markdown.table(["Task", "Entries", "Queries", "Pages"], [(r.task, r.entries, *(number(v, 0) for v in (r.queries, r.pages))) for r in tasks.itertuples()]
-                                   + [("**all**", int(tasks.entries.sum()), number(tasks.queries.sum(skipna=False), 0), number(tasks.pages.sum(skipna=False), 0))]),
+        f"# Plan of {exp.name}: {exp.title}",
+        "Nothing of this has run. GB are 10^9 bytes.",
+        "## Stages",
+        markdown.table(["Stage", "Runs"], plan.stages.itertuples(index=False), left=2),
+        "## Tasks",
+        markdown.table(
+            ["Task", "Entries", "Queries", "Pages"],
+            [(r.task, r.entries, *(number(v, 0) for v in (r.queries, r.pages))) for r in tasks.itertuples()]
+            + [
+                (
+                    "**all**",
+                    int(tasks.entries.sum()),
+                    number(tasks.queries.sum(skipna=False), 0),
+                    number(tasks.pages.sum(skipna=False), 0),
+                )
+            ],
+        ),
         "Pages are distinct pictures of a task, by mteb's description of it; a picture that two tasks share is embedded once and counted twice here."
-        if exp.evaluation.suite == "mteb" else "Tasks share pages: each is embedded once, whatever the sum says.",
-        "## Downloads", markdown.table(["What", "Name", "Revision", "GB"], [(r.what, f"`{r.name_}`", r.revision[:12], gigabytes(r.bytes)) for r in
-                                       down.rename(columns={"name": "name_"}).itertuples()], left=3) if len(down) else "None.",
-        "## GPU-hours", *(["None: it runs on a CPU."] if exp.runtime.device != "cuda" else [
-            markdown.table(["Variant", "Tuning", "Pages", "Queries", "Pages rest on"], rows),
-            f"Rates are those measured in results/h200-{exp.model.size} (random weights in the published dimensions, no decoding of images, no MaxSim), on the GPU "
-            "named there; tuning is extrapolated from single blocks, in proportion to iterations and tokens of a step. Reading pages and MaxSim come on top."]),
-        "## Disk", markdown.table(["What", "GB", "Where"], [(r.what, MISSING if pd.isna(r.bytes) else number(r.bytes / 1e9, 2), r.where) for r in disk_.itertuples()]),
-        "Downloads come on top, in the hub's cache.")
+        if exp.evaluation.suite == "mteb"
+        else "Tasks share pages: each is embedded once, whatever the sum says.",
+        "## Downloads",
+        markdown.table(
+            ["What", "Name", "Revision", "GB"],
+            [
+                (r.what, f"`{r.name_}`", r.revision[:12], gigabytes(r.bytes))
+                for r in down.rename(columns={"name": "name_"}).itertuples()
+            ],
+            left=3,
+        )
+        if len(down)
+        else "None.",
+        "## GPU-hours",
+        *(
+            ["None: it runs on a CPU."]
+            if exp.runtime.device != "cuda"
+            else [
+                markdown.table(["Variant", "Tuning", "Pages", "Queries", "Pages rest on"], rows),
+                f"Rates are those measured in results/h200-{exp.model.size} (random weights in the published dimensions, no decoding of images, no MaxSim), on the GPU "
+                "named there; tuning is extrapolated from single blocks, in proportion to iterations and tokens of a step. Reading pages and MaxSim come on top.",
+            ]
+        ),
+        "## Disk",
+        markdown.table(
+            ["What", "GB", "Where"],
+            [
+                (r.what, MISSING if pd.isna(r.bytes) else number(r.bytes / 1e9, 2), r.where)
+                for r in disk_.itertuples()
+            ],
+        ),
+        "Downloads come on top, in the hub's cache.",
+    )

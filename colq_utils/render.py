@@ -3,6 +3,7 @@
 A page holds its pictures and its style, and a policy that lets a browser run no script and load nothing from elsewhere,
 whatever a notebook's output contains. HTML in a report stays text, but for folded sections (``<details>``).
 """
+
 import base64
 import html
 import mimetypes
@@ -84,7 +85,9 @@ def title_of(source: Path) -> str:
     """The first heading of a report or notebook, as plain text; without one, its name."""
     text = source.read_text()
     if source.suffix == ".ipynb":
-        text = "\n".join(cell.source for cell in nbformat.reads(text, as_version=4).cells if cell.cell_type == "markdown")
+        text = "\n".join(
+            cell.source for cell in nbformat.reads(text, as_version=4).cells if cell.cell_type == "markdown"
+        )
     heading = re.search(r"^# (.+)$", text, re.M)
     return re.sub(r"[`*]", "", heading[1]).strip() if heading else source.stem
 
@@ -100,27 +103,39 @@ def experiment_title(output: Path, name: str) -> str:
 def body_of(source: Path) -> str:
     """The HTML of a report or notebook, without head and navigation."""
     if source.suffix == ".md":
-        return mistune.create_markdown(renderer=Report(source, page_of(source)), plugins=["table"])(source.read_text())
+        return mistune.create_markdown(renderer=Report(source, page_of(source)), plugins=["table"])(
+            source.read_text()
+        )
     exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
     return exporter.from_notebook_node(nbformat.read(source, as_version=4))[0]
 
 
 def page(title: str, body: str, navigation: str = "") -> str:
     """A whole page; `body` and `navigation` are HTML, `title` is text."""
-    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-            f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n<body>{navigation}\n{body}\n</body></html>\n")
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n<body>{navigation}\n{body}\n</body></html>\n"
+    )
 
 
 def index(output: Path, names: Iterable[str]) -> str:
     """The page that lists the pages there are, by experiment."""
-    sections = ["<h1>ColQ: results</h1>", "<p>What it costs to quantize a visual-document retriever, and what is gained: "
-                "the reports, and the notebooks that they come from with their outputs.</p>"]
+    sections = [
+        "<h1>ColQ: results</h1>",
+        "<p>What it costs to quantize a visual-document retriever, and what is gained: "
+        "the reports, and the notebooks that they come from with their outputs.</p>",
+    ]
     for name in names:
-        sections.append(f'<h2>{html.escape(experiment_title(output, name))}</h2><p class="id">results/{html.escape(name)}</p>')
+        sections.append(
+            f'<h2>{html.escape(experiment_title(output, name))}</h2><p class="id">results/{html.escape(name)}</p>'
+        )
         for heading, folder in (("Reports", "reports"), ("Notebooks", "notebooks")):
-            links = [f'<a href="{html.escape(f"{name}/{page_of(source).name}")}">{html.escape(title_of(source))}</a>'
-                     for source in documents(output, name) if source.parent.name == folder and page_of(source).exists()]
+            links = [
+                f'<a href="{html.escape(f"{name}/{page_of(source).name}")}">{html.escape(title_of(source))}</a>'
+                for source in documents(output, name)
+                if source.parent.name == folder and page_of(source).exists()
+            ]
             sections.append(f"<p>{heading}: {' | '.join(links)}</p>" if links else "")
     return page("ColQ: results", "\n".join(filter(None, sections)))
 
@@ -134,10 +149,15 @@ def render(output: Path, name: str | None = None) -> list[Path]:
     names = sorted(p.name for p in (output / "results").glob("*") if documents(output, p.name))
     chosen = names if name is None else [name]
     if not chosen or not set(chosen) <= set(names):
-        raise ColqError(f"results/{name or ''} holds no report and no executed notebook: run `make report EXPERIMENT={name or 'tiny'}` first")
+        raise ColqError(
+            f"results/{name or ''} holds no report and no executed notebook: run `make report EXPERIMENT={name or 'tiny'}` first"
+        )
     written = []
     for this in chosen:
         up = f'<nav><a href="../index.html">All results</a> · {html.escape(experiment_title(output, this))}</nav>'
-        written += [files.write_text(page_of(source), page(title_of(source), body_of(source), up)) for source in documents(output, this)]
+        written += [
+            files.write_text(page_of(source), page(title_of(source), body_of(source), up))
+            for source in documents(output, this)
+        ]
     shown = [n for n in names if any(page_of(source).exists() for source in documents(output, n))]
     return [*written, files.write_text(output / "results" / "html" / "index.html", index(output, shown))]

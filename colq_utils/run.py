@@ -4,6 +4,7 @@ A stage is fresh while its notebook, the modules that the notebook imports (dire
 the experiment file, its input files and its own outputs are those of the last successful run. The state
 lives in build/, so a fresh clone measures everything itself, whatever results are committed.
 """
+
 import json
 import os
 import shutil
@@ -72,17 +73,31 @@ def step(experiment: Experiment, stage: str) -> Step:
     code = cache.code(experiment, stage, figures=True)
     if not notebook.is_relative_to(ROOT / "notebooks"):  # a study's own: its code counts too
         code += files.sha256(*sorted(notebook.parent.glob("*.py")))
-    folders = [experiment.checkpoint(name, export) for name, spec in experiment.quantized.items() for export in spec.exports]
-    return Step(stage, notebook, experiment.model_dump(mode="json", include=set(SECTIONS[stage])), code, tuple(_inputs(experiment, stage)),
-                (results / stage, results / "notebooks" / notebook.name, *_outputs(experiment, stage)),
-                weights=tuple(folders) if stage == "quantize" else (), unfinished=stage == "evaluate" and _failed(results))
+    folders = [
+        experiment.checkpoint(name, export)
+        for name, spec in experiment.quantized.items()
+        for export in spec.exports
+    ]
+    return Step(
+        stage,
+        notebook,
+        experiment.model_dump(mode="json", include=set(SECTIONS[stage])),
+        code,
+        tuple(_inputs(experiment, stage)),
+        (results / stage, results / "notebooks" / notebook.name, *_outputs(experiment, stage)),
+        weights=tuple(folders) if stage == "quantize" else (),
+        unfinished=stage == "evaluate" and _failed(results),
+    )
 
 
 def _inputs(experiment: Experiment, stage: str) -> list[Path]:
     """Files and folders whose content decides a stage's results."""
     folder = Path(experiment.model_path)
-    model = sorted(p for p in folder.glob("*") if p.suffix in (".json", ".safetensors")) \
-        if experiment.model.is_local and not experiment.model.is_random else []  # random weights follow from size and seed
+    model = (
+        sorted(p for p in folder.glob("*") if p.suffix in (".json", ".safetensors"))
+        if experiment.model.is_local and not experiment.model.is_random
+        else []
+    )  # random weights follow from size and seed
     pages = [ROOT / "data" / "minividore"]
     source = ROOT / experiment.calibration.source
     manifests = [experiment.build("checkpoints", v, "manifest.json") for v in experiment.quantized]
@@ -92,15 +107,20 @@ def _inputs(experiment: Experiment, stage: str) -> list[Path]:
         "quantize": [*model, *pages, experiment.build("calibration")],
         "benchmark": [*model, *pages, *manifests],
         "evaluate": [*model, *pages, *manifests],
-        "report": [*(experiment.output / "results" / experiment.name / s for s in STAGES[:-1]), ROOT / "data" / "published"],
+        "report": [
+            *(experiment.output / "results" / experiment.name / s for s in STAGES[:-1]),
+            ROOT / "data" / "published",
+        ],
     }[stage]
 
 
 def _outputs(experiment: Experiment, stage: str) -> list[Path]:
     """Where a stage writes beside its results folder; it is not fresh once any of these is gone or altered."""
-    return {"calibrate": [experiment.build("calibration")],
-            "quantize": [experiment.build("checkpoints", v, "manifest.json") for v in experiment.quantized],
-            "report": [experiment.output / "results" / experiment.name / "reports"]}.get(stage, [])
+    return {
+        "calibrate": [experiment.build("calibration")],
+        "quantize": [experiment.build("checkpoints", v, "manifest.json") for v in experiment.quantized],
+        "report": [experiment.output / "results" / experiment.name / "reports"],
+    }.get(stage, [])
 
 
 def _failed(results: Path) -> bool:
@@ -113,8 +133,13 @@ def fingerprint(step: Step, parameters: dict) -> str:
     """Digest of everything that decides what a step writes."""
     notebook = nbformat.read(step.notebook, as_version=4)
     present = [path for path in step.inputs if path.exists()]
-    parts = ["\n".join(cell.source for cell in notebook.cells), json.dumps(step.settings, sort_keys=True),
-             json.dumps(parameters, sort_keys=True), step.code, *(files.sha256(p) for p in present)]
+    parts = [
+        "\n".join(cell.source for cell in notebook.cells),
+        json.dumps(step.settings, sort_keys=True),
+        json.dumps(parameters, sort_keys=True),
+        step.code,
+        *(files.sha256(p) for p in present),
+    ]
     return files.sha256_bytes("\0".join(parts).encode())
 
 
@@ -130,9 +155,17 @@ def is_fresh(experiment: Experiment, step: Step, parameters: dict) -> bool:
 
 def _state(step: Step, before: str, drawn: list[Path]) -> dict:
     """What is kept of a finished step, and has to be found again for it to be fresh: `before` is its fingerprint, `drawn` are its figures."""
-    sizes = {f"{folder.parent.name}/{folder.name}/{path.name}": path.stat().st_size for folder in step.weights for path in sorted(folder.glob("*"))}
-    return {"inputs": before, "outputs": files.sha256(*step.outputs),
-            "figures": {path.name: files.sha256(path) for path in drawn if path.exists()}, "weights": sizes}
+    sizes = {
+        f"{folder.parent.name}/{folder.name}/{path.name}": path.stat().st_size
+        for folder in step.weights
+        for path in sorted(folder.glob("*"))
+    }
+    return {
+        "inputs": before,
+        "outputs": files.sha256(*step.outputs),
+        "figures": {path.name: files.sha256(path) for path in drawn if path.exists()},
+        "weights": sizes,
+    }
 
 
 def check_parameters(step: Step, parameters: dict) -> None:
@@ -158,20 +191,36 @@ def execute(experiment: Experiment, step: Step, source: str, parameters: dict) -
     """
     partial = experiment.build("executed", step.notebook.name)
     partial.parent.mkdir(parents=True, exist_ok=True)
-    given = {"experiment": str(Path(source).resolve()) if source.endswith(".yaml") else source,
-             "output": "" if experiment.output == ROOT else str(experiment.output), **parameters}
-    environment = {"COLQ_HEADLESS": "1", "OMP_WAIT_POLICY": "passive", "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+    given = {
+        "experiment": str(Path(source).resolve()) if source.endswith(".yaml") else source,
+        "output": "" if experiment.output == ROOT else str(experiment.output),
+        **parameters,
+    }
+    environment = {
+        "COLQ_HEADLESS": "1",
+        "OMP_WAIT_POLICY": "passive",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+    }
     if sys.stderr.isatty():
         environment["COLQ_TTY"] = os.ttyname(2)
     os.environ.update(environment)
     try:
-        papermill.execute_notebook(str(step.notebook), str(partial), given, kernel_name="python3",
-                                   cwd=str(ROOT / "notebooks"), progress_bar=False, log_output=False,
-                                   extra_arguments=["--IPKernelApp.log_level=CRITICAL"])
+        papermill.execute_notebook(
+            str(step.notebook),
+            str(partial),
+            given,
+            kernel_name="python3",
+            cwd=str(ROOT / "notebooks"),
+            progress_bar=False,
+            log_output=False,
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
+        )
     except PapermillExecutionError as error:
         raise StageFailed(*_explain(error, partial)) from None
     notebook = nbformat.read(partial, as_version=4)
-    files.write_text(experiment.results("notebooks") / step.notebook.name, nbformat.writes(_clean(notebook)) + "\n")
+    files.write_text(
+        experiment.results("notebooks") / step.notebook.name, nbformat.writes(_clean(notebook)) + "\n"
+    )
 
 
 def _explain(error: PapermillExecutionError, partial: Path) -> tuple[str, bool]:
@@ -182,8 +231,10 @@ def _explain(error: PapermillExecutionError, partial: Path) -> tuple[str, bool]:
         return files.FULL, True
     lines = error.source.strip().splitlines()
     code = "\n".join(f"    {line}" for line in lines[:12])
-    return (f"cell {error.exec_count} of {partial.name} failed with {error.ename}: {error.evalue}\n{code}\n"
-            f"The partial notebook, with the traceback, is {partial}"), False
+    return (
+        f"cell {error.exec_count} of {partial.name} failed with {error.ename}: {error.evalue}\n{code}\n"
+        f"The partial notebook, with the traceback, is {partial}"
+    ), False
 
 
 def _clean(notebook):
@@ -198,8 +249,15 @@ def _clean(notebook):
     return notebook
 
 
-def run(experiment: Experiment, source: str, stages: tuple[str, ...] = (), parameters: dict | None = None,
-        force: bool = False, say=print, step=step) -> list[Outcome]:
+def run(
+    experiment: Experiment,
+    source: str,
+    stages: tuple[str, ...] = (),
+    parameters: dict | None = None,
+    force: bool = False,
+    say=print,
+    step=step,
+) -> list[Outcome]:
     """Run stages in order (all of the experiment's by default), skipping fresh ones; one line per stage.
 
     Args:
@@ -212,12 +270,16 @@ def run(experiment: Experiment, source: str, stages: tuple[str, ...] = (), param
     stages, parameters = stages or experiment.stages, parameters or {}
     for stage in stages:
         if stage not in experiment.stages:
-            raise ColqError(f"no stage {stage!r}; the stages of {experiment.name} are: {', '.join(experiment.stages)}")
+            raise ColqError(
+                f"no stage {stage!r}; the stages of {experiment.name} are: {', '.join(experiment.stages)}"
+            )
         check_parameters(step(experiment, stage), parameters)
     return [_run_one(experiment, source, step, stage, parameters, force, say) for stage in stages]
 
 
-def _run_one(experiment: Experiment, source: str, step, stage: str, parameters: dict, force: bool, say) -> Outcome:
+def _run_one(
+    experiment: Experiment, source: str, step, stage: str, parameters: dict, force: bool, say
+) -> Outcome:
     start, this = time.perf_counter(), step(experiment, stage)
     state, label = experiment.build("state", f"{stage}.json"), f"{this.notebook.stem:14}"
     if not force and is_fresh(experiment, this, parameters):

@@ -1,4 +1,5 @@
 """A random ColQwen3 of two layers with tokenizer and processor: the right shape, no knowledge. Its projection has a bias, as published."""
+
 import json
 import os
 
@@ -25,8 +26,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
     raw.normalizer, raw.decoder = normalizers.Lowercase(), decoders.ByteLevel()
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    raw.train_from_iterator(["alpha beta gamma delta epsilon"], trainers.BpeTrainer(
-        vocab_size=300, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False))
+    raw.train_from_iterator(
+        ["alpha beta gamma delta epsilon"],
+        trainers.BpeTrainer(
+            vocab_size=300, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+        ),
+    )
     return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token=SPECIAL[0], eos_token=SPECIAL[0])
 
 
@@ -34,12 +39,37 @@ def configuration(bias: bool = True) -> ColQwen3Config:
     """Two layers of 128, a vision tower of two layers of 64, deepstack on the first."""
     return ColQwen3Config(
         text_config=dict(
-            vocab_size=384, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2,
-            num_key_value_heads=1, head_dim=128, max_position_embeddings=2048,
-            rope_parameters=dict(rope_type="default", rope_theta=1e4, mrope_section=[24, 20, 20], mrope_interleaved=True)),
-        vision_config=dict(depth=2, hidden_size=64, num_heads=2, intermediate_size=128, patch_size=16, spatial_merge_size=2,
-                           out_hidden_size=128, num_position_embeddings=64, deepstack_visual_indexes=[0]),
-        embed_dim=32, projection_bias=bias, image_token_id=3, vision_start_token_id=1, vision_end_token_id=2, video_token_id=4, tie_word_embeddings=True)
+            vocab_size=384,
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=128,
+            max_position_embeddings=2048,
+            rope_parameters=dict(
+                rope_type="default", rope_theta=1e4, mrope_section=[24, 20, 20], mrope_interleaved=True
+            ),
+        ),
+        vision_config=dict(
+            depth=2,
+            hidden_size=64,
+            num_heads=2,
+            intermediate_size=128,
+            patch_size=16,
+            spatial_merge_size=2,
+            out_hidden_size=128,
+            num_position_embeddings=64,
+            deepstack_visual_indexes=[0],
+        ),
+        embed_dim=32,
+        projection_bias=bias,
+        image_token_id=3,
+        vision_start_token_id=1,
+        vision_end_token_id=2,
+        video_token_id=4,
+        tie_word_embeddings=True,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -53,11 +83,22 @@ def random_checkpoint(tmp_path_factory):
     fields = json.loads((folder / "config.json").read_text())
     del fields["projection_bias"]  # no published config tells; the stored tensors do
     (folder / "config.json").write_text(json.dumps(fields))
-    images = Qwen2VLImageProcessorPil(size={"shortest_edge": 32 * 32, "longest_edge": 64 * 32 * 32}, patch_size=16, merge_size=2,
-                                      temporal_patch_size=2, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    images = Qwen2VLImageProcessorPil(
+        size={"shortest_edge": 32 * 32, "longest_edge": 64 * 32 * 32},
+        patch_size=16,
+        merge_size=2,
+        temporal_patch_size=2,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
     processing.ColQwen3Processor(
-        images, tokenizer(), visual_prompt_prefix="<|vision_start|><|image_pad|><|vision_end|>", visual_prompt_suffix="",
-        query_suffix="", page_tokens="image").save_pretrained(folder)
+        images,
+        tokenizer(),
+        visual_prompt_prefix="<|vision_start|><|image_pad|><|vision_end|>",
+        visual_prompt_suffix="",
+        query_suffix="",
+        page_tokens="image",
+    ).save_pretrained(folder)
     return folder
 
 
@@ -65,7 +106,9 @@ def random_checkpoint(tmp_path_factory):
 def random_model(random_checkpoint):
     """The random checkpoint, loaded."""
     model = loading.open_model(str(random_checkpoint))
-    return loading.Loaded("random", model, processing.from_pretrained(str(random_checkpoint)), kernels.census(model), 0.0)
+    return loading.Loaded(
+        "random", model, processing.from_pretrained(str(random_checkpoint)), kernels.census(model), 0.0
+    )
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 The answer to a picture is chosen by its first bytes' digest, so that tests know it; the environment variable
 FAKE_VLLM tells it to misbehave: "never" (not healthy), "dies" (ends at once), "child" (leaves a child process behind).
 """
+
 import argparse
 import base64
 import hashlib
@@ -16,7 +17,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 BOX = "[0.1, 0.2, 0.5, 0.6]"
 
 
-def handler(model: str, answer=lambda data: BOX, status=lambda data: 200, delay_s: float = 0.0, healthy=lambda: True):
+def handler(
+    model: str, answer=lambda data: BOX, status=lambda data: 200, delay_s: float = 0.0, healthy=lambda: True
+):
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *unused):
             pass
@@ -40,7 +43,9 @@ def handler(model: str, answer=lambda data: BOX, status=lambda data: 200, delay_
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             assert self.path == "/v1/chat/completions" and asked["temperature"] == 0
             if asked["model"] != model:
-                return self.reply(404, {"error": {"message": f"The model `{asked['model']}` does not exist."}})
+                return self.reply(
+                    404, {"error": {"message": f"The model `{asked['model']}` does not exist."}}
+                )
             picture, question = asked["messages"][0]["content"]
             assert question["text"].startswith("Where is")
             data = base64.b64decode(picture["image_url"]["url"].split(",", 1)[1])
@@ -51,7 +56,9 @@ def handler(model: str, answer=lambda data: BOX, status=lambda data: 200, delay_
             reply = answer(data)
             if isinstance(reply, bytes):
                 return self.reply(200, reply)
-            return self.reply(200, {"choices": [{"message": {"content": reply}}], "usage": {"completion_tokens": 24}})
+            return self.reply(
+                200, {"choices": [{"message": {"content": reply}}], "usage": {"completion_tokens": 24}}
+            )
 
     return Handler
 
@@ -75,7 +82,9 @@ def main() -> None:
     if mode == "child":
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         print(f"child {child.pid}", flush=True)
-    server = ThreadingHTTPServer((given.host, int(given.port)), handler(given.served_model_name, healthy=lambda: mode != "never"))
+    server = ThreadingHTTPServer(
+        (given.host, int(given.port)), handler(given.served_model_name, healthy=lambda: mode != "never")
+    )
     server.serve_forever()
 
 

@@ -3,6 +3,7 @@
 v1: one subset named default, attributes in mteb's older format. v2: languages that share one corpus object, relevant
 pages of all languages in each. v3: a corpus of its own for each language with the same pictures, graded relevance.
 """
+
 import io
 
 import numpy as np
@@ -17,10 +18,25 @@ WORDS = ["alpha", "beta", "gamma", "delta", "epsilon"]
 def metadata(name: str, eval_langs) -> TaskMetadata:
     """What mteb wants to know of a task."""
     return TaskMetadata(
-        name=name, description=f"pictures of {name}", dataset={"path": "none", "revision": "1" * 40}, type="DocumentUnderstanding", category="t2i",
-        modalities=["text", "image"], eval_splits=["test"], eval_langs=eval_langs, main_score="ndcg_at_10", date=("2024-01-01", "2024-12-31"),
-        domains=["Non-fiction"], task_subtypes=[], license="not specified", annotations_creators="derived", dialect=[],
-        sample_creation="found", bibtex_citation="", reference=None)
+        name=name,
+        description=f"pictures of {name}",
+        dataset={"path": "none", "revision": "1" * 40},
+        type="DocumentUnderstanding",
+        category="t2i",
+        modalities=["text", "image"],
+        eval_splits=["test"],
+        eval_langs=eval_langs,
+        main_score="ndcg_at_10",
+        date=("2024-01-01", "2024-12-31"),
+        domains=["Non-fiction"],
+        task_subtypes=[],
+        license="not specified",
+        annotations_creators="derived",
+        dialect=[],
+        sample_creation="found",
+        bibtex_citation="",
+        reference=None,
+    )
 
 
 def corpus(seed: int, n: int) -> Dataset:
@@ -30,11 +46,19 @@ def corpus(seed: int, n: int) -> Dataset:
         buffer = io.BytesIO()
         Picture.fromarray(rng.integers(0, 255, (64, 96, 3), dtype=np.uint8)).save(buffer, "PNG")
         images.append({"bytes": buffer.getvalue(), "path": None})
-    return Dataset.from_dict({"id": [f"corpus-test-{i}" for i in range(n)], "image": images}, Features({"id": Value("string"), "image": Image()}))
+    return Dataset.from_dict(
+        {"id": [f"corpus-test-{i}" for i in range(n)], "image": images},
+        Features({"id": Value("string"), "image": Image()}),
+    )
 
 
 def queries(prefix: str, n: int) -> Dataset:
-    return Dataset.from_dict({"id": [f"{prefix}-{i}" for i in range(n)], "text": [f"{WORDS[i % 5]} {WORDS[(2 * i + 1) % 5]} {prefix}" for i in range(n)]})
+    return Dataset.from_dict(
+        {
+            "id": [f"{prefix}-{i}" for i in range(n)],
+            "text": [f"{WORDS[i % 5]} {WORDS[(2 * i + 1) % 5]} {prefix}" for i in range(n)],
+        }
+    )
 
 
 class LocalSingle(AbsTaskRetrieval):
@@ -51,13 +75,19 @@ class LocalSingle(AbsTaskRetrieval):
 class LocalShared(AbsTaskRetrieval):
     """v2's shape."""
 
-    metadata = metadata("LocalShared", {"french": ["fra-Latn"], "english": ["eng-Latn"], "german": ["deu-Latn"]})
+    metadata = metadata(
+        "LocalShared", {"french": ["fra-Latn"], "english": ["eng-Latn"], "german": ["deu-Latn"]}
+    )
 
     def load_data(self, num_proc=None, **unused):
         if self.data_loaded:
             return
         shared, langs = corpus(2, 7), list(self.metadata.eval_langs)
-        every = {f"{lang}-{i}": {f"corpus-test-{i}": 1, f"corpus-test-{i + 1}": 1} for lang in langs for i in range(4)}
+        every = {
+            f"{lang}-{i}": {f"corpus-test-{i}": 1, f"corpus-test-{i + 1}": 1}
+            for lang in langs
+            for i in range(4)
+        }
         self.corpus = {lang: {"test": shared} for lang in langs}
         self.queries = {lang: {"test": queries(lang, 4)} for lang in langs}
         self.relevant_docs = {lang: {"test": every} for lang in langs}
@@ -70,10 +100,20 @@ class LocalCopies(AbsTaskRetrieval):
     metadata = metadata("LocalCopies", {"english": ["eng-Latn"], "italian": ["ita-Latn"]})
 
     def load_data(self, num_proc=None, **unused):
-        self.dataset = {lang: {"test": {
-            "corpus": corpus(3, 8), "queries": queries(lang, 6), "top_ranked": None,
-            "relevant_docs": {f"{lang}-{i}": {f"corpus-test-{i}": 2, f"corpus-test-{i + 2}": 1, "corpus-test-0": 0} for i in range(6)}}}
-            for lang in self.metadata.eval_langs}
+        self.dataset = {
+            lang: {
+                "test": {
+                    "corpus": corpus(3, 8),
+                    "queries": queries(lang, 6),
+                    "top_ranked": None,
+                    "relevant_docs": {
+                        f"{lang}-{i}": {f"corpus-test-{i}": 2, f"corpus-test-{i + 2}": 1, "corpus-test-0": 0}
+                        for i in range(6)
+                    },
+                }
+            }
+            for lang in self.metadata.eval_langs
+        }
         self.data_loaded = True
 
 

@@ -1,4 +1,5 @@
 """One arithmetic on every CPU: pinned, checked, the same bits however many threads and whatever the processor offers."""
+
 import json
 import os
 import platform
@@ -63,12 +64,21 @@ def test_a_processor_without_avx2_is_told_in_one_line(monkeypatch):
 
 
 @x86
-@pytest.mark.parametrize("use", ["torch.ones(8).exp()", "torch.ones(64, 64) @ torch.ones(64, 64)", "torch.from_numpy(np.ones((64, 64), np.float32)).mm(torch.ones(64, 64))"])
+@pytest.mark.parametrize(
+    "use",
+    [
+        "torch.ones(8).exp()",
+        "torch.ones(64, 64) @ torch.ones(64, 64)",
+        "torch.from_numpy(np.ones((64, 64), np.float32)).mm(torch.ones(64, 64))",
+    ],
+)
 def test_torch_used_too_early_is_noticed(use):
     """An element-wise operation starts ATen, a product of matrices MKL alone."""
     code = f"import numpy as np, torch; {use}; from colq_utils.base import arithmetic; arithmetic.check()"
     clean = {name: value for name, value in os.environ.items() if name not in arithmetic.PINS}
-    done = subprocess.run([sys.executable, "-c", code], cwd=config.ROOT, env=clean, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=config.ROOT, env=clean, capture_output=True, text=True
+    )
     if not torch.cpu._is_avx512_supported():
         pytest.skip("this processor has nothing beyond AVX2 to compute with")
     assert done.returncode != 0 and "import colq_utils first" in done.stderr
@@ -78,14 +88,24 @@ def test_torch_used_too_early_is_noticed(use):
 def test_torch_imported_first_and_not_used_is_in_time():
     code = "import torch; from colq_utils.base import arithmetic; arithmetic.check(); print(arithmetic.mkl_mode())"
     clean = {name: value for name, value in os.environ.items() if name not in arithmetic.PINS}
-    done = subprocess.run([sys.executable, "-c", code], cwd=config.ROOT, env=clean, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=config.ROOT, env=clean, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-500:]
     if arithmetic.vendor() == "GenuineIntel":
         assert done.stdout.strip() == str(arithmetic.STRICT_AVX2)
 
 
 @x86
-@pytest.mark.parametrize("name, value", [("MKL_CBWR", "garbage"), ("ONEDNN_MAX_CPU_ISA", ""), ("ATEN_CPU_CAPABILITY", "avx512"), ("MKL_ENABLE_INSTRUCTIONS", "SSE4_2")])
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("MKL_CBWR", "garbage"),
+        ("ONEDNN_MAX_CPU_ISA", ""),
+        ("ATEN_CPU_CAPABILITY", "avx512"),
+        ("MKL_ENABLE_INSTRUCTIONS", "SSE4_2"),
+    ],
+)
 def test_another_setting_is_refused_by_name(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     with pytest.raises(ColqError, match=f"{name} is '{value}'.*unset it"):
@@ -119,15 +139,41 @@ def test_results_do_not_depend_on_threads():
 def study(random_checkpoint, tmp_path_factory):
     """Both ways of rounding the random model, on made-up text."""
     folder = tmp_path_factory.mktemp("arithmetic")
-    words = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu"]
-    rows = [{"document": f"d{i}", "lang": "en", "text": " ".join(words[(i * j) % 12] for j in range(1, 200))} for i in range(30)]
+    words = [
+        "alpha",
+        "beta",
+        "gamma",
+        "delta",
+        "epsilon",
+        "zeta",
+        "eta",
+        "theta",
+        "iota",
+        "kappa",
+        "lambda",
+        "mu",
+    ]
+    rows = [
+        {"document": f"d{i}", "lang": "en", "text": " ".join(words[(i * j) % 12] for j in range(1, 200))}
+        for i in range(30)
+    ]
     (folder / "corpus").mkdir()
     pd.DataFrame(rows).to_parquet(folder / "corpus" / "text.parquet")
-    fields = {"title": "arithmetic", "model": {"path": str(random_checkpoint), "size": "random"},
-              "calibration": {"source": str(folder / "corpus"), "sets": [{"id": "s32", "seqlen": 32, "blocks": 8, "batch_rows": 4}]},
-              "variants": [{"scheme": "bf16"}, {"scheme": "w4a16", "method": "rtn", "exports": ["auto_round", "auto_awq", "auto_gptq"]},
-                           {"scheme": "w4a16", "method": "autoround", "calibration": "s32", "iters": 20}],
-              "benchmark": {"variants": [], "workloads": []}, "evaluation": {"tasks": []}}
+    fields = {
+        "title": "arithmetic",
+        "model": {"path": str(random_checkpoint), "size": "random"},
+        "calibration": {
+            "source": str(folder / "corpus"),
+            "sets": [{"id": "s32", "seqlen": 32, "blocks": 8, "batch_rows": 4}],
+        },
+        "variants": [
+            {"scheme": "bf16"},
+            {"scheme": "w4a16", "method": "rtn", "exports": ["auto_round", "auto_awq", "auto_gptq"]},
+            {"scheme": "w4a16", "method": "autoround", "calibration": "s32", "iters": 20},
+        ],
+        "benchmark": {"variants": [], "workloads": []},
+        "evaluation": {"tasks": []},
+    }
     (folder / "arithmetic.yaml").write_text(yaml.safe_dump(fields))
     return folder / "arithmetic.yaml"
 
@@ -135,8 +181,13 @@ def study(random_checkpoint, tmp_path_factory):
 def digests(study, folder, environment, probe):
     """What `CHILD` prints in a process whose environment holds none of the pins but those given."""
     clean = {name: value for name, value in os.environ.items() if name not in arithmetic.PINS}
-    done = subprocess.run([sys.executable, "-c", CHILD, str(study), str(folder), probe], cwd=config.ROOT, env=clean | environment,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, str(study), str(folder), probe],
+        cwd=config.ROOT,
+        env=clean | environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -144,7 +195,19 @@ def digests(study, folder, environment, probe):
 def test_exports_and_embeddings_are_the_same_bits_on_both_kinds_of_processor(study, tmp_path):
     """All that this processor has, and AutoRound told that it knows bf16; against AVX2 alone, and told that it does not."""
     everything = digests(study, tmp_path / "all", {}, "bf16")
-    held = digests(study, tmp_path / "avx2", {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}, "none")
+    held = digests(
+        study, tmp_path / "avx2", {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}, "none"
+    )
     assert everything == held
-    assert len({*everything["random-w4a16-rtn"]} & {"auto_awq/config.json", "auto_gptq/config.json", "auto_round/config.json"}) == 3
-    assert everything["random-w4a16-rtn vectors"] != everything["random-w4a16-autoround-s32 vectors"] != everything["random-bf16 vectors"]
+    assert (
+        len(
+            {*everything["random-w4a16-rtn"]}
+            & {"auto_awq/config.json", "auto_gptq/config.json", "auto_round/config.json"}
+        )
+        == 3
+    )
+    assert (
+        everything["random-w4a16-rtn vectors"]
+        != everything["random-w4a16-autoround-s32 vectors"]
+        != everything["random-bf16 vectors"]
+    )

@@ -1,4 +1,5 @@
 """The detector: pictures and their truth, the forward pass, FP8, the embedded checkpoint."""
+
 import json
 
 import numpy as np
@@ -8,7 +9,19 @@ from PIL import Image
 
 from colq_utils.base import config, files
 from colq_utils.base.errors import ColqError
-from studies.fp8_serving import boxes, engine, forward, fp8, generate, make, pictures, scenes, settings, tiny, train
+from studies.fp8_serving import (
+    boxes,
+    engine,
+    forward,
+    fp8,
+    generate,
+    make,
+    pictures,
+    scenes,
+    settings,
+    tiny,
+    train,
+)
 
 HOME = config.ROOT / "models" / "tiny-qwen2vl-nutrition"
 
@@ -21,11 +34,19 @@ def held():
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory):
     """The embedded detector in FP8, as a checkpoint."""
-    return fp8.save(fp8.quantize(fp8.load(HOME), "fp8-dynamic"), "fp8-dynamic", HOME, tmp_path_factory.mktemp("fp8") / "dynamic")
+    return fp8.save(
+        fp8.quantize(fp8.load(HOME), "fp8-dynamic"),
+        "fp8-dynamic",
+        HOME,
+        tmp_path_factory.mktemp("fp8") / "dynamic",
+    )
 
 
 def test_held_out_pictures_are_those_of_the_fingerprint(held):
-    assert len(held) == pictures.COUNT and {"pictures": len(held), "sha256": pictures.fingerprint(held)} == pictures.stated()
+    assert (
+        len(held) == pictures.COUNT
+        and {"pictures": len(held), "sha256": pictures.fingerprint(held)} == pictures.stated()
+    )
     assert {(p.width, p.height) for p in held} == set(scenes.SHAPES)
     for p in held:
         x1, y1, x2, y2 = p.box
@@ -35,34 +56,67 @@ def test_held_out_pictures_are_those_of_the_fingerprint(held):
 def test_the_generator_still_draws_the_held_out_scenes(held):
     for number in (0, 7):
         scene = scenes.draw([scenes.HELD_OUT, number])
-        assert scene.box == pytest.approx(held[number].box, abs=1e-9) and scene.package == held[number].package
-        difference = np.abs(np.asarray(scene.image, int) - np.asarray(pictures.decode(held[number].data), int)).mean()
+        assert (
+            scene.box == pytest.approx(held[number].box, abs=1e-9) and scene.package == held[number].package
+        )
+        difference = np.abs(
+            np.asarray(scene.image, int) - np.asarray(pictures.decode(held[number].data), int)
+        ).mean()
         assert difference < 6, "the same picture, but for its compression"
 
 
 def test_the_truth_follows_the_table():
     """A table drawn in one colour that nothing else has: its pixels' extent is the box."""
-    matrix = scenes._homography(np.array([(0, 0), (100, 0), (100, 80), (0, 80)], float), np.array([(30, 20), (210, 40), (190, 180), (20, 150)], float))
+    matrix = scenes._homography(
+        np.array([(0, 0), (100, 0), (100, 80), (0, 80)], float),
+        np.array([(30, 20), (210, 40), (190, 180), (20, 150)], float),
+    )
     for kind in ("box", "can"):
         front = Image.new("RGB", (100, 80))
         front.paste((255, 0, 0), (20, 15, 70, 60))
         front = scenes._rolled(front) if kind == "can" else front
-        seen = np.asarray(front.transform((240, 200), Image.Transform.PERSPECTIVE, scenes._coefficients(matrix), Image.Resampling.BILINEAR))
+        seen = np.asarray(
+            front.transform(
+                (240, 200),
+                Image.Transform.PERSPECTIVE,
+                scenes._coefficients(matrix),
+                Image.Resampling.BILINEAR,
+            )
+        )
         rows, columns = np.nonzero(seen[:, :, 0] > 60)
         edge = scenes._project(matrix, scenes._bend(scenes._edge((20, 15, 70, 60)), 100, kind))
-        assert np.abs(np.concatenate((edge.min(0), edge.max(0))) - (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)).max() < 2.5
+        assert (
+            np.abs(
+                np.concatenate((edge.min(0), edge.max(0)))
+                - (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+            ).max()
+            < 2.5
+        )
 
 
-@pytest.mark.parametrize(("answer", "box"), [
-    ("[0.05, 0.38, 0.55, 0.6]", [0.05, 0.38, 0.55, 0.6]), ("The box is [0, 0, 1, 1].", [0, 0, 1, 1]), ("[0.5, 0.4, 0.5, 0.6]", None),
-    ("[0.1, 0.2, 1.5, 0.6]", None), ("[0.1, 0.2, 0.3]", None), ("no table", None), ("[0.1, 0.2, 0.3, 0.4] [0.1, 0.2, 0.3, 0.4]", None), ("", None)])
+@pytest.mark.parametrize(
+    ("answer", "box"),
+    [
+        ("[0.05, 0.38, 0.55, 0.6]", [0.05, 0.38, 0.55, 0.6]),
+        ("The box is [0, 0, 1, 1].", [0, 0, 1, 1]),
+        ("[0.5, 0.4, 0.5, 0.6]", None),
+        ("[0.1, 0.2, 1.5, 0.6]", None),
+        ("[0.1, 0.2, 0.3]", None),
+        ("no table", None),
+        ("[0.1, 0.2, 0.3, 0.4] [0.1, 0.2, 0.3, 0.4]", None),
+        ("", None),
+    ],
+)
 def test_parsing(answer, box):
     assert boxes.parse(answer) == box
 
 
 def test_box_measures():
     assert boxes.text((0.051, 0.384, 0.5499, 0.6)) == "[0.05, 0.38, 0.55, 0.6]"
-    assert boxes.iou([0, 0, 0.5, 1], [0.25, 0, 0.75, 1]) == pytest.approx(1 / 3) and boxes.iou(None, [0, 0, 1, 1]) == 0
+    assert (
+        boxes.iou([0, 0, 0.5, 1], [0.25, 0, 0.75, 1]) == pytest.approx(1 / 3)
+        and boxes.iou(None, [0, 0, 1, 1]) == 0
+    )
     assert boxes.iou([0, 0, 0.1, 0.1], [0.5, 0.5, 1, 1]) == 0
     assert boxes.shift_px([0, 0, 1, 1], [0.1, 0, 1, 0.9], 100, 200) == pytest.approx((10 + 20) / 4)
 
@@ -83,17 +137,29 @@ def test_answers_are_those_of_generate(held):
         features = generate.patches([image], runner.mean, runner.std)[0]
         cells = image.width * image.height // 28**2
         ids = torch.tensor([runner.prompt.ahead + [5] * cells + runner.prompt.behind])
-        out = other.generate(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=features, mm_token_type_ids=(ids == 5).int(),
-                             image_grid_thw=torch.tensor([[1, image.height // 14, image.width // 14]]), max_new_tokens=32, do_sample=False)
-        assert runner.tokenizer.decode(out[0, ids.shape[1]:], skip_special_tokens=True) == answer.text
+        out = other.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            pixel_values=features,
+            mm_token_type_ids=(ids == 5).int(),
+            image_grid_thw=torch.tensor([[1, image.height // 14, image.width // 14]]),
+            max_new_tokens=32,
+            do_sample=False,
+        )
+        assert runner.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True) == answer.text
 
 
 def test_patches_are_those_of_the_image_processor(held):
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
     fields = json.loads((HOME / "preprocessor_config.json").read_text())
     image = pictures.decode(held[0].data).resize((300, 500))
-    expected = Qwen2VLImageProcessorPil(size=fields["size"], image_mean=fields["image_mean"], image_std=fields["image_std"])(images=[image], return_tensors="pt")
-    mine = generate.patches([generate.fitted(image, *fields["size"].values())], fields["image_mean"], fields["image_std"])[0]
+    expected = Qwen2VLImageProcessorPil(
+        size=fields["size"], image_mean=fields["image_mean"], image_std=fields["image_std"]
+    )(images=[image], return_tensors="pt")
+    mine = generate.patches(
+        [generate.fitted(image, *fields["size"].values())], fields["image_mean"], fields["image_std"]
+    )[0]
     assert torch.allclose(mine, expected["pixel_values"], atol=2e-6)
 
 
@@ -107,7 +173,9 @@ def test_a_batch_answers_as_each_alone(held):
 
 def test_the_embedded_detector_finds_tables(held):
     answers = engine.InProcess(HOME, batch=8).answer([p.data for p in held[:32]])
-    assert np.mean([boxes.iou(a.box, p.box) for a, p in zip(answers, held)]) >= 0.85 and not engine.reasons(answers)
+    assert np.mean([boxes.iou(a.box, p.box) for a, p in zip(answers, held)]) >= 0.85 and not engine.reasons(
+        answers
+    )
 
 
 def test_fp8_layer_computes_the_stated_function():
@@ -131,12 +199,18 @@ def test_fp8_layer_computes_the_stated_function():
 
 def test_quantized_part_is_about_half(quantized):
     base, small = (make.stored_bytes(folder) for folder in (HOME, quantized))
-    assert small["blocks"] <= 0.55 * base["blocks"] and {k: v for k, v in small.items() if k != "blocks"} == {k: v for k, v in base.items() if k != "blocks"}
+    assert small["blocks"] <= 0.55 * base["blocks"] and {k: v for k, v in small.items() if k != "blocks"} == {
+        k: v for k, v in base.items() if k != "blocks"
+    }
     predicted = settings.load("nutrition-fp8-smoke")
     found = make.tensors(quantized)
-    assert found["bytes"].sum() == sum(small.values()) and set(found[found["dtype"] == "F8_E4M3"]["part"]) == {"blocks"}
+    assert found["bytes"].sum() == sum(small.values()) and set(
+        found[found["dtype"] == "F8_E4M3"]["part"]
+    ) == {"blocks"}
     table = make.tensors(HOME)
-    assert predicted.variants[1] == "fp8-dynamic" and (table["bytes"] - table["fp8"] * table["bytes"] // 2).sum() + 4 * table["channels"].sum() == sum(small.values())
+    assert predicted.variants[1] == "fp8-dynamic" and (
+        table["bytes"] - table["fp8"] * table["bytes"] // 2
+    ).sum() + 4 * table["channels"].sum() == sum(small.values())
     assert fp8.census(fp8.load(quantized)) == {"float32": 19, "fp8 reference": 28}
 
 
@@ -145,25 +219,42 @@ def test_fp8_checkpoint_opens_in_transformers_with_the_same_answers(quantized, h
     given = [p.data for p in held[:2]]
     mine = [a.text for a in engine.InProcess(quantized).answer(given)]
     other, version = make.through_transformers(quantized, given)
-    assert version and [boxes.parse(t) for t in other] == pytest.approx(np.array([boxes.parse(t) for t in mine]), abs=0.021)
+    assert version and [boxes.parse(t) for t in other] == pytest.approx(
+        np.array([boxes.parse(t) for t in mine]), abs=0.021
+    )
 
 
 def test_other_towers_when_asked(tmp_path):
     towers = ("language_model", "lm_head")
-    folder = fp8.save(fp8.quantize(fp8.load(HOME), "fp8-dynamic", towers=towers), "fp8-dynamic", HOME, tmp_path / "head", towers)
+    folder = fp8.save(
+        fp8.quantize(fp8.load(HOME), "fp8-dynamic", towers=towers),
+        "fp8-dynamic",
+        HOME,
+        tmp_path / "head",
+        towers,
+    )
     assert isinstance(fp8.load(folder).lm_head, fp8.Fp8Linear)
-    assert json.loads((folder / "config.json").read_text())["quantization_config"]["ignore"] == ["re:.*visual.*"]
+    assert json.loads((folder / "config.json").read_text())["quantization_config"]["ignore"] == [
+        "re:.*visual.*"
+    ]
 
 
-@pytest.mark.parametrize(("damage", "message"), [
-    (lambda t, c: t.pop("model.layers.0.mlp.up_proj.weight_scale"), "Missing key"),
-    (lambda t, c: t.update(extra=torch.zeros(1)), "Unexpected key"),
-    (lambda t, c: c["quantization_config"].update(format="pack-quantized"), "is not read here"),
-    (lambda t, c: c["text_config"].update(num_hidden_layers=3), "is no Qwen2-VL's: .*layer_types"),
-])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda t, c: t.pop("model.layers.0.mlp.up_proj.weight_scale"), "Missing key"),
+        (lambda t, c: t.update(extra=torch.zeros(1)), "Unexpected key"),
+        (lambda t, c: c["quantization_config"].update(format="pack-quantized"), "is not read here"),
+        (lambda t, c: c["text_config"].update(num_hidden_layers=3), "is no Qwen2-VL's: .*layer_types"),
+    ],
+)
 def test_a_damaged_checkpoint_is_refused(quantized, tmp_path, damage, message):
     from safetensors.torch import load_file, save_file
-    tensors, fields = load_file(quantized / "model.safetensors"), json.loads((quantized / "config.json").read_text())
+
+    tensors, fields = (
+        load_file(quantized / "model.safetensors"),
+        json.loads((quantized / "config.json").read_text()),
+    )
     damage(tensors, fields)
     save_file(tensors, tmp_path / "model.safetensors")
     files.write_json(tmp_path / "config.json", fields)
@@ -183,7 +274,10 @@ def test_mistakes_of_quantization(tmp_path):
 def test_names_in_checkpoints_and_back():
     names = fp8.load(HOME).state_dict()
     assert [fp8.module_name(fp8.stored_name(n)) for n in names] == list(names)
-    assert fp8.stored_name("model.language_model.layers.0.mlp.up_proj.weight") == "model.layers.0.mlp.up_proj.weight"
+    assert (
+        fp8.stored_name("model.language_model.layers.0.mlp.up_proj.weight")
+        == "model.layers.0.mlp.up_proj.weight"
+    )
 
 
 def test_training_scenes_move_with_their_boxes():
@@ -199,7 +293,9 @@ def test_training_scenes_move_with_their_boxes():
             inside = picture > (picture.min() + picture.max()) / 2
             inside = inside if inside[0, 0] == 0 else ~inside
             rows, columns = inside.nonzero().unbind(1)
-            found = torch.tensor([columns.min() / 448, rows.min() / 336, (columns.max() + 1) / 448, (rows.max() + 1) / 336])
+            found = torch.tensor(
+                [columns.min() / 448, rows.min() / 336, (columns.max() + 1) / 448, (rows.max() + 1) / 336]
+            )
             assert (found - box).abs().max() < 0.01
 
 
@@ -211,11 +307,16 @@ def test_a_training_step_learns_one_answer():
     pixels, truth = torch.rand(2, 3, 56, 56), torch.tensor([[0.1, 0.2, 0.5, 0.6]] * 2)
     losses = [float(trainer.update(pixels, truth, 1.0)) for _ in range(6)]
     assert losses[-1] < 0.7 * losses[0]
-    assert trainer.tokenizer.decode(trainer.answers(truth)[0].tolist(), skip_special_tokens=True) == "[0.1, 0.2, 0.5, 0.6]"
+    assert (
+        trainer.tokenizer.decode(trainer.answers(truth)[0].tolist(), skip_special_tokens=True)
+        == "[0.1, 0.2, 0.5, 0.6]"
+    )
 
 
 def test_rope_tables_are_those_of_transformers():
     model = fp8.load(HOME)
     ids = torch.tensor([[1, 2, 3] + [5] * 12 + [7, 8]])
-    expected, _ = model.model.get_rope_index(ids, image_grid_thw=torch.tensor([[1, 6, 8]]), mm_token_type_ids=(ids == 5).int())
+    expected, _ = model.model.get_rope_index(
+        ids, image_grid_thw=torch.tensor([[1, 6, 8]]), mm_token_type_ids=(ids == 5).int()
+    )
     assert torch.equal(forward.text_positions(3, 3, 4, 2, "cpu"), expected[:, 0])

@@ -1,4 +1,5 @@
 """The fast path, packed layers and eight-bit parts give what the plain model gives; the same code runs on a GPU."""
+
 import copy
 import importlib.util
 import json
@@ -19,14 +20,18 @@ RUNTIME = config.Runtime()
 
 def fresh(random_model):
     """The random model once more: the fast path converts in place."""
-    return loading.Loaded("copy", copy.deepcopy(random_model.model), random_model.processor, random_model.census, 0.0)
+    return loading.Loaded(
+        "copy", copy.deepcopy(random_model.model), random_model.processor, random_model.census, 0.0
+    )
 
 
 def test_same_embeddings_as_the_plain_path(random_model, page_images):
     loaded = fresh(random_model)
     plain = encode.queries(loaded, TEXTS), encode.pages(loaded, page_images)
     accelerated = loading.Loaded("fast", load.accelerate(loaded, "unpack"), loaded.processor, (), 0.0, "fast")
-    for before, after in zip(plain, (encode.queries(accelerated, TEXTS), encode.pages(accelerated, page_images)), strict=True):
+    for before, after in zip(
+        plain, (encode.queries(accelerated, TEXTS), encode.pages(accelerated, page_images)), strict=True
+    ):
         found = fast.agreement(before, after)
         assert found["mean"] > 0.9999 and found["min"] > 0.999, found
     stored, grids = encode.features(accelerated, page_images)
@@ -56,9 +61,20 @@ def test_a_gpu_without_triton_is_told_what_to_do():
 def test_packed_rows_come_back():
     mask = torch.tensor([[0, 0, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]])
     packed = steps.Packed(mask, 8)
-    assert packed.source[:6].tolist() == [2, 3, 8, 9, 10, 11] and packed.positions[:6].tolist() == [0, 1, 0, 1, 2, 3]
+    assert packed.source[:6].tolist() == [2, 3, 8, 9, 10, 11] and packed.positions[:6].tolist() == [
+        0,
+        1,
+        0,
+        1,
+        2,
+        3,
+    ]
     assert packed.offsets.tolist() == [0, 2, 2, 6]
-    assert packed.unpack(torch.arange(1.0, 9).unsqueeze(1)).squeeze(-1).tolist() == [[0, 0, 1, 2], [0, 0, 0, 0], [3, 4, 5, 6]]
+    assert packed.unpack(torch.arange(1.0, 9).unsqueeze(1)).squeeze(-1).tolist() == [
+        [0, 0, 1, 2],
+        [0, 0, 0, 0],
+        [3, 4, 5, 6],
+    ]
 
 
 def test_attention_of_packed_rows_sees_its_own_row_alone():
@@ -74,7 +90,10 @@ def test_padding_may_stand_on_either_side(random_model, page_images):
     mixed = [page_images[0], page_images[1].resize((320, 256))]
     inputs = random_model.processor.pages(mixed)
     order, _ = fast.shifts(inputs["attention_mask"])
-    right = {name: value.gather(1, order) if value.shape == order.shape else value for name, value in inputs.items()}
+    right = {
+        name: value.gather(1, order) if value.shape == order.shape else value
+        for name, value in inputs.items()
+    }
     short = int(inputs["attention_mask"].sum(1).argmin())
     assert right["attention_mask"][short, -1] == 0 and inputs["attention_mask"][short, 0] == 0
     model = fast.FastColQwen3(fresh(random_model).model)
@@ -94,8 +113,12 @@ def test_positions_are_the_models(random_model, page_images):
     mixed = [page_images[0], page_images[1].resize((96, 160)), page_images[2].resize((320, 64))]
     inputs = random_model.processor.pages(mixed)
     order, _ = fast.shifts(inputs["attention_mask"])
-    ids, mask, types = (inputs[name].gather(1, order) for name in ("input_ids", "attention_mask", "mm_token_type_ids"))
-    expected, _ = random_model.model.vlm.model.get_rope_index(ids, image_grid_thw=inputs["image_grid_thw"], attention_mask=mask, mm_token_type_ids=types)
+    ids, mask, types = (
+        inputs[name].gather(1, order) for name in ("input_ids", "attention_mask", "mm_token_type_ids")
+    )
+    expected, _ = random_model.model.vlm.model.get_rope_index(
+        ids, image_grid_thw=inputs["image_grid_thw"], attention_mask=mask, mm_token_type_ids=types
+    )
     found = fast.page_positions(types, inputs["image_grid_thw"], 2)
     assert torch.equal(found * mask, expected * mask)
 
@@ -118,7 +141,9 @@ def test_packing_is_undone_and_rounds_to_the_nearest(bits):
     for name, value in packing.packed_tensors(weight, bits, 128).items():
         setattr(layer, name, value)
     error = (layer.weight(torch.float32) - weight).abs().view(64, 2, 128)
-    inside = integers.view(64, 2, 128) < 2**bits - 1  # the end opposite the largest entry may be clipped; the product is fp16
+    inside = (
+        integers.view(64, 2, 128) < 2**bits - 1
+    )  # the end opposite the largest entry may be clipped; the product is fp16
     assert (error <= scales.abs().unsqueeze(-1) * (0.5 + 2**bits / 2**10))[inside].all()
 
 
@@ -142,13 +167,23 @@ def packed_checkpoint(random_checkpoint, tmp_path_factory):
 
 def test_a_packed_checkpoint_is_autorounds(packed_checkpoint, random_model, page_images):
     """AutoRound's own loader reads it, and its torch kernel gives the same embeddings as the fast path on unpacked weights."""
-    ours = loading.Loaded("ours", loading.open_packed(str(packed_checkpoint), torch.float32, RUNTIME), random_model.processor, (), 0.0)
-    theirs = loading.Loaded("theirs", loading.open_model(str(packed_checkpoint), backend="torch"), random_model.processor, (), 0.0)
+    ours = loading.Loaded(
+        "ours",
+        loading.open_packed(str(packed_checkpoint), torch.float32, RUNTIME),
+        random_model.processor,
+        (),
+        0.0,
+    )
+    theirs = loading.Loaded(
+        "theirs", loading.open_model(str(packed_checkpoint), backend="torch"), random_model.processor, (), 0.0
+    )
     expected = encode.queries(theirs, TEXTS), encode.pages(theirs, page_images)
     assert fast.agreement(expected[0], encode.queries(ours, TEXTS))["mean"] > 0.9995
     accelerated = loading.Loaded("fast", load.accelerate(ours, "unpack"), ours.processor, (), 0.0, "fast")
     assert fast.agreement(expected[1], encode.pages(accelerated, page_images))["mean"] > 0.9995
-    census = {use.kernel: use.layers for use in kernels.census(accelerated.model) if use.tower == "language_model"}
+    census = {
+        use.kernel: use.layers for use in kernels.census(accelerated.model) if use.tower == "language_model"
+    }
     assert census == {"unpack": 8}
 
 
@@ -185,7 +220,9 @@ def test_other_packings_are_refused(packed_checkpoint, tmp_path):
         loading._refuse_unless_symmetric(str(tmp_path))
     content["quantization_config"]["packing_format"] = "auto_round:exllama"
     (tmp_path / "config.json").write_text(json.dumps(content))
-    with pytest.raises(ColqError, match="packed as auto_round:exllama with 4 bits; read are the layouts of GPTQ and AWQ"):
+    with pytest.raises(
+        ColqError, match="packed as auto_round:exllama with 4 bits; read are the layouts of GPTQ and AWQ"
+    ):
         loading.open_packed(str(tmp_path), torch.float32, RUNTIME)
 
 
@@ -222,9 +259,18 @@ def test_fp8_runs_through_both_paths(random_model, page_images):
 
 def test_a_tuned_schedule_stands_where_it_is_faster():
     own = [[0, 24, {"of": "few"}], [24, 48, {"of": "some"}], [48, 9999, {"of": "many"}]]
-    best = {16: (0.9, '{"of": "tuned"}'), 32: (0.99, '{"of": "hardly better"}'), 64: (0.5, '{"of": "tuned too"}')}
+    best = {
+        16: (0.9, '{"of": "tuned"}'),
+        32: (0.99, '{"of": "hardly better"}'),
+        64: (0.5, '{"of": "tuned too"}'),
+    }
     assert schedules._ranges(own, dict.fromkeys(best, 1.0), best) == [
-        [0, 16, {"of": "tuned"}], [16, 24, {"of": "few"}], [24, 32, {"of": "some"}], [32, 64, {"of": "tuned too"}], [64, 9999, {"of": "many"}]]
+        [0, 16, {"of": "tuned"}],
+        [16, 24, {"of": "few"}],
+        [24, 32, {"of": "some"}],
+        [32, 64, {"of": "tuned too"}],
+        [64, 9999, {"of": "many"}],
+    ]
     assert json.loads(schedules._heuristic(own, 24)) == {"of": "few"}
 
 
@@ -247,9 +293,17 @@ def test_gpu_kernels_do_what_the_plain_steps_do(n, fp8):
         return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
 
     x, delta, weight, bias = some(n, 2560), some(n, 2560), some(2560), some(2560)
-    for found, expected in zip(steps_triton.add_norm(x, delta, weight, 1e-6, fp8), steps.add_norm(x, delta, weight, 1e-6, fp8), strict=True):
+    for found, expected in zip(
+        steps_triton.add_norm(x, delta, weight, 1e-6, fp8),
+        steps.add_norm(x, delta, weight, 1e-6, fp8),
+        strict=True,
+    ):
         same(found, expected)
-    for found, expected in zip(steps_triton.add_layer_norm(x, delta, weight, bias, 1e-6, fp8), steps.add_layer_norm(x, delta, weight, bias, 1e-6, fp8), strict=True):
+    for found, expected in zip(
+        steps_triton.add_layer_norm(x, delta, weight, bias, 1e-6, fp8),
+        steps.add_layer_norm(x, delta, weight, bias, 1e-6, fp8),
+        strict=True,
+    ):
         same(found, expected)
     wide = some(n, 2 * 9728)
     same(steps_triton.swiglu(wide, fp8), steps.swiglu(wide, fp8))
@@ -263,6 +317,7 @@ def test_gpu_kernels_do_what_the_plain_steps_do(n, fp8):
 @pytest.mark.parametrize("heads, kv_heads, head_dim", [(32, 8, 128), (16, 16, 72)])
 def test_gpu_rotation_and_attention(heads, kv_heads, head_dim):
     from colq_utils.fast import steps_triton
+
     torch.manual_seed(0)
     mask = (torch.rand(8, 28, device="cuda") < 0.7).long()
     packed = steps.Packed(mask, 208)
@@ -275,14 +330,18 @@ def test_gpu_rotation_and_attention(heads, kv_heads, head_dim):
         steps.rotate_(expected, cos, sin, heads, kv_heads, weights, 1e-6)
         assert (found.float() - expected.float()).norm() < 0.004 * expected.float().norm()
     real = int(mask.sum())
-    found, expected = (way.attend_packed(qkv, packed, heads, kv_heads)[:real].float() for way in (steps_triton, steps))
+    found, expected = (
+        way.attend_packed(qkv, packed, heads, kv_heads)[:real].float() for way in (steps_triton, steps)
+    )
     assert (found - expected).norm() < 0.006 * expected.norm()
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("backend", [None, "humming", "tritonv2", "marlin"])
-def test_graphs_give_the_same_embeddings(random_checkpoint, packed_checkpoint, random_model, page_images, backend):
+def test_graphs_give_the_same_embeddings(
+    random_checkpoint, packed_checkpoint, random_model, page_images, backend
+):
     runtime = config.Runtime(device="cuda")
     if backend is None:
         model = loading.open_model(str(random_checkpoint), device="cuda")
@@ -295,7 +354,12 @@ def test_graphs_give_the_same_embeddings(random_checkpoint, packed_checkpoint, r
     for _ in range(2):  # captured, then replayed
         assert fast.agreement(plain[0], encode.queries(accelerated, TEXTS))["mean"] > 0.9995
     assert fast.agreement(plain[0][:1], encode.queries(accelerated, TEXTS[:1]))["mean"] > 0.9995
-    for order in ([0, 1, 2], [0, 1, 2], [0, 1, 2], [2, 0, 1]):  # as they come, captured, replayed, replayed with others
+    for order in (
+        [0, 1, 2],
+        [0, 1, 2],
+        [0, 1, 2],
+        [2, 0, 1],
+    ):  # as they come, captured, replayed, replayed with others
         found = encode.pages(accelerated, [page_images[i] for i in order])
         assert fast.agreement([plain[1][i] for i in order], found)["mean"] > 0.9995
     longer = [text * 60 for text in TEXTS]

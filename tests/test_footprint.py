@@ -1,4 +1,5 @@
 """Sizes predicted from shapes against checkpoints on disk and against published figures."""
+
 import json
 import shutil
 import struct
@@ -20,11 +21,26 @@ EXPORTS = {"auto_round": "auto-round-auto-gptq", "auto_awq": "auto-awq", "auto_g
 def rtn(source, out, scheme: str, format: str, **options) -> list[str]:
     """Folders of the checkpoints that AutoRound writes when it rounds to nearest."""
     from auto_round import AutoRound
+
     processor = processing.from_pretrained(str(source))
-    rows = [{"input_ids": torch.randint(5, 200, (4, 32)), "attention_mask": torch.ones(4, 32, dtype=torch.long)}]
-    made = AutoRound(loading.open_model(str(source)), tokenizer=processor.tokenizer, processor=processor, scheme=scheme, dataset=rows,
-                     iters=0, disable_opt_rtn=True, seqlen=32, nsamples=4, batch_size=4, device_map="cpu",
-                     enable_torch_compile=False, **options).quantize_and_save(str(out), format=format)[1]
+    rows = [
+        {"input_ids": torch.randint(5, 200, (4, 32)), "attention_mask": torch.ones(4, 32, dtype=torch.long)}
+    ]
+    made = AutoRound(
+        loading.open_model(str(source)),
+        tokenizer=processor.tokenizer,
+        processor=processor,
+        scheme=scheme,
+        dataset=rows,
+        iters=0,
+        disable_opt_rtn=True,
+        seqlen=32,
+        nsamples=4,
+        batch_size=4,
+        device_map="cpu",
+        enable_torch_compile=False,
+        **options,
+    ).quantize_and_save(str(out), format=format)[1]
     return made if isinstance(made, list) else [made]
 
 
@@ -32,15 +48,24 @@ def lines(tensors) -> list[tuple]:
     return sorted((t.name, t.dtype, t.shape) for t in tensors)
 
 
-@pytest.mark.parametrize("scheme, group_size, exports", [("W4A16", 128, tuple(EXPORTS)), ("W2A16", 128, ("auto_round",)),
-                                                         ("W3A16", 64, ("auto_round",)), ("W8A16", 32, ("auto_round",))])
+@pytest.mark.parametrize(
+    "scheme, group_size, exports",
+    [
+        ("W4A16", 128, tuple(EXPORTS)),
+        ("W2A16", 128, ("auto_round",)),
+        ("W3A16", 64, ("auto_round",)),
+        ("W8A16", 32, ("auto_round",)),
+    ],
+)
 def test_prediction_equals_autoround(random_checkpoint, tmp_path, monkeypatch, scheme, group_size, exports):
     monkeypatch.chdir(tmp_path)  # AutoRound leaves a work space in the current folder
     folders = rtn(random_checkpoint, tmp_path, scheme, ",".join(exports), group_size=group_size)
     base = hub.read_headers(str(random_checkpoint))
     assert len(folders) == len(exports)
     for export in exports:
-        written = hub.read_headers(next(f for f in folders if len(folders) == 1 or Path(f).name == EXPORTS[export]))
+        written = hub.read_headers(
+            next(f for f in folders if len(folders) == 1 or Path(f).name == EXPORTS[export])
+        )
         expected = footprint.quantized(base, int(scheme[1]), group_size, export)
         assert lines(written) == lines(expected)
         assert footprint.total(written) == footprint.total(expected)
@@ -54,7 +79,9 @@ def test_published_sizes(size, mebibytes):
 
 def test_configuration_implies_the_stored_tensors(random_checkpoint):
     stored = hub.read_headers(str(random_checkpoint))
-    implied = footprint.from_config(hub.read_config(str(random_checkpoint)) | {"projection_bias": True})  # which no published config tells
+    implied = footprint.from_config(
+        hub.read_config(str(random_checkpoint)) | {"projection_bias": True}
+    )  # which no published config tells
     assert lines(implied) == lines(stored) and "embedding_proj_layer.bias" in {t.name for t in stored}
 
 
@@ -63,7 +90,9 @@ def published_layout(random_checkpoint, tmp_path):
     """The random checkpoint in two shards, with the head that retrieval never uses."""
     folder = tmp_path / "published"
     shutil.copytree(random_checkpoint, folder)
-    tensors = load_file(folder / "model.safetensors") | {"vlm.lm_head.weight": torch.zeros(384, 128, dtype=torch.bfloat16)}
+    tensors = load_file(folder / "model.safetensors") | {
+        "vlm.lm_head.weight": torch.zeros(384, 128, dtype=torch.bfloat16)
+    }
     (folder / "model.safetensors").unlink()
     names = sorted(tensors)
     shards = {f"model-{i + 1:05d}-of-00002.safetensors": names[i::2] for i in range(2)}
@@ -93,12 +122,19 @@ def test_stage_writes_its_files(random_checkpoint, tmp_path):
     exp = base.model_copy(update={"name": "made", "model": config.Model(**fields)})
     found = inspect.inspect(exp)
     assert {p.name for p in exp.results("inspect").iterdir()} == {
-        "architecture.json", "layers.csv", "towers.csv", "predicted.csv", "published.csv"}
+        "architecture.json",
+        "layers.csv",
+        "towers.csv",
+        "predicted.csv",
+        "published.csv",
+    }
     assert found.towers["bytes"].sum() == found.architecture["stored"]["bytes"]
     assert found.predicted.reduction_pct.iloc[0] == 0
 
 
-@pytest.mark.parametrize("damage, message", [("cut", "cut short"), ("header", "cut short"), ("gone", "missing")])
+@pytest.mark.parametrize(
+    "damage, message", [("cut", "cut short"), ("header", "cut short"), ("gone", "missing")]
+)
 def test_damaged_files_are_refused(random_checkpoint, tmp_path, damage, message):
     shutil.copytree(random_checkpoint, tmp_path / "bad")
     file = tmp_path / "bad" / "model.safetensors"
@@ -121,12 +157,23 @@ def test_absent_folder_and_impossible_packing(random_checkpoint):
 
 def test_random_weights_leave_the_residual_stream_in_front():
     """What is added to a stream is small beside it, at any depth; so a rounding error does not grow from layer to layer."""
-    config = SimpleNamespace(text_config=SimpleNamespace(num_hidden_layers=36), vision_config=SimpleNamespace(depth=24))
+    config = SimpleNamespace(
+        text_config=SimpleNamespace(num_hidden_layers=36), vision_config=SimpleNamespace(depth=24)
+    )
     generator = torch.Generator().manual_seed(0)
-    sigmas = {"vlm.model.language_model.embed_tokens.weight": 1.0, "vlm.model.language_model.layers.3.self_attn.q_proj.weight": 0.02,
-              "vlm.model.language_model.layers.3.self_attn.o_proj.weight": 0.02 / 72**0.5, "vlm.model.language_model.layers.3.mlp.down_proj.weight": 0.02 / 72**0.5,
-              "vlm.model.visual.blocks.2.attn.proj.weight": 0.02 / 48**0.5, "vlm.model.visual.blocks.2.mlp.linear_fc2.weight": 0.02 / 48**0.5,
-              "vlm.model.visual.merger.linear_fc2.weight": 0.02}
+    sigmas = {
+        "vlm.model.language_model.embed_tokens.weight": 1.0,
+        "vlm.model.language_model.layers.3.self_attn.q_proj.weight": 0.02,
+        "vlm.model.language_model.layers.3.self_attn.o_proj.weight": 0.02 / 72**0.5,
+        "vlm.model.language_model.layers.3.mlp.down_proj.weight": 0.02 / 72**0.5,
+        "vlm.model.visual.blocks.2.attn.proj.weight": 0.02 / 48**0.5,
+        "vlm.model.visual.blocks.2.mlp.linear_fc2.weight": 0.02 / 48**0.5,
+        "vlm.model.visual.merger.linear_fc2.weight": 0.02,
+    }
     for name, sigma in sigmas.items():
-        assert randomized._random(name, torch.Size([200, 300]), generator, config).float().std().item() == pytest.approx(sigma, rel=0.02), name
-    assert set(randomized._random("a.input_layernorm.weight", torch.Size([9]), generator, config).tolist()) == {1.0}
+        assert randomized._random(
+            name, torch.Size([200, 300]), generator, config
+        ).float().std().item() == pytest.approx(sigma, rel=0.02), name
+    assert set(
+        randomized._random("a.input_layernorm.weight", torch.Size([9]), generator, config).tolist()
+    ) == {1.0}

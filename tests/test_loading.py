@@ -1,4 +1,5 @@
 """Strict loading: the published layout loads, and nothing that is not exactly a ColQwen3 does."""
+
 import json
 import shutil
 import sys
@@ -74,7 +75,13 @@ def test_pages_are_capped_as_published(copy):
     fields["image_processor"]["size"]["longest_edge"] = 16_777_216
     (copy / "processor_config.json").write_text(json.dumps(fields))
     large = Image.new("RGB", (3000, 4000))
-    tokens = {limit: processing.from_pretrained(str(copy), None, limit).pages([large])["mm_token_type_ids"].sum().item() for limit in (None, 2000, 16)}
+    tokens = {
+        limit: processing.from_pretrained(str(copy), None, limit)
+        .pages([large])["mm_token_type_ids"]
+        .sum()
+        .item()
+        for limit in (None, 2000, 16)
+    }
     assert 1200 < tokens[None] <= 1280 and 1900 < tokens[2000] <= 2000 and tokens[16] <= 16
 
 
@@ -85,17 +92,29 @@ def test_width_is_found_under_every_published_name(key):
 
 def test_nested_configuration(random_checkpoint):
     flat = json.loads((random_checkpoint / "config.json").read_text())
-    nested = {"vlm_config": {k: flat[k] for k in ("text_config", "vision_config", "image_token_id")}, "dim": flat["embed_dim"]}
+    nested = {
+        "vlm_config": {k: flat[k] for k in ("text_config", "vision_config", "image_token_id")},
+        "dim": flat["embed_dim"],
+    }
     config = ColQwen3Config(**nested)
-    assert config.text_config.hidden_size == flat["text_config"]["hidden_size"] and config.embed_dim == flat["embed_dim"]
+    assert (
+        config.text_config.hidden_size == flat["text_config"]["hidden_size"]
+        and config.embed_dim == flat["embed_dim"]
+    )
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda t: t.pop("embedding_proj_layer.weight"), "missing: embedding_proj_layer.weight"),
-    (lambda t: t.update({"vlm.model.visual.extra": torch.zeros(1)}), "unexpected: vlm.model.visual.extra"),
-    (lambda t: t.update({"embedding_proj_layer.weight": torch.zeros(3, 3)}), "the projection is 3 x 3"),
-    (lambda t: t.update({"embedding_proj_layer.bias": torch.zeros(3)}), "embedding_proj_layer.bias"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("embedding_proj_layer.weight"), "missing: embedding_proj_layer.weight"),
+        (
+            lambda t: t.update({"vlm.model.visual.extra": torch.zeros(1)}),
+            "unexpected: vlm.model.visual.extra",
+        ),
+        (lambda t: t.update({"embedding_proj_layer.weight": torch.zeros(3, 3)}), "the projection is 3 x 3"),
+        (lambda t: t.update({"embedding_proj_layer.bias": torch.zeros(3)}), "embedding_proj_layer.bias"),
+    ],
+)
 def test_wrong_tensors_are_refused_by_name(copy, change, message):
     rewrite(copy, change)
     with pytest.raises(ColqError, match=message):
@@ -104,16 +123,21 @@ def test_wrong_tensors_are_refused_by_name(copy, change, message):
 
 def test_truncated_weights(copy):
     content = (copy / "model.safetensors").read_bytes()
-    (copy / "model.safetensors").write_bytes(content[:len(content) // 2])
+    (copy / "model.safetensors").write_bytes(content[: len(content) // 2])
     with pytest.raises(ColqError, match="damaged or cut short") as refusal:
         loading.open_model(str(copy))
     assert "make quantize" not in str(refusal.value), "which experiment made it, if any, is not known here"
 
 
 def test_missing_or_damaged_checkpoint_names_the_experiment(copy, tmp_path):
-    fields = {"title": "mine", "model": {"path": str(copy), "size": "random"}, "calibration": {"source": "data/calibration", "sets": []},
-              "variants": [{"scheme": "bf16"}, {"scheme": "w4a16", "method": "rtn"}],
-              "benchmark": {"variants": [], "workloads": []}, "evaluation": {"tasks": []}}
+    fields = {
+        "title": "mine",
+        "model": {"path": str(copy), "size": "random"},
+        "calibration": {"source": "data/calibration", "sets": []},
+        "variants": [{"scheme": "bf16"}, {"scheme": "w4a16", "method": "rtn"}],
+        "benchmark": {"variants": [], "workloads": []},
+        "evaluation": {"tasks": []},
+    }
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(fields))
     experiment = config.load(str(tmp_path / "mine.yaml"), tmp_path)
     folder = experiment.checkpoint("random-w4a16-rtn")
@@ -122,7 +146,10 @@ def test_missing_or_damaged_checkpoint_names_the_experiment(copy, tmp_path):
     shutil.copytree(copy, folder)
     with (folder / "model.safetensors").open("r+b") as weights:
         weights.truncate(1000)
-    with pytest.raises(ColqError, match=rf"model.safetensors is damaged.* Delete {folder.parent} and run `make quantize EXPERIMENT=mine`"):
+    with pytest.raises(
+        ColqError,
+        match=rf"model.safetensors is damaged.* Delete {folder.parent} and run `make quantize EXPERIMENT=mine`",
+    ):
         load.load(experiment, "random-w4a16-rtn")
 
 
@@ -167,7 +194,10 @@ def test_shared_vision_features_give_the_same_bits(random_model, page_images):
 
 def test_queries_do_not_depend_on_their_batch(random_model):
     texts = ["a", "several words of a longer query", "two words"]
-    together, alone = encode.queries(random_model, texts), [encode.queries(random_model, [t])[0] for t in texts]
+    together, alone = (
+        encode.queries(random_model, texts),
+        [encode.queries(random_model, [t])[0] for t in texts],
+    )
     for a, b in zip(together, alone, strict=True):
         assert a.shape == b.shape and torch.cosine_similarity(a.float(), b.float()).min() > 0.999
         assert torch.allclose(a.float().norm(dim=-1), torch.ones(len(a)), atol=1e-2)

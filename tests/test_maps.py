@@ -1,4 +1,5 @@
 """Similarity maps and rows of pages, on pages where it is known what must come out."""
+
 import numpy as np
 import pytest
 import torch
@@ -37,7 +38,9 @@ def test_a_map_is_drawn_over_the_page_with_a_box_around_the_peak(constructed):
     query, page = constructed
     values = (query @ page.T).numpy()
     pixels = np.full((GRID[0] * PATCH, GRID[1] * PATCH), 255, dtype=np.uint8)
-    figure = maps.similarity_maps(pixels, GRID, TOKENS, {"base": values, "quantized": np.roll(values, 1, axis=1)})
+    figure = maps.similarity_maps(
+        pixels, GRID, TOKENS, {"base": values, "quantized": np.roll(values, 1, axis=1)}
+    )
     drawn = {axis.get_title(loc="left"): axis for axis in figure.axes if axis.get_title(loc="left")}
     assert len(drawn) == 2 * 3, "two variants, the whole query and its two tokens"
     for variant, corner in (("base", (4, 1)), ("quantized", (0, 2))):
@@ -46,7 +49,9 @@ def test_a_map_is_drawn_over_the_page_with_a_box_around_the_peak(constructed):
         assert (box.get_x(), box.get_y()) == pytest.approx((corner[0] * PATCH, corner[1] * PATCH))
         page_image, glow = axis.images
         assert page_image.get_array().shape == pixels.shape and glow.get_array().shape == GRID
-        assert tuple(glow.get_extent()) == (0, GRID[1] * PATCH, GRID[0] * PATCH, 0), "the map covers the page exactly"
+        assert tuple(glow.get_extent()) == (0, GRID[1] * PATCH, GRID[0] * PATCH, 0), (
+            "the map covers the page exactly"
+        )
     norms = {(axis.images[1].norm.vmin, axis.images[1].norm.vmax) for axis in drawn.values()}
     assert len(norms) == 1, "one scale, or base and quantized could not be compared"
 
@@ -67,7 +72,12 @@ def test_another_shape_is_refused(constructed, tokens, grid):
 
 def test_pages_that_answer_say_so_in_words_too():
     pixels = np.zeros((6, 10), dtype=np.uint8)
-    figure = maps.pages_in_rows({"base": [maps.Shown(pixels, "rank 1", True), maps.Shown(pixels, "rank 2")], "short row": [maps.Shown(pixels, "rank 1")]})
+    figure = maps.pages_in_rows(
+        {
+            "base": [maps.Shown(pixels, "rank 1", True), maps.Shown(pixels, "rank 2")],
+            "short row": [maps.Shown(pixels, "rank 1")],
+        }
+    )
     titles = [title for axis in figure.axes if (title := axis.get_title(loc="left"))]
     assert titles == ["rank 1 · answers it", "rank 2", "rank 1"]
     assert maps.pages_in_rows({}) is None

@@ -1,4 +1,5 @@
 """MaxSim by hand, padding, and the store that pages are read from."""
+
 import json
 
 import pytest
@@ -53,7 +54,9 @@ def test_a_store_has_many_readers_and_one_writer(tmp_path):
     index = tmp_path / "index.jsonl"
     before = index.stat()
     second = VectorStore(tmp_path, 2, torch.float32)
-    assert (index.stat().st_ino, index.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns), "opening what is whole writes nothing"
+    assert (index.stat().st_ino, index.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns), (
+        "opening what is whole writes nothing"
+    )
     first.extend(["b"], [torch.zeros(1, 2)])
     assert "b" not in second
     with second.alone():

@@ -82,7 +82,9 @@ def test_keywords_are_on_the_relevant_pages_and_on_no_other(benchmark):
     queries = benchmark.queries[benchmark.queries.task.isin(["Keywords", "Shuffled"])]
     for row in queries.itertuples():
         asked = set(lexical.tokens(row.text))
-        assert {page_id for page_id, held in words.items() if asked <= held} == set(row.relevant), row.query_id
+        assert {page_id for page_id, held in words.items() if asked <= held} == set(row.relevant), (
+            row.query_id
+        )
 
 
 def test_pages_are_regions_of_one_size_in_grey(benchmark):
@@ -114,10 +116,20 @@ def test_a_scan_looks_as_recorded(benchmark):
 def test_a_title_and_its_translations_are_one_source(benchmark):
     source = minividore.sources(benchmark)
     assert set(source) == set(benchmark.queries.query_id)
-    asked = benchmark.queries[benchmark.queries.text.isin(["Einen Kernel installieren", "Install a Kernel", "Installer un noyau"])]
-    assert set(asked.lang) == {"de", "en", "fr"} and {"Headings", "ScannedHeadings", "Crosslingual"} <= set(asked.task)
+    asked = benchmark.queries[
+        benchmark.queries.text.isin(["Einen Kernel installieren", "Install a Kernel", "Installer un noyau"])
+    ]
+    assert set(asked.lang) == {"de", "en", "fr"} and {"Headings", "ScannedHeadings", "Crosslingual"} <= set(
+        asked.task
+    )
     assert asked.query_id.map(source).nunique() == 1
-    for task in ("Phrases", "Keywords", "Misspelt", "Shuffled", "Science"):  # words of single pages, drawn for each language alone
+    for task in (
+        "Phrases",
+        "Keywords",
+        "Misspelt",
+        "Shuffled",
+        "Science",
+    ):  # words of single pages, drawn for each language alone
         mine = benchmark.queries[benchmark.queries.task == task].query_id
         assert mine.map(source).nunique() == len(mine)
 
@@ -140,7 +152,9 @@ def test_bm25_ranks_a_rare_shared_word_first():
     scores = lexical.bm25({"a": "the cat sat", "b": "the dog sat", "c": "the the the"}, {"q": "the cat"})["q"]
     assert max(scores, key=scores.get) == "a" and set(scores) == {"a", "b", "c"}
     # idf of a word in 1 of 3 pages is log(1 + 2.5 / 1.5); page length is the mean, so tf = 1
-    assert lexical.bm25({"a": "x y", "b": "y z", "c": "y w"}, {"q": "x"})["q"]["a"] == pytest.approx(np.log(1 + 2.5 / 1.5))
+    assert lexical.bm25({"a": "x y", "b": "y z", "c": "y w"}, {"q": "x"})["q"]["a"] == pytest.approx(
+        np.log(1 + 2.5 / 1.5)
+    )
 
 
 def test_the_calibration_corpus_shares_no_eight_words_with_the_benchmark(benchmark):
@@ -157,5 +171,8 @@ def test_overlap_counts_shared_sequences():
 
 
 def test_reserved_documents_are_in_neither(benchmark):
-    names = [*benchmark.pages.document.unique(), *pd.read_parquet(CALIBRATION, columns=["document"]).document.unique()]
+    names = [
+        *benchmark.pages.document.unique(),
+        *pd.read_parquet(CALIBRATION, columns=["document"]).document.unique(),
+    ]
     assert not [name for name in names if "debian-history" in name or "eyesj" in name]

@@ -1,4 +1,5 @@
 """The notebooks: their contract, all six run headlessly at smoke size, and what the driver does about mistakes."""
+
 import dataclasses
 import json
 import re
@@ -11,7 +12,10 @@ import pytest
 from colq_utils import run
 from colq_utils.base import cache, config
 
-NOTEBOOKS = [*sorted((config.ROOT / "notebooks").glob("*.ipynb")), *sorted((config.ROOT / "studies").rglob("*.ipynb"))]
+NOTEBOOKS = [
+    *sorted((config.ROOT / "notebooks").glob("*.ipynb")),
+    *sorted((config.ROOT / "studies").rglob("*.ipynb")),
+]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -55,11 +59,14 @@ def test_recorded_values(outcome):
     assert calibrate["tokens"][0] == 8 * 64 and calibrate["shared_8grams"] == 0
     assert "tiny-w4a16-rtn" in quantize["accepted"] and not quantize["rejected"]
     assert evaluate["tasks"] == 2 and evaluate["queries"] > 400
-    assert "ended early" not in (experiment.results("notebooks") / "05_evaluate.ipynb").read_text(), "variants are evaluated side by side"
+    assert "ended early" not in (experiment.results("notebooks") / "05_evaluate.ipynb").read_text(), (
+        "variants are evaluated side by side"
+    )
 
 
 def test_the_embedded_model_reads(outcome):
     import pandas as pd
+
     experiment, _ = outcome
     scores = pd.read_csv(experiment.results("evaluate") / "scores.csv")
     scores = scores[scores["task"] == "MiniVidoreReading"].set_index(["variant", "lang"])["ndcg_at_5"]
@@ -73,7 +80,9 @@ def test_reports_and_figures_are_there(outcome):
     assert {"quantization_analysis.md", "comparison_english.md", "benchmark.md"} <= reports
     for report in experiment.results("reports").glob("*.md"):
         for link in re.findall(r"!\[[^]]*\]\(([^)]+)\)", report.read_text()):
-            assert (report.parent / link).resolve().exists(), f"{report.name} links a picture that is not there: {link}"
+            assert (report.parent / link).resolve().exists(), (
+                f"{report.name} links a picture that is not there: {link}"
+            )
 
 
 def test_executed_notebooks_show_their_figures_and_no_local_path(outcome):
@@ -96,7 +105,10 @@ def test_only_what_depends_on_a_change_is_stale(outcome, monkeypatch):
     experiment, _ = outcome
     before = {stage: run.fingerprint(run.step(experiment, stage), {}) for stage in config.STAGES}
     section = experiment.evaluation.model_copy(update={"margin": 0.01})
-    after = {stage: run.fingerprint(run.step(experiment.model_copy(update={"evaluation": section}), stage), {}) for stage in config.STAGES}
+    after = {
+        stage: run.fingerprint(run.step(experiment.model_copy(update={"evaluation": section}), stage), {})
+        for stage in config.STAGES
+    }
     assert [s for s in config.STAGES if before[s] != after[s]] == ["evaluate", "report"]
 
 
@@ -110,7 +122,9 @@ def test_editing_a_gpu_kernel_leaves_every_cpu_stage_fresh(outcome):
         patch.setattr(cache, "digest", lambda *parts: digest(*parts) + ("edited" if "fast" in parts else ""))
         assert {stage: cache.code(experiment, stage) for stage in config.STAGES} == here
         assert [s for s in config.STAGES if cache.code(on_gpu, s) != here[s]] == list(config.STAGES[:-1])
-        patch.setattr(cache, "digest", lambda *parts: digest(*parts) + ("edited" if "report" in parts else ""))
+        patch.setattr(
+            cache, "digest", lambda *parts: digest(*parts) + ("edited" if "report" in parts else "")
+        )
         assert [s for s in config.STAGES if cache.code(experiment, s) != here[s]] == ["report"]
 
 
@@ -127,11 +141,16 @@ def test_what_a_stage_imports_lies_in_the_folders_it_is_keyed_by(stage):
         if path in seen:
             continue
         seen.add(path)
-        assert any(path == place or place in path.parents for place in allowed), f"{stage} reaches {path.relative_to(package)}"
+        assert any(path == place or place in path.parents for place in allowed), (
+            f"{stage} reaches {path.relative_to(package)}"
+        )
         for name in re.findall(r"from colq_utils\.([\w.]+) import ([^\n]+)", path.read_text()):
             base = package.joinpath(*name[0].split("."))
-            todo += [base.with_suffix(".py")] if base.with_suffix(".py").exists() else [
-                f for word in re.findall(r"\w+", name[1]) if (f := base / f"{word}.py").exists()]
+            todo += (
+                [base.with_suffix(".py")]
+                if base.with_suffix(".py").exists()
+                else [f for word in re.findall(r"\w+", name[1]) if (f := base / f"{word}.py").exists()]
+            )
     assert len(seen) > 5
 
 
@@ -139,12 +158,16 @@ def test_a_rejected_variant_is_in_the_exit_code(tmp_path, monkeypatch, capsys):
     """Everything ran, nothing failed: the exit of `make report` still says that a checkpoint is not to be used."""
     from colq_utils.__main__ import main
     from colq_utils.base import files
+
     monkeypatch.setattr(run, "run", lambda *a, **k: [])
     assert main(["run", "smoke", "--output", str(tmp_path)]) == 0
     path = config.load("smoke", tmp_path).results("quantize") / "recorded.json"
     files.write_json(path, {"rejected": ["tiny-w4a16-rtn"]})
     assert main(["run", "smoke", "--output", str(tmp_path)]) == 1
-    assert "03_quantize rejected tiny-w4a16-rtn: results/smoke/quantize/variants.csv says why" in capsys.readouterr().err
+    assert (
+        "03_quantize rejected tiny-w4a16-rtn: results/smoke/quantize/variants.csv says why"
+        in capsys.readouterr().err
+    )
     files.write_json(path, {"rejected": []})
     assert main(["run", "smoke", "--output", str(tmp_path)]) == 0
 
@@ -164,13 +187,16 @@ def test_a_figure_that_is_gone_is_drawn_again(outcome):
     figure = experiment.figures / "headline.png"
     content = figure.read_bytes()
     figure.unlink()
-    assert not run.is_fresh(experiment, run.step(experiment, "report"), {}) and run.is_fresh(experiment, run.step(experiment, "evaluate"), {})
+    assert not run.is_fresh(experiment, run.step(experiment, "report"), {}) and run.is_fresh(
+        experiment, run.step(experiment, "evaluate"), {}
+    )
     figure.write_bytes(content)
     assert run.is_fresh(experiment, run.step(experiment, "report"), {})
 
 
 def test_render(outcome):
     from colq_utils.render import render
+
     experiment, _ = outcome
     pages = render(experiment.output, experiment.name)
     index = pages[-1].read_text()
@@ -182,6 +208,7 @@ def test_render(outcome):
 def test_readme_shows_the_committed_results():
     from colq_utils.report import analysis, results
     from colq_utils.report import build as report
+
     tiny = config.load("tiny")
     if not (tiny.output / "results" / "tiny" / "evaluate" / "scores.csv").exists():
         pytest.skip("the results of the tiny experiment are not there")
@@ -191,16 +218,24 @@ def test_readme_shows_the_committed_results():
 
 def command(*arguments):
     """The command line as a user has it."""
-    return subprocess.run([sys.executable, "-m", "colq_utils", *arguments], cwd=config.ROOT, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "colq_utils", *arguments], cwd=config.ROOT, capture_output=True, text=True
+    )
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["run", "nonesuch"], "no experiment 'nonesuch'; there are:"),
-    (["run", "smoke", "--stage", "train"], "no stage 'train'; the stages of smoke are: inspect"),
-    (["run", "smoke", "--stage", "inspect", "-p", "colour=blue"], "has no parameter 'colour'; it has: experiment, output"),
-    (["run", "smoke", "--stage", "evaluate"], "make quantize EXPERIMENT=smoke"),
-    (["run", "smoke", "--stage", "report"], "make evaluate EXPERIMENT=smoke"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "nonesuch"], "no experiment 'nonesuch'; there are:"),
+        (["run", "smoke", "--stage", "train"], "no stage 'train'; the stages of smoke are: inspect"),
+        (
+            ["run", "smoke", "--stage", "inspect", "-p", "colour=blue"],
+            "has no parameter 'colour'; it has: experiment, output",
+        ),
+        (["run", "smoke", "--stage", "evaluate"], "make quantize EXPERIMENT=smoke"),
+        (["run", "smoke", "--stage", "report"], "make evaluate EXPERIMENT=smoke"),
+    ],
+)
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, message):
     extra = ["--output", str(tmp_path)] if arguments[1] == "smoke" else []
     done = command(*arguments, *extra)
@@ -210,12 +245,18 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, message):
 
 def test_a_failing_cell_names_itself_and_the_partial_notebook(tmp_path, monkeypatch):
     experiment = config.load("smoke", tmp_path)
-    broken = nbformat.v4.new_notebook(cells=[
-        nbformat.v4.new_code_cell('experiment = "tiny"\noutput = ""', metadata={"tags": ["parameters"]}),
-        nbformat.v4.new_code_cell("1 / 0")], metadata={"language_info": {"name": "python"}})
+    broken = nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_code_cell('experiment = "tiny"\noutput = ""', metadata={"tags": ["parameters"]}),
+            nbformat.v4.new_code_cell("1 / 0"),
+        ],
+        metadata={"language_info": {"name": "python"}},
+    )
     (tmp_path / "notebooks").mkdir()
     nbformat.write(broken, tmp_path / "notebooks" / config.NOTEBOOKS["inspect"])
-    step = dataclasses.replace(run.step(experiment, "inspect"), notebook=tmp_path / "notebooks" / config.NOTEBOOKS["inspect"])
+    step = dataclasses.replace(
+        run.step(experiment, "inspect"), notebook=tmp_path / "notebooks" / config.NOTEBOOKS["inspect"]
+    )
     with pytest.raises(run.StageFailed, match="ZeroDivisionError") as failure:
         run.execute(experiment, step, "smoke", {})
     assert "1 / 0" in str(failure.value) and str(experiment.build("executed")) in str(failure.value)

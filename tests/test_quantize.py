@@ -1,4 +1,5 @@
 """Calibration and quantization on a random model: packing, every export's round trip, resuming."""
+
 import json
 import shutil
 from pathlib import Path
@@ -18,25 +19,56 @@ from colq_utils.fast import load
 from colq_utils.model import checkpoints, kernels, loading, packing
 from colq_utils.stages import calibrate, quantize
 
-WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu"]
+WORDS = [
+    "alpha",
+    "beta",
+    "gamma",
+    "delta",
+    "epsilon",
+    "zeta",
+    "eta",
+    "theta",
+    "iota",
+    "kappa",
+    "lambda",
+    "mu",
+]
 
 
 @pytest.fixture(scope="module")
 def experiment(random_checkpoint, tmp_path_factory):
     """Two quantized variants of the random model on a corpus of made-up text."""
     folder = tmp_path_factory.mktemp("quantize")
-    rows = [{"document": f"d{i}", "lang": ("en", "fr")[i % 2], "text": " ".join(WORDS[(i * j) % 12] for j in range(1, 300))} for i in range(60)]
+    rows = [
+        {
+            "document": f"d{i}",
+            "lang": ("en", "fr")[i % 2],
+            "text": " ".join(WORDS[(i * j) % 12] for j in range(1, 300)),
+        }
+        for i in range(60)
+    ]
     (folder / "corpus").mkdir()
     pd.DataFrame(rows).to_parquet(folder / "corpus" / "text.parquet")
     fields = {
-        "title": "random", "model": {"path": str(random_checkpoint), "size": "random"},
-        "calibration": {"source": str(folder / "corpus"), "sets": [
-            {"id": "s32", "seqlen": 32, "blocks": 16, "batch_rows": 4}, {"id": "s64", "seqlen": 64, "blocks": 8, "batch_rows": 2},
-            {"id": "pages", "kind": "pages", "blocks": 2, "batch_rows": 2}]},
-        "variants": [{"scheme": "bf16"}, {"scheme": "w4a16", "method": "rtn", "exports": ["auto_round", "auto_awq", "auto_gptq"]},
-                     {"scheme": "w4a16", "method": "autoround", "calibration": "s32", "iters": 2},
-                     {"scheme": "w4a16", "method": "autoround", "calibration": "pages", "iters": 2}],
-        "benchmark": {"variants": [], "workloads": []}, "evaluation": {"tasks": []}}
+        "title": "random",
+        "model": {"path": str(random_checkpoint), "size": "random"},
+        "calibration": {
+            "source": str(folder / "corpus"),
+            "sets": [
+                {"id": "s32", "seqlen": 32, "blocks": 16, "batch_rows": 4},
+                {"id": "s64", "seqlen": 64, "blocks": 8, "batch_rows": 2},
+                {"id": "pages", "kind": "pages", "blocks": 2, "batch_rows": 2},
+            ],
+        },
+        "variants": [
+            {"scheme": "bf16"},
+            {"scheme": "w4a16", "method": "rtn", "exports": ["auto_round", "auto_awq", "auto_gptq"]},
+            {"scheme": "w4a16", "method": "autoround", "calibration": "s32", "iters": 2},
+            {"scheme": "w4a16", "method": "autoround", "calibration": "pages", "iters": 2},
+        ],
+        "benchmark": {"variants": [], "workloads": []},
+        "evaluation": {"tasks": []},
+    }
     (folder / "random.yaml").write_text(yaml.safe_dump(fields))
     made = config.load(str(folder / "random.yaml"), folder / "out")
     calibrate.build(made)
@@ -57,17 +89,26 @@ def test_a_page_set_holds_pages_alone(experiment):
 
 def test_nothing_to_calibrate_is_an_empty_table(experiment, tmp_path):
     """What the notebook and the driver do with the result of a study that tunes nothing."""
-    without = experiment.model_copy(update={"output": tmp_path, "calibration": experiment.calibration.model_copy(update={"sets": ()})})
+    without = experiment.model_copy(
+        update={"output": tmp_path, "calibration": experiment.calibration.model_copy(update={"sets": ()})}
+    )
     table = calibrate.build(without)
     assert list(table) == list(calibrate.build(experiment.model_copy(update={"output": tmp_path / "full"})))
     assert table["tokens"].tolist() == table["fingerprint"].tolist() == []
-    read = pd.read_csv(files.write_table(tmp_path / "sets.csv", table.assign(overlap_8grams=0, padding_pct=0.0)))
+    read = pd.read_csv(
+        files.write_table(tmp_path / "sets.csv", table.assign(overlap_8grams=0, padding_pct=0.0))
+    )
     assert read.empty and "padding_pct" in read
     assert files.sha256(*run.step(without, "calibrate").outputs[-1:])
 
 
 def test_corpus_too_short(experiment):
-    tokens = calibration.stream(calibration.corpus(experiment).head(2), loading.processing.from_pretrained(experiment.model_path).tokenizer, 8, 0)
+    tokens = calibration.stream(
+        calibration.corpus(experiment).head(2),
+        loading.processing.from_pretrained(experiment.model_path).tokenizer,
+        8,
+        0,
+    )
     with pytest.raises(ColqError, match="needs 1,000,000 tokens"):
         calibration.pack(tokens, config.CalibrationSet(id="big", seqlen=1000, blocks=1000, batch_rows=1))
 
@@ -87,8 +128,12 @@ def test_every_export_agrees_with_the_base_on_text_and_page(experiment, manifest
     assert len(table) == 5 and table[["loads", "runs", "finite"]].all().all()
     rtn = table[table["method"] == "rtn"].set_index("export")
     assert (rtn[["cosine_query_mean", "cosine_page_mean"]] > 0.9).all().all()
-    assert (rtn[["cosine_query_mean", "cosine_page_mean"]].nunique() == 1).all(), "three packings of the same numbers"
-    assert (table["opened_by"] == "ark").all() and (table["opened_cosine"] > 0.999).all(), "AutoRound's loader agrees on a packed kernel"
+    assert (rtn[["cosine_query_mean", "cosine_page_mean"]].nunique() == 1).all(), (
+        "three packings of the same numbers"
+    )
+    assert (table["opened_by"] == "ark").all() and (table["opened_cosine"] > 0.999).all(), (
+        "AutoRound's loader agrees on a packed kernel"
+    )
     assert (table["tensor_bytes"] < table["base_bytes"]).all() and (table["fallback"] == "").all()
 
 
@@ -97,10 +142,21 @@ def test_what_is_not_quantized_is_the_bases_byte_for_byte(experiment, manifests)
     for variant, spec in experiment.quantized.items():
         for export in spec.exports:
             folder = experiment.checkpoint(variant, export)
-            stored = {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
-            kept = {name: tensor for name, tensor in base.items() if names.QUANTIZABLE.match(name) is None or tensor.dim() < 2}
+            stored = {
+                name: tensor
+                for path in folder.glob("*.safetensors")
+                for name, tensor in load_file(path).items()
+            }
+            kept = {
+                name: tensor
+                for name, tensor in base.items()
+                if names.QUANTIZABLE.match(name) is None or tensor.dim() < 2
+            }
             assert "embedding_proj_layer.bias" in kept
-            assert all(stored[name].dtype == tensor.dtype and torch.equal(stored[name], tensor) for name, tensor in kept.items())
+            assert all(
+                stored[name].dtype == tensor.dtype and torch.equal(stored[name], tensor)
+                for name, tensor in kept.items()
+            )
             assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
 
 
@@ -121,7 +177,14 @@ def test_an_export_tells_the_bias_that_is_stored(random_checkpoint, tmp_path, sa
     exported = packing.export_config(folder, {})
     assert exported["projection_bias"] is True and exported["embedding_dim"] == 32
     assert not {"embed_dim", "dims", "dim", "projection_dim", "colbert_dim"} & set(exported)
-    save_file({n: t for n, t in load_file(folder / "model.safetensors").items() if n != "embedding_proj_layer.bias"}, folder / "model.safetensors")
+    save_file(
+        {
+            n: t
+            for n, t in load_file(folder / "model.safetensors").items()
+            if n != "embedding_proj_layer.bias"
+        },
+        folder / "model.safetensors",
+    )
     assert packing.export_config(folder, {})["projection_bias"] is False
 
 
@@ -133,6 +196,7 @@ def test_a_kernel_that_gives_no_numbers_is_no_agreement(experiment, manifests, p
         if "checkpoints" in path:  # as a kernel of the loader computes it
             model.embedding_proj_layer.weight.data.fill_(float("nan"))
         return model
+
     monkeypatch.setattr(quantize.loading, "open_model", spoilt)
     table = quantize.accept(experiment, ["alpha beta"], page_images[:1])
     assert table["opened_cosine"].isna().all() and not table["accepted"].any()
@@ -142,14 +206,21 @@ def test_another_size_than_predicted_ends_the_stage(experiment, tmp_path, monkey
     """As AutoRound leaves it on a CPU: what was not quantized is stored in the precision of tuning."""
     monkeypatch.setattr(quantize, "_original", lambda name, tensor, stored: tensor)
     elsewhere = experiment.model_copy(update={"output": tmp_path})
-    with pytest.raises(ColqError, match=r"random-w4a16-rtn, auto_round: .*embedding_proj_layer.bias is stored as F32 \(32,\) where BF16 \(32,\) was predicted"):
+    with pytest.raises(
+        ColqError,
+        match=r"random-w4a16-rtn, auto_round: .*embedding_proj_layer.bias is stored as F32 \(32,\) where BF16 \(32,\) was predicted",
+    ):
         quantize.run(elsewhere, "random-w4a16-rtn")
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_a_tensor_that_should_have_been_left_alone(experiment, tmp_path, monkeypatch):
     load = quantize.load_file
-    monkeypatch.setattr(quantize, "load_file", lambda path: {n: t + 1 if n == "embedding_proj_layer.bias" else t for n, t in load(path).items()})
+    monkeypatch.setattr(
+        quantize,
+        "load_file",
+        lambda path: {n: t + 1 if n == "embedding_proj_layer.bias" else t for n, t in load(path).items()},
+    )
     with pytest.raises(ColqError, match=r"AutoRound changed embedding_proj_layer\.bias"):
         quantize.run(experiment.model_copy(update={"output": tmp_path}), "random-w4a16-rtn")
 
@@ -161,6 +232,7 @@ def test_without_ark_the_torch_kernel_is_named(experiment, manifests, page_image
         if backend == "ark":
             raise ColqError("no ark here")
         require(backend)
+
     monkeypatch.setattr(kernels, "require", lacking)
     table = quantize.accept(experiment, ["alpha beta"], page_images[:1]).set_index(["variant", "export"])
     assert table.loc[("random-w4a16-rtn", "auto_round"), "opened_by"] == "torch"
@@ -175,7 +247,10 @@ def test_every_width_is_read_as_autorounds_own_layer_reads_it(experiment, tmp_pa
     wide.__dict__.pop("by_id", None)
     name = spec.name("random")
     quantize.run(wide, name)
-    ours, theirs = (loading.open_model(str(wide.checkpoint(name)), backend="torch"), load.load(wide, name).model)
+    ours, theirs = (
+        loading.open_model(str(wide.checkpoint(name)), backend="torch"),
+        load.load(wide, name).model,
+    )
     layer = "vlm.model.language_model.layers.1.mlp.down_proj"
     x = torch.randn(5, theirs.get_submodule(layer).in_features)
     assert torch.allclose(ours.get_submodule(layer)(x), theirs.get_submodule(layer)(x), atol=1e-4)
@@ -184,7 +259,11 @@ def test_every_width_is_read_as_autorounds_own_layer_reads_it(experiment, tmp_pa
 def test_reordered_columns_are_refused(experiment, manifests, tmp_path):
     folder = shutil.copytree(experiment.checkpoint("random-w4a16-rtn", "auto_gptq"), tmp_path / "copy")
     for path in folder.glob("*.safetensors"):
-        save_file({n: t.flip(0) if n.endswith("down_proj.g_idx") else t for n, t in load_file(path).items()}, path, metadata={"format": "pt"})
+        save_file(
+            {n: t.flip(0) if n.endswith("down_proj.g_idx") else t for n, t in load_file(path).items()},
+            path,
+            metadata={"format": "pt"},
+        )
     with pytest.raises(ColqError, match="reorders the columns"):
         loading.open_packed(str(folder), torch.float32, experiment.runtime)
 
@@ -202,10 +281,13 @@ def test_an_interrupted_variant_leaves_nothing(experiment, tmp_path, monkeypatch
         (target / "auto_round").mkdir()
         (target / "auto_round" / "model.safetensors").write_bytes(b"half")
         raise KeyboardInterrupt
+
     monkeypatch.setattr(quantize, "_autoround", killed)
     with pytest.raises(KeyboardInterrupt):
         quantize.run(elsewhere, "random-w4a16-rtn")
-    assert not elsewhere.checkpoint("random-w4a16-rtn").exists() and not list((tmp_path / "build").rglob("*.safetensors"))
+    assert not elsewhere.checkpoint("random-w4a16-rtn").exists() and not list(
+        (tmp_path / "build").rglob("*.safetensors")
+    )
 
 
 def test_fallbacks_are_named(experiment, tmp_path, monkeypatch):
@@ -216,11 +298,17 @@ def test_fallbacks_are_named(experiment, tmp_path, monkeypatch):
         if spec.group_size != 32:
             raise RuntimeError("no")
         shutil.copytree(experiment.model_path, target / "auto_round")
+
     monkeypatch.setattr(quantize, "_autoround", failing)
-    monkeypatch.setattr(quantize, "_require_predicted", lambda *a: None)  # what stands in for a checkpoint is none
+    monkeypatch.setattr(
+        quantize, "_require_predicted", lambda *a: None
+    )  # what stands in for a checkpoint is none
     manifest = quantize.run(experiment.model_copy(update={"output": tmp_path}), "random-w4a16-rtn")
     assert tried == [("rtn", 128), ("rtn", 32)]
-    assert "rtn group 128 failed: RuntimeError: no" in manifest["fallback"] and manifest["used"]["group_size"] == 32
+    assert (
+        "rtn group 128 failed: RuntimeError: no" in manifest["fallback"]
+        and manifest["used"]["group_size"] == 32
+    )
 
 
 def test_a_failure_after_writing_is_not_in_the_way_of_the_fallback(experiment, tmp_path, monkeypatch):
@@ -232,12 +320,21 @@ def test_a_failure_after_writing_is_not_in_the_way_of_the_fallback(experiment, t
         if len(seen) == 2:
             raise RuntimeError("late")
         settle(folder, export, *rest)
+
     monkeypatch.setattr(quantize, "_settle", failing)
     elsewhere = experiment.model_copy(update={"output": tmp_path})
     manifest = quantize.run(elsewhere, "random-w4a16-rtn")
-    assert manifest["fallback"] == "rtn group 128 failed: RuntimeError: late" and manifest["used"]["group_size"] == 32
+    assert (
+        manifest["fallback"] == "rtn group 128 failed: RuntimeError: late"
+        and manifest["used"]["group_size"] == 32
+    )
     folder = elsewhere.build("checkpoints", "random-w4a16-rtn")
-    assert sorted(p.name for p in folder.iterdir()) == ["auto_awq", "auto_gptq", "auto_round", "manifest.json"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "auto_awq",
+        "auto_gptq",
+        "auto_round",
+        "manifest.json",
+    ]
     assert not any(checkpoints.damage(folder / export) for export in manifest["exports"])
 
 
@@ -256,25 +353,42 @@ def test_a_damaged_variant_is_made_again(experiment, manifests, tmp_path, caplog
     with pytest.raises(ColqError, match="make quantize EXPERIMENT=random"):
         load.load(elsewhere, name, export)
     assert quantize.run(elsewhere, name)["revision"] == manifests[name]["revision"]
-    assert [r.getMessage() for r in caplog.records if r.name == quantize.__name__] == [f"{name}: {export} damaged or incomplete, making the variant again"]
+    assert [r.getMessage() for r in caplog.records if r.name == quantize.__name__] == [
+        f"{name}: {export} damaged or incomplete, making the variant again"
+    ]
     load.load(elsewhere, name, export)
 
 
 def test_a_fingerprint_is_of_what_decides_the_weights(experiment):
     text, pages = (experiment.by_id[f"random-w4a16-autoround-{s}"] for s in ("s32", "pages"))
     before = quantize._fingerprint(experiment, text)
-    for options in ({"backend": "torch"}, {"encode": "fast"}, {"embedding": "int8"}, {"vision": "fp8"}, {"tag": "other"}):
+    for options in (
+        {"backend": "torch"},
+        {"encode": "fast"},
+        {"embedding": "int8"},
+        {"vision": "fp8"},
+        {"tag": "other"},
+    ):
         assert quantize._fingerprint(experiment, text.model_copy(update=options)) == before, options
-    for options in ({"iters": 3}, {"group_size": 32}, {"sym": False}, {"exports": ("auto_round", "auto_gptq")}):
+    for options in (
+        {"iters": 3},
+        {"group_size": 32},
+        {"sym": False},
+        {"exports": ("auto_round", "auto_gptq")},
+    ):
         assert quantize._fingerprint(experiment, text.model_copy(update=options)) != before, options
-    smaller = experiment.model_copy(update={"model": experiment.model.model_copy(update={"max_visual_tokens": 16})})
+    smaller = experiment.model_copy(
+        update={"model": experiment.model.model_copy(update={"max_visual_tokens": 16})}
+    )
     assert quantize._fingerprint(smaller, text) == before, "text has no pixel budget"
     assert quantize._fingerprint(smaller, pages) != quantize._fingerprint(experiment, pages)
 
 
 def test_a_manifest_that_is_missing_names_the_experiment(experiment, tmp_path):
     with pytest.raises(ColqError, match="make quantize EXPERIMENT=random"):
-        quantize.compare(experiment.model_copy(update={"output": tmp_path}), "random-w4a16-rtn", "auto_round", [], [], {})
+        quantize.compare(
+            experiment.model_copy(update={"output": tmp_path}), "random-w4a16-rtn", "auto_round", [], [], {}
+        )
 
 
 def test_a_tensor_lost_on_the_way_is_noticed(experiment, manifests, tmp_path):
@@ -291,12 +405,19 @@ def test_the_unused_head_is_left_out(experiment, manifests, tmp_path):
     """AutoRound copies the published checkpoints' lm_head over; retrieval never reads it."""
     folder = shutil.copytree(experiment.checkpoint("random-w4a16-rtn"), tmp_path / "copy")
     before = checkpoints.tensor_bytes(folder)
-    index = {"weight_map": {name: path.name for path in folder.glob("*.safetensors") for name in quantize._names(path)}}
+    index = {
+        "weight_map": {
+            name: path.name for path in folder.glob("*.safetensors") for name in quantize._names(path)
+        }
+    }
     save_file({"vlm.lm_head.weight": torch.zeros(384, 128)}, folder / "model_extra.safetensors")
     index["weight_map"]["vlm.lm_head.weight"] = "model_extra.safetensors"
     files.write_json(folder / "model.safetensors.index.json", index)
     quantize._restore(folder, Path(experiment.model_path))
-    assert checkpoints.tensor_bytes(folder) == before and "lm_head" not in (folder / "model.safetensors.index.json").read_text()
+    assert (
+        checkpoints.tensor_bytes(folder) == before
+        and "lm_head" not in (folder / "model.safetensors.index.json").read_text()
+    )
     loading.open_model(str(folder), backend="ark")
 
 
@@ -314,6 +435,8 @@ def test_full_disk_is_one_message(tmp_path):
     with pytest.raises(ColqError, match="the disk is full"), files.atomic(tmp_path / "x.json"):
         raise OSError(28, "No space left on device")
     with pytest.raises(ColqError, match="the disk is full"), files.atomic(tmp_path / "x.safetensors"):
-        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")  # as safetensors says it
+        raise RuntimeError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        )  # as safetensors says it
     assert not list(tmp_path.iterdir())
     assert not list(tmp_path.iterdir())

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-pytest.importorskip("pypdfium2", reason="only the study that built the benchmark needs it: pip install .[studies]")
+pytest.importorskip(
+    "pypdfium2", reason="only the study that built the benchmark needs it: pip install .[studies]"
+)
 
 from studies.embedded import documents, regions
 
@@ -37,7 +39,9 @@ def test_headers_and_footers_are_stripped_and_the_body_is_not(pdf):
 def test_regions_have_one_size_and_hold_every_word_once(pdf):
     page = regions.render(pdf, 2)
     parts = regions.cut(page)
-    assert all(part.image.shape == (regions.HEIGHT, regions.WIDTH) and part.image.dtype == np.uint8 for part in parts)
+    assert all(
+        part.image.shape == (regions.HEIGHT, regions.WIDTH) and part.image.dtype == np.uint8 for part in parts
+    )
     assert [word.text for part in parts for word in part.words] == [word.text for word in page.words]
 
 
@@ -63,7 +67,13 @@ def test_a_page_that_is_not_there_is_refused(pdf):
 
 
 def test_a_missing_package_and_a_wrong_checksum_are_named(tmp_path):
-    entry = {"name": "en__none", "lang": "en", "deb": "no-such-package-of-ours 1", "path_in_deb": "/none.pdf", "license": "none"}
+    entry = {
+        "name": "en__none",
+        "lang": "en",
+        "deb": "no-such-package-of-ours 1",
+        "path_in_deb": "/none.pdf",
+        "license": "none",
+    }
     with pytest.raises(documents.DocumentError, match="no-such-package-of-ours"):
         documents.fetch([entry], tmp_path)
     (tmp_path / "pdf").mkdir(exist_ok=True)

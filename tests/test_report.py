@@ -1,4 +1,5 @@
 """Reports from made-up results: known numbers, the same bytes twice, holes named, contradictions refused."""
+
 import dataclasses
 import json
 import re
@@ -28,8 +29,12 @@ OURS = {("A", "en"): [1.0, 0.5, 0.5, 0.5], ("A", "de"): [0.4, 0.6], ("B", "en"):
 
 def by_hand(exp) -> None:
     """Eight queries under two variants."""
-    rows = [(name, task, lang, f"q{i}", value, 1, 0.1, ["p1", "p2"]) for name, table in (("toy-bf16", BASE), ("toy-w4a16-rtn", OURS))
-            for (task, lang), values in table.items() for i, value in enumerate(values)]
+    rows = [
+        (name, task, lang, f"q{i}", value, 1, 0.1, ["p1", "p2"])
+        for name, table in (("toy-bf16", BASE), ("toy-w4a16-rtn", OURS))
+        for (task, lang), values in table.items()
+        for i, value in enumerate(values)
+    ]
     columns = ["variant", "task", "lang", "query_id", "ndcg_at_5", "first_rank", "margin", "top5"]
     made_results.write_scores(exp, pd.DataFrame(rows, columns=columns), {"A": "graded", "B": "graded"})
 
@@ -62,14 +67,22 @@ def fresh(tmp_path):
 
 def rows_of(text: str, first: str) -> list[list[str]]:
     """Cells of the table rows whose first cell is `first`."""
-    return [[c.strip() for c in line.strip("|").split(" | ")] for line in text.splitlines() if line.startswith(f"| {first} |")]
+    return [
+        [c.strip() for c in line.strip("|").split(" | ")]
+        for line in text.splitlines()
+        if line.startswith(f"| {first} |")
+    ]
 
 
 def test_averages_by_hand(hand):
     study = analysis.study(results.load(hand))
     base, ours = study.suite.to_dict("records")
-    assert base["score"] == pytest.approx((0.75 + 0.5 + 0.5) / 3) and ours["score"] == pytest.approx((0.625 + 0.5 + 0.6) / 3)
-    assert ours["diff"] == pytest.approx(-0.025 / 3) and ours["relative"] == pytest.approx(100 * -0.025 / 1.75)
+    assert base["score"] == pytest.approx((0.75 + 0.5 + 0.5) / 3) and ours["score"] == pytest.approx(
+        (0.625 + 0.5 + 0.6) / 3
+    )
+    assert ours["diff"] == pytest.approx(-0.025 / 3) and ours["relative"] == pytest.approx(
+        100 * -0.025 / 1.75
+    )
     assert (ours["wins"], ours["ties"], ours["losses"]) == (1, 6, 1)
     assert (ours["improved"], ours["unchanged"], ours["degraded"]) == (1, 1, 1)
     assert (ours["clearly_improved"], ours["clearly_degraded"]) == (0, 0)
@@ -83,8 +96,14 @@ def test_rendered_numbers_by_hand(hand):
     interval = study.by_entry.query("variant == 'toy-w4a16-rtn' and task == 'A' and lang == 'en'").iloc[0]
     low, high = (md.number(100 * x, 1, True) for x in (interval.diff_low, interval.diff_high))
     low_pct, high_pct = (md.number(100 * x / 0.75, 2, True) for x in (interval.diff_low, interval.diff_high))
-    assert rows_of(text, "A (4)") == [["A (4)", "0.750", f"-12.5 [{low}, {high}]"], ["A (4)", "0.750", "0.625", f"-16.67% [{low_pct}, {high_pct}]"]]
-    assert [row[:3] for row in rows_of(text, "B (2)")] == [["B (2)", "0.500", rows_of(text, "B (2)")[0][2]], ["B (2)", "0.500", "0.600"]]
+    assert rows_of(text, "A (4)") == [
+        ["A (4)", "0.750", f"-12.5 [{low}, {high}]"],
+        ["A (4)", "0.750", "0.625", f"-16.67% [{low_pct}, {high_pct}]"],
+    ]
+    assert [row[:3] for row in rows_of(text, "B (2)")] == [
+        ["B (2)", "0.500", rows_of(text, "B (2)")[0][2]],
+        ["B (2)", "0.500", "0.600"],
+    ]
     assert rows_of(text, "B (2)")[0][2].startswith("+10.0 [")
     assert rows_of(text, "**Average**")[1][:3] == ["**Average**", "**0.625**", "**0.613**"]
     overall = next(r for r in rows_of(text, "W4A16 RTN") if len(r) == 7)
@@ -96,8 +115,14 @@ def test_every_number_of_the_size_table_is_in_the_result_file(study):
     text = report.render(study)["quantization_analysis.md"]
     made = study.results.variants.set_index("variant")
     for name, row in made.iterrows():
-        wanted = [study.labels[name], row.export, f"{row.base_bytes / 1e6:.1f}", f"{row.tensor_bytes / 1e6:.1f}",
-                  f"{100 - 100 * row.tensor_bytes / row.base_bytes:.1f}", f"{row.predicted_bytes / 1e6:.1f}"]
+        wanted = [
+            study.labels[name],
+            row.export,
+            f"{row.base_bytes / 1e6:.1f}",
+            f"{row.tensor_bytes / 1e6:.1f}",
+            f"{100 - 100 * row.tensor_bytes / row.base_bytes:.1f}",
+            f"{row.predicted_bytes / 1e6:.1f}",
+        ]
         assert wanted in rows_of(text, study.labels[name])
 
 
@@ -109,7 +134,10 @@ def test_same_results_same_bytes(toy, tmp_path):
 
 def test_lowered_scores_are_not_called_non_inferior(study):
     table = study.suite.set_index("variant")
-    assert table.verdict["toy-w2a16-rtn"] == "inferior" and table.diff_high["toy-w2a16-rtn"] < -study.experiment.evaluation.margin
+    assert (
+        table.verdict["toy-w2a16-rtn"] == "inferior"
+        and table.diff_high["toy-w2a16-rtn"] < -study.experiment.evaluation.margin
+    )
     assert "W2A16 RTN below W3A16 RTN" in findings.ladder_answer(study)
 
 
@@ -120,11 +148,17 @@ def test_recommendation_is_the_cheapest_of_the_smallest_clear_ones(tmp_path):
     base = queries[queries.variant == exp.base].set_index(["task", "lang", "query_id"])
     for name in (n for n in exp.by_id if "w4a16" in n):  # the 4-bit variants answer exactly as the base
         rows = queries.variant == name
-        queries.loc[rows, "ndcg_at_5"] = base.ndcg_at_5.reindex(pd.MultiIndex.from_frame(queries.loc[rows, ["task", "lang", "query_id"]])).to_numpy()
+        queries.loc[rows, "ndcg_at_5"] = base.ndcg_at_5.reindex(
+            pd.MultiIndex.from_frame(queries.loc[rows, ["task", "lang", "query_id"]])
+        ).to_numpy()
     made_results.write_scores(exp, queries)
     study = analysis.study(results.load(exp))
     chosen = findings.recommend(study)
-    assert chosen.variant == "toy-w4a16-rtn" and "20.0 MB" in chosen.text and "0.00 [0.00, 0.00] points" in chosen.text
+    assert (
+        chosen.variant == "toy-w4a16-rtn"
+        and "20.0 MB" in chosen.text
+        and "0.00 [0.00, 0.00] points" in chosen.text
+    )
     assert "- {scheme: w4a16, method: rtn}" in report.render(study)["quantization_analysis.md"]
 
 
@@ -134,33 +168,58 @@ def test_calibration_length_is_not_ranked_without_evidence(hand, study):
 
 
 def test_designs_that_differ_in_more_than_length_are_not_ranked_by_length(tmp_path):
-    text = made_results.EXPERIMENT.replace("batch_rows: 1}", "batch_rows: 1}\n    - {id: p256, seqlen: 256, blocks: 4, batch_rows: 4}\n"
-                                           "    - {id: p512, seqlen: 512, blocks: 6, batch_rows: 3}")
-    more = "".join(f"  - {{scheme: w4a16, method: autoround, calibration: {s}, iters: 5}}\n" for s in ("p256", "p512"))
+    text = made_results.EXPERIMENT.replace(
+        "batch_rows: 1}",
+        "batch_rows: 1}\n    - {id: p256, seqlen: 256, blocks: 4, batch_rows: 4}\n"
+        "    - {id: p512, seqlen: 512, blocks: 6, batch_rows: 3}",
+    )
+    more = "".join(
+        f"  - {{scheme: w4a16, method: autoround, calibration: {s}, iters: 5}}\n" for s in ("p256", "p512")
+    )
     exp = made_results.experiment(tmp_path, text.replace("benchmark:", more + "benchmark:"))
     made_results.write(exp, queries=6)
     study = analysis.study(results.load(exp), resamples=100)
     pairs = lambda table: {(r["first"][-4:], r["second"][-5:]) for _, r in table.iterrows()}  # noqa: E731
-    assert pairs(findings.lengths(study)) == {("s256", "s1024")} and pairs(findings.confounded_lengths(study)) == {("p256", "-p512")}
+    assert pairs(findings.lengths(study)) == {("s256", "s1024")} and pairs(
+        findings.confounded_lengths(study)
+    ) == {("p256", "-p512")}
     report_text = report.render(study)["quantization_analysis.md"]
-    assert "s256 and s1024 hold the same number of tokens" in report_text and "p256 and p512 differ in tokens" in report_text
+    assert (
+        "s256 and s1024 hold the same number of tokens" in report_text
+        and "p256 and p512 differ in tokens" in report_text
+    )
 
 
 def test_holes_are_named(hand):
     texts = report.render(analysis.study(results.load(hand)))
-    assert "**Not measured:** checkpoint sizes and acceptance (`make quantize EXPERIMENT=toy`); memory and speed (`make benchmark" in texts["summary.md"]
-    assert rows_of(texts["summary.md"], "W4A16 RTN")[0][1:3] == ["not measured", "not measured"] and "Speed: not measured." in texts["summary.md"]
-    assert texts["benchmark.md"].count("not measured") >= 6 and "`make benchmark` measures it" in texts["benchmark.md"]
+    assert (
+        "**Not measured:** checkpoint sizes and acceptance (`make quantize EXPERIMENT=toy`); memory and speed (`make benchmark"
+        in texts["summary.md"]
+    )
+    assert (
+        rows_of(texts["summary.md"], "W4A16 RTN")[0][1:3] == ["not measured", "not measured"]
+        and "Speed: not measured." in texts["summary.md"]
+    )
+    assert (
+        texts["benchmark.md"].count("not measured") >= 6
+        and "`make benchmark` measures it" in texts["benchmark.md"]
+    )
     for part in ("acceptance of the checkpoints", "size of the checkpoints", "calibration sets"):
         assert re.search(rf"{part}: not measured", texts["quantization_analysis.md"])
 
 
 def test_a_variant_without_a_task_has_no_average(fresh):
     queries = pd.read_parquet(fresh.results("evaluate") / "queries.parquet")
-    made_results.write_scores(fresh, queries[(queries.variant != "toy-w3a16-rtn") | (queries.task != "MadeShort")])
+    made_results.write_scores(
+        fresh, queries[(queries.variant != "toy-w3a16-rtn") | (queries.task != "MadeShort")]
+    )
     study = analysis.study(results.load(fresh))
     texts = report.render(study)
-    averages = [r[1:] for r in rows_of(texts["quantization_analysis.md"], "W3A16 RTN") if len(r) == 7 and "auto_round" not in r]
+    averages = [
+        r[1:]
+        for r in rows_of(texts["quantization_analysis.md"], "W3A16 RTN")
+        if len(r) == 7 and "auto_round" not in r
+    ]
     assert averages == [["not measured"] * 6] * 2
     assert "Without an average, because a task is missing:** W3A16 RTN" in texts["comparison_english.md"]
     assert rows_of(texts["summary.md"], "W3A16 RTN")[0][3::2] == ["not measured"] * 2
@@ -168,55 +227,95 @@ def test_a_variant_without_a_task_has_no_average(fresh):
 
 @pytest.mark.parametrize("margin", [1e-9, 0.005, 0.03, 1.0])
 def test_near_lossless_only_where_the_interval_clears_the_margin(study, margin):
-    other = dataclasses.replace(study, results=dataclasses.replace(study.results, experiment=with_margin(study.experiment, margin)))
+    other = dataclasses.replace(
+        study, results=dataclasses.replace(study.results, experiment=with_margin(study.experiment, margin))
+    )
     said, low = findings.near_lossless(other), study.suite.set_index("variant").diff_low
     clear = [name for name in study.experiment.quantized if low[name] > -margin]
     assert [name for name in study.experiment.quantized if study.labels[name] in said] == clear
-    assert said.startswith("Shown to stay within" if clear else "No quantized variant is shown to stay within")
+    assert said.startswith(
+        "Shown to stay within" if clear else "No quantized variant is shown to stay within"
+    )
 
 
 def with_margin(experiment, margin):
-    return experiment.model_copy(update={"evaluation": experiment.evaluation.model_copy(update={"margin": margin})})
+    return experiment.model_copy(
+        update={"evaluation": experiment.evaluation.model_copy(update={"margin": margin})}
+    )
 
 
 def test_use_cases_follow_the_tables(study):
     rows = {purpose: (choice, why) for purpose, choice, why in findings.use_cases(study)}
-    assert "W2A16" not in rows["Smallest checkpoint, whatever it costs"][0], "the made-up W2A16 is not accepted"
-    assert rows["Smallest checkpoint, whatever it costs"][0] == "W3A16 RTN" and rows["Smallest checkpoint, whatever it costs"][1].startswith("19.0 MB")
-    quick, inferior = rows["Quick experiment; its loss may be below 0.5 points"], study.suite.set_index("variant").verdict == "inferior"
+    assert "W2A16" not in rows["Smallest checkpoint, whatever it costs"][0], (
+        "the made-up W2A16 is not accepted"
+    )
+    assert rows["Smallest checkpoint, whatever it costs"][0] == "W3A16 RTN" and rows[
+        "Smallest checkpoint, whatever it costs"
+    ][1].startswith("19.0 MB")
+    quick, inferior = (
+        rows["Quick experiment; its loss may be below 0.5 points"],
+        study.suite.set_index("variant").verdict == "inferior",
+    )
     assert quick[0] == "W4A16 RTN" and quick[1].startswith("made in 10.0 s") and not inferior["toy-w4a16-rtn"]
 
 
 def test_a_failed_task_is_a_named_hole(fresh):
     queries = pd.read_parquet(fresh.results("evaluate") / "queries.parquet")
-    made_results.write_scores(fresh, queries[(queries.variant != "toy-w3a16-rtn") | (queries.task != "MadeShort")])
-    pd.DataFrame([("toy-w3a16-rtn", "MadeShort", "MemoryError: made up")], columns=["variant", "task", "error"]).to_csv(
-        fresh.results("evaluate") / "failures.csv", index=False)
+    made_results.write_scores(
+        fresh, queries[(queries.variant != "toy-w3a16-rtn") | (queries.task != "MadeShort")]
+    )
+    pd.DataFrame(
+        [("toy-w3a16-rtn", "MadeShort", "MemoryError: made up")], columns=["variant", "task", "error"]
+    ).to_csv(fresh.results("evaluate") / "failures.csv", index=False)
     texts = report.render(analysis.study(results.load(fresh)))
     text = texts["quantization_analysis.md"]
     assert "| MadeShort | W3A16 RTN | MemoryError: made up |" in texts["summary.md"]
-    assert "| MadeShort | W3A16 RTN | MemoryError: made up |" in text and "W3A16 RTN | 19.0 | 36.7 | not measured" in text
+    assert (
+        "| MadeShort | W3A16 RTN | MemoryError: made up |" in text
+        and "W3A16 RTN | 19.0 | 36.7 | not measured" in text
+    )
 
 
 def test_benchmark_says_slower_only_with_an_interval(study):
     text = report.render(study)["benchmark.md"]
-    assert rows_of(text, "W4A16 RTN | text queries")[0][2:] == ["8", "192", "ark", "1.50 [1.47, 1.53]", "slower"]
+    assert rows_of(text, "W4A16 RTN | text queries")[0][2:] == [
+        "8",
+        "192",
+        "ark",
+        "1.50 [1.47, 1.53]",
+        "slower",
+    ]
     assert "to be expected on a CPU" in text and "MemoryError: made up" in text
-    assert text.index("## Key findings") < text.index("## Latency against the base") < text.index("Which kernels ran")
+    assert (
+        text.index("## Key findings")
+        < text.index("## Latency against the base")
+        < text.index("Which kernels ran")
+    )
 
 
 def test_a_variant_that_fell_back_is_not_taken_for_autoround(study):
     made = study.results.variants
-    fallen = made.assign(fallback=made.fallback.where(made.variant != "toy-w4a16-autoround-s256", "rtn group 128"))
+    fallen = made.assign(
+        fallback=made.fallback.where(made.variant != "toy-w4a16-autoround-s256", "rtn group 128")
+    )
     torn = dataclasses.replace(study, results=dataclasses.replace(study.results, variants=fallen))
-    assert torn.labels["toy-w4a16-autoround-s256"] == "W4A16 AutoRound, 256 tokens (fell back)" and "(fell back)" in report.headline(torn)
-    assert set(findings.rounding_pairs(torn)["first"]) == {"toy-w4a16-autoround-s1024"} and findings.lengths(torn).empty
+    assert torn.labels[
+        "toy-w4a16-autoround-s256"
+    ] == "W4A16 AutoRound, 256 tokens (fell back)" and "(fell back)" in report.headline(torn)
+    assert (
+        set(findings.rounding_pairs(torn)["first"]) == {"toy-w4a16-autoround-s1024"}
+        and findings.lengths(torn).empty
+    )
 
 
 def test_processes_that_disagree_leave_it_open(study):
     some = study.results.samples
-    luck = some.latency_s * some["round"].map({1: 0.5, 2: 1.0}).where(some.variant != study.experiment.base, 1.0)
-    torn = dataclasses.replace(study, results=dataclasses.replace(study.results, samples=some.assign(latency_s=luck)))
+    luck = some.latency_s * some["round"].map({1: 0.5, 2: 1.0}).where(
+        some.variant != study.experiment.base, 1.0
+    )
+    torn = dataclasses.replace(
+        study, results=dataclasses.replace(study.results, samples=some.assign(latency_s=luck))
+    )
     (found,) = speed.ratios(torn).itertuples()
     assert found.word == "undecided" and found.low < 0.8 and found.high > 1.4
 
@@ -232,16 +331,31 @@ def spoil(path, change) -> None:
     table.to_parquet(path, index=False) if path.suffix == ".parquet" else table.to_csv(path, index=False)
 
 
-@pytest.mark.parametrize("file, change, message", [
-    ("quantize/variants.csv", lambda t: t.assign(revision="0" * 40), "one revision"),
-    ("quantize/variants.csv", lambda t: pd.concat([t, t.head(1)]), "two rows"),
-    ("quantize/variants.csv", lambda t: t.drop(columns="tensor_bytes"), "no column tensor_bytes"),
-    ("evaluate/scores.csv", lambda t: t.assign(ndcg_at_5=t.ndcg_at_5 + 2e-4), "disagree"),
-    ("evaluate/scores.csv", lambda t: t[(t.variant != "toy-fp32") | (t.lang != "en")], "only one of them"),
-    ("evaluate/scores.csv", lambda t: t.assign(variant=t.variant.replace("toy-fp32", "toy-fp8")), "toy-fp8"),
-    ("evaluate/queries.parquet", lambda t: t.assign(query_id=t.query_id.where(t.variant != "toy-fp32", "x" + t.query_id)), "different queries"),
-    ("evaluate/queries.parquet", lambda t: t[t.variant != "toy-bf16"], "no scores of the base"),
-])
+@pytest.mark.parametrize(
+    "file, change, message",
+    [
+        ("quantize/variants.csv", lambda t: t.assign(revision="0" * 40), "one revision"),
+        ("quantize/variants.csv", lambda t: pd.concat([t, t.head(1)]), "two rows"),
+        ("quantize/variants.csv", lambda t: t.drop(columns="tensor_bytes"), "no column tensor_bytes"),
+        ("evaluate/scores.csv", lambda t: t.assign(ndcg_at_5=t.ndcg_at_5 + 2e-4), "disagree"),
+        (
+            "evaluate/scores.csv",
+            lambda t: t[(t.variant != "toy-fp32") | (t.lang != "en")],
+            "only one of them",
+        ),
+        (
+            "evaluate/scores.csv",
+            lambda t: t.assign(variant=t.variant.replace("toy-fp32", "toy-fp8")),
+            "toy-fp8",
+        ),
+        (
+            "evaluate/queries.parquet",
+            lambda t: t.assign(query_id=t.query_id.where(t.variant != "toy-fp32", "x" + t.query_id)),
+            "different queries",
+        ),
+        ("evaluate/queries.parquet", lambda t: t[t.variant != "toy-bf16"], "no scores of the base"),
+    ],
+)
 def test_contradictions_are_refused(fresh, file, change, message):
     spoil(fresh.output / "results" / "toy" / file, change)
     with pytest.raises(ColqError, match=message):
@@ -269,7 +383,10 @@ def test_a_rejected_checkpoint_stands_at_the_top_of_every_report(fresh):
         assert "> **Rejected: W2A16 RTN (auto_round).**" in text.split("\n## ")[0], name
     path = fresh.results("quantize") / "variants.csv"
     pd.read_csv(path).assign(accepted=True).to_csv(path, index=False)
-    assert not any("Rejected" in text for text in report.render(analysis.study(results.load(fresh), resamples=50)).values())
+    assert not any(
+        "Rejected" in text
+        for text in report.render(analysis.study(results.load(fresh), resamples=50)).values()
+    )
 
 
 def test_reports_link_the_figures_that_exist(toy, study):
@@ -285,8 +402,14 @@ def test_reports_link_the_figures_that_exist(toy, study):
 
 def test_many_tasks_still_fit_the_width_of_a_readme(tmp_path):
     from PIL import Image
+
     exp = made_results.experiment(tmp_path)
-    made_results.write(exp, queries=4, languages=("en", "fr"), tasks={f"VidoreSyntheticDocQATask{i}Retrieval": "graded" for i in range(14)})
+    made_results.write(
+        exp,
+        queries=4,
+        languages=("en", "fr"),
+        tasks={f"VidoreSyntheticDocQATask{i}Retrieval": "graded" for i in range(14)},
+    )
     study = analysis.study(results.load(exp), resamples=50)
     for draw in (quality.difference, quality.comparison):
         width, height = Image.open(draw(study)).size
@@ -300,7 +423,9 @@ def test_the_summary_is_a_page_that_says_what_the_tables_say(study):
         (row,) = rows_of(text, study.labels[name])
         if name != study.experiment.base:
             assert row[3] == md.change_ci(table["diff"][name], table.diff_low[name], table.diff_high[name])
-            assert row[5] == wording.change(table.diff_low[name], table.diff_high[name], study.experiment.evaluation.margin)
+            assert row[5] == wording.change(
+                table.diff_low[name], table.diff_high[name], study.experiment.evaluation.margin
+            )
     assert next(iter(report.REPORTS)) == "summary.md" and "33.3 % of the checkpoint (30.0 to 20.0 MB)" in text
     committed = (config.load("tiny").results("reports") / "summary.md").read_text()
     assert len(committed.split()) <= 400 and max(line.count(" | ") for line in committed.splitlines()) <= 5
@@ -317,41 +442,78 @@ def test_top_page_changes_by_hand(hand):
     assert changes["toy-bf16"] == 0 and changes["toy-w4a16-rtn"] == pytest.approx((1 / 4 + 0 + 0) / 3)
 
 
-@pytest.mark.parametrize("low, high, words", [
-    (-0.004, 0.001, "within the margin of 0.5"), (-0.002, -0.001, "within the margin of 0.5"), (-0.0362, -0.0214, "loses at least 2.1 points"),
-    (-0.0123, -0.003, "loses between 0.3 and 1.2 points"), (-0.0066, 0.0014, "undecided: between -0.7 and +0.1"), (-0.006, -0.00001, "loses up to 0.6 points"),
-    (-0.006, 0.0, "undecided: between -0.6 and 0"), (float("nan"), 0.0, "not measured")])
+@pytest.mark.parametrize(
+    "low, high, words",
+    [
+        (-0.004, 0.001, "within the margin of 0.5"),
+        (-0.002, -0.001, "within the margin of 0.5"),
+        (-0.0362, -0.0214, "loses at least 2.1 points"),
+        (-0.0123, -0.003, "loses between 0.3 and 1.2 points"),
+        (-0.0066, 0.0014, "undecided: between -0.7 and +0.1"),
+        (-0.006, -0.00001, "loses up to 0.6 points"),
+        (-0.006, 0.0, "undecided: between -0.6 and 0"),
+        (float("nan"), 0.0, "not measured"),
+    ],
+)
 def test_words_say_what_the_interval_shows(low, high, words):
     assert wording.change(low, high, 0.005) == words
 
 
 def test_words_of_pairs_and_speed():
-    assert [wording.pair(*i) for i in ((0.1, 0.2), (-0.2, -0.1), (-0.1, 0.1))] == ["higher", "lower", "undecided"]
-    assert [wording.speed(*i) for i in ((1.1, 1.2), (0.8, 0.9), (0.9, 1.1), (float("nan"),) * 2)] == ["slower", "faster", "undecided", "not measured"]
+    assert [wording.pair(*i) for i in ((0.1, 0.2), (-0.2, -0.1), (-0.1, 0.1))] == [
+        "higher",
+        "lower",
+        "undecided",
+    ]
+    assert [wording.speed(*i) for i in ((1.1, 1.2), (0.8, 0.9), (0.9, 1.1), (float("nan"),) * 2)] == [
+        "slower",
+        "faster",
+        "undecided",
+        "not measured",
+    ]
 
 
 def test_which_card_a_published_model_fits(toy, study):
     """Weights without the unused head, plus what a batch held beyond its tensors on the GPU; not measured where that was not run."""
-    published = pd.DataFrame([("4b", 8_000_000_000, 500_000_000, 3_000_000_000)], columns=["size", "bf16_bytes", "unused_head_bytes", "w4a16_bytes"])
+    published = pd.DataFrame(
+        [("4b", 8_000_000_000, 500_000_000, 3_000_000_000)],
+        columns=["size", "bf16_bytes", "unused_head_bytes", "w4a16_bytes"],
+    )
     other = dataclasses.replace(study, results=dataclasses.replace(study.results, published=published))
-    assert speed.fits(other).queries_bytes.isna().all() and "| 4B BF16 | 7.50 | not measured |" in report.render(other)["benchmark.md"]
+    assert (
+        speed.fits(other).queries_bytes.isna().all()
+        and "| 4B BF16 | 7.50 | not measured |" in report.render(other)["benchmark.md"]
+    )
     rows = [(f"4b-{name}", None, None, "tensors_bytes", 1e9) for name in ("bf16", "w4a16-pack")]
-    rows += [(f"4b-{name}", kind, batch, "peak_allocated_bytes", peak) for name in ("bf16", "w4a16-pack") for kind, batch, peak in (
-        ("queries", 32, 1.4e9), ("pages", 8, 7e9), ("pages", 4, 9e9))]
+    rows += [
+        (f"4b-{name}", kind, batch, "peak_allocated_bytes", peak)
+        for name in ("bf16", "w4a16-pack")
+        for kind, batch, peak in (("queries", 32, 1.4e9), ("pages", 8, 7e9), ("pages", 4, 9e9))
+    ]
     path = toy.output / "results" / "h200-4b" / "benchmark" / "memory.csv"
     path.parent.mkdir(parents=True)
     pd.DataFrame(rows, columns=["variant", "kind", "batch", "metric", "bytes"]).to_csv(path, index=False)
     base, four = speed.fits(other).itertuples()
     path.unlink()
-    assert (base.weights_bytes, base.queries_bytes, base.queries_card_gb, base.pages_bytes, base.pages_card_gb) == (7.5e9, 7.9e9, 8, 13.5e9, 16)
+    assert (
+        base.weights_bytes,
+        base.queries_bytes,
+        base.queries_card_gb,
+        base.pages_bytes,
+        base.pages_card_gb,
+    ) == (7.5e9, 7.9e9, 8, 13.5e9, 16)
     assert (four.queries_bytes, four.queries_card_gb, four.pages_card_gb) == (3.4e9, 8, 12)
 
 
 def test_nothing_of_the_old_dialect_and_a_thousand_words_before_the_first_fold(study):
     for name, text in report.render(study).items():
-        assert not re.search(r"not resolved|inferior|told apart|census|four of five", text.split("<details")[0]), name
+        assert not re.search(
+            r"not resolved|inferior|told apart|census|four of five", text.split("<details")[0]
+        ), name
         assert len(text.split("<details")[0].split()) < 1500
-        assert max(line.count(" | ") for line in text.split("<details")[0].splitlines()) <= 6, f"{name}: a table of more than seven columns"
+        assert max(line.count(" | ") for line in text.split("<details")[0].splitlines()) <= 6, (
+            f"{name}: a table of more than seven columns"
+        )
 
 
 def test_committed_reports_follow_from_the_committed_results():
@@ -373,7 +535,11 @@ def test_readme_snippet(study, tmp_path):
 
 
 def test_markdown_cells():
-    assert md.number(-0.001, 2, True) == "0.00" and md.number(1234.5, 1, True) == "+1,234.5" and md.number(None) == "not measured"
+    assert (
+        md.number(-0.001, 2, True) == "0.00"
+        and md.number(1234.5, 1, True) == "+1,234.5"
+        and md.number(None) == "not measured"
+    )
     assert md.points_ci(-0.0123, -0.02, float("nan")) == "-1.23 [interval not measured]"
     assert md.percent_ci(-0.01, -0.02, 0.0, 0.5) == "-2.00% [-4.00, 0.00]"
     assert md.megabytes(8_466_000_000, 0) == "8,466" and md.p_value(0.00001) == "< 0.0001"
@@ -381,8 +547,33 @@ def test_markdown_cells():
 
 
 def test_three_significant_digits_by_the_name_of_the_column():
-    assert [md.significant(v) for v in (30.1466, 0.8072, 1234, 9.996, 0, None)] == ["30.1", "0.807", "1,230", "10.0", "0", "not measured"]
-    assert md.change_ci(-0.1734, -0.1869, -0.1598) == "-17.3 [-18.7, -16.0]" and md.change_ci(-0.0076, -0.0123, -0.003) == "-0.76 [-1.23, -0.30]"
-    frame = pd.DataFrame({"label": ["a|b"], "tensor_bytes": [24_034_048], "saved_pct": [20.276], "load_s": [0.01234], "layers": [1234], "share": [0.274]})
-    assert tables.table(frame, {name: name for name in frame}).splitlines()[2] == "| a\\|b | 24.0 | 20.3 | 12.3 | 1,234 | 27.4 |"
-    assert md.label_list(["A, 1", "B, 2", "C"]) == "A, 1; B, 2; and C" and md.label_list(["A", "B", "C"]) == "A, B and C"
+    assert [md.significant(v) for v in (30.1466, 0.8072, 1234, 9.996, 0, None)] == [
+        "30.1",
+        "0.807",
+        "1,230",
+        "10.0",
+        "0",
+        "not measured",
+    ]
+    assert (
+        md.change_ci(-0.1734, -0.1869, -0.1598) == "-17.3 [-18.7, -16.0]"
+        and md.change_ci(-0.0076, -0.0123, -0.003) == "-0.76 [-1.23, -0.30]"
+    )
+    frame = pd.DataFrame(
+        {
+            "label": ["a|b"],
+            "tensor_bytes": [24_034_048],
+            "saved_pct": [20.276],
+            "load_s": [0.01234],
+            "layers": [1234],
+            "share": [0.274],
+        }
+    )
+    assert (
+        tables.table(frame, {name: name for name in frame}).splitlines()[2]
+        == "| a\\|b | 24.0 | 20.3 | 12.3 | 1,234 | 27.4 |"
+    )
+    assert (
+        md.label_list(["A, 1", "B, 2", "C"]) == "A, 1; B, 2; and C"
+        and md.label_list(["A", "B", "C"]) == "A, B and C"
+    )

@@ -1,4 +1,5 @@
 """The report of a GPU benchmark: every figure from its files, published figures beside them, holes named."""
+
 import shutil
 from types import SimpleNamespace
 
@@ -24,13 +25,17 @@ def test_ratios_are_those_of_the_rows(speed):
     rows = speed.rows.set_index(["variant", "kind", "batch"]).latency_s_median
     table = tables.ratios(speed)
     first = table[(table.label == "W4A16, against the base as published") & (table.batch == 8)].iloc[0]
-    assert first.ratio == pytest.approx(rows[speed.eager, "queries_published", 8] / rows[speed.w4, "queries_published", 8], rel=1e-5)  # rows.csv has six digits
+    assert first.ratio == pytest.approx(
+        rows[speed.eager, "queries_published", 8] / rows[speed.w4, "queries_published", 8], rel=1e-5
+    )  # rows.csv has six digits
     assert (table.low < table.high).all()
 
 
 def test_the_readme_says_what_the_results_say():
     speed = report_gpu.Speed(config.load("h200-8b"))
-    assert (config.ROOT / "README.md").read_text().split(tables.SPEED_MARKER)[1].strip() == tables.headline(speed).strip()
+    assert (config.ROOT / "README.md").read_text().split(tables.SPEED_MARKER)[1].strip() == tables.headline(
+        speed
+    ).strip()
 
 
 def test_the_readme_gives_ratios_to_bf16_on_the_same_path(speed):
@@ -38,7 +43,9 @@ def test_the_readme_gives_ratios_to_bf16_on_the_same_path(speed):
     text = report_gpu.headline(speed)
     (cells,) = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| W4A16 | ")]
     for cell, (kind, batch, _) in zip(cells[1:], tables.HEADLINE):
-        assert float(cell.split(" [")[0]) == pytest.approx(rows[speed.base, kind, batch] / rows[speed.w4, kind, batch], abs=0.0051)
+        assert float(cell.split(" [")[0]) == pytest.approx(
+            rows[speed.base, kind, batch] / rows[speed.w4, kind, batch], abs=0.0051
+        )
     assert "random weights" in text.splitlines()[0] and len(cells) == 6
 
 
@@ -47,23 +54,39 @@ def test_the_committed_report_follows_from_the_committed_results(speed):
     apart = "<summary>4B and 8B</summary>"  # a table that reads the other size too, which is not in this copy
     committed = (config.ROOT / "results" / speed.experiment.name / "reports" / name).read_text()
     assert report_gpu.text(speed).split(apart)[0] == committed.split(apart)[0], "write the reports again"
-    assert len(committed.split("<details")[0].split()) < 900 and committed.count("<details>") == len(report_gpu.FOLDED)
+    assert len(committed.split("<details")[0].split()) < 900 and committed.count("<details>") == len(
+        report_gpu.FOLDED
+    )
 
 
 def test_the_fastest_is_recommended_and_a_tie_goes_to_the_first(speed):
     """With one variant made twice as fast as any, it is the one; with its calls given to another too, the first named is."""
-    path, key = speed.experiment.results("benchmark"), (speed.rows.kind == "queries") & (speed.rows.batch == 8)
+    path, key = (
+        speed.experiment.results("benchmark"),
+        (speed.rows.kind == "queries") & (speed.rows.batch == 8),
+    )
     samples, rows = speed.samples.copy(), speed.rows.copy()
 
     def with_calls(name, calls):
         nonlocal samples
         chosen = (samples.variant == name) & (samples.kind == "queries") & (samples.batch == 8)
-        timed = pd.DataFrame({"variant": name, "round": 1, "kind": "queries", "batch": 8, "index": range(len(calls)), "latency_s": calls})
+        timed = pd.DataFrame(
+            {
+                "variant": name,
+                "round": 1,
+                "kind": "queries",
+                "batch": 8,
+                "index": range(len(calls)),
+                "latency_s": calls,
+            }
+        )
         samples = pd.concat([samples[~chosen], timed], ignore_index=True)
         rows.loc[key & (rows.variant == name), "latency_s_median"] = timed.latency_s.median()
         samples.to_parquet(path / "samples.parquet")
         rows.to_csv(path / "rows.csv", index=False)
-        return tables.best(report_gpu.Speed(speed.experiment)).set_index(["kind", "batch"]).loc[("queries", 8)]
+        return (
+            tables.best(report_gpu.Speed(speed.experiment)).set_index(["kind", "batch"]).loc[("queries", 8)]
+        )
 
     quick = rows[key].latency_s_median.min() / 2
     calls = [quick * (1 + 0.001 * (i % 5)) for i in range(100)]
@@ -99,7 +122,10 @@ def test_what_was_not_measured_is_named(speed):
     for name in ("gemms.csv", "agreement.csv", "ceilings.json"):
         (folder / name).unlink(missing_ok=True)
     text = report_gpu.text(report_gpu.Speed(speed.experiment))
-    assert "<summary>Why 4 bits are slower or faster</summary>\n\nNot measured." in text and "random weights" in text.lower()
+    assert (
+        "<summary>Why 4 bits are slower or faster</summary>\n\nNot measured." in text
+        and "random weights" in text.lower()
+    )
 
 
 def test_targets_follow_the_table(speed):
@@ -107,7 +133,9 @@ def test_targets_follow_the_table(speed):
     before = targets.reached(speed).set_index("what")
     what = "bf16 on the fast path against its roofline limit, text queries as published, batch 8 (times)"
     row = speed.row(speed.base, "queries_published", 8)
-    assert before.measured[what] == pytest.approx(row.latency_s_median / row.floor_s) and before.met[what] == (before.measured[what] <= 2)
+    assert before.measured[what] == pytest.approx(row.latency_s_median / row.floor_s) and before.met[
+        what
+    ] == (before.measured[what] <= 2)
     path = speed.experiment.results("benchmark") / "rows.csv"
     table = pd.read_csv(path)
     table.loc[(table.variant == speed.base) & (table.kind == "queries_published"), "latency_s_median"] *= 3
@@ -117,19 +145,35 @@ def test_targets_follow_the_table(speed):
     assert f"- {what}: missed by" in targets.text(report_gpu.Speed(speed.experiment))
 
 
-@pytest.mark.parametrize("met, low, high, word", [
-    (True, 1.1, 1.3, "met"), (True, 0.9, 1.3, "met, but the interval includes the target"), (False, 0.7, 1.1, "**missed**, but the interval includes the target"), (False, 0.7, 0.9, "**missed**"),
-    (True, None, None, "met"), (None, None, None, "not measured")])
+@pytest.mark.parametrize(
+    "met, low, high, word",
+    [
+        (True, 1.1, 1.3, "met"),
+        (True, 0.9, 1.3, "met, but the interval includes the target"),
+        (False, 0.7, 1.1, "**missed**, but the interval includes the target"),
+        (False, 0.7, 0.9, "**missed**"),
+        (True, None, None, "met"),
+        (None, None, None, "not measured"),
+    ],
+)
 def test_a_verdict_that_other_calls_could_turn_says_so(met, low, high, word):
     assert targets._verdict(SimpleNamespace(met=met, low=low, high=high, wanted=1.0)) == word
 
 
 def test_kernels_belong_to_parts():
-    names = {"nvjet_sm90_tst_192x208_64x4_4x1_v_bz_coopB_TNT": "products", "void humming<MmaOpClass>": "products", "_attend_packed": "attention",
-             "cudnn_generated_fort_native_sdpa_sm90_flash_fprop": "attention", "_residual_norm": "steps", "Memset (Device)": "rest"}
+    names = {
+        "nvjet_sm90_tst_192x208_64x4_4x1_v_bz_coopB_TNT": "products",
+        "void humming<MmaOpClass>": "products",
+        "_attend_packed": "attention",
+        "cudnn_generated_fort_native_sdpa_sm90_flash_fprop": "attention",
+        "_residual_norm": "steps",
+        "Memset (Device)": "rest",
+    }
     assert {name: profiling.part_of(name) for name in names} == names
 
 
 def test_time_that_two_kernels_share_counts_once():
-    table = profiling.alone([(10.0, 14.0, "_rotate"), (0.0, 10.0, "humming"), (8.0, 13.0, "_residual_norm"), (1.0, 4.0, "Memset")])
+    table = profiling.alone(
+        [(10.0, 14.0, "_rotate"), (0.0, 10.0, "humming"), (8.0, 13.0, "_residual_norm"), (1.0, 4.0, "Memset")]
+    )
     assert table == pytest.approx({"products": 10e-6, "steps": 4e-6, "rest": 0.0})

@@ -2,6 +2,7 @@
 
 The notebooks' own cells run here, all but the benchmark's (which the smoke experiment runs).
 """
+
 import importlib
 import json
 import shutil
@@ -19,7 +20,20 @@ from colq_utils.base import config
 from colq_utils.stages.evaluate import evaluate, store
 
 PAGES = {"LocalSingle": 6, "LocalShared": 7, "LocalCopies": 8}
-WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu"]
+WORDS = [
+    "alpha",
+    "beta",
+    "gamma",
+    "delta",
+    "epsilon",
+    "zeta",
+    "eta",
+    "theta",
+    "iota",
+    "kappa",
+    "lambda",
+    "mu",
+]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +47,10 @@ def standin(random_checkpoint, tmp_path_factory):
     shards = {f"model-0000{i + 1}-of-00003.safetensors": names[i::3] for i in range(3)}
     for file, part in shards.items():
         save_file({name: tensors[name] for name in part}, folder / file, metadata={"format": "pt"})
-    index = {"metadata": {"total_size": 0}, "weight_map": {name: file for file, part in shards.items() for name in part}}
+    index = {
+        "metadata": {"total_size": 0},
+        "weight_map": {name: file for file, part in shards.items() for name in part},
+    }
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     fields = json.loads((folder / "config.json").read_text())
     assert {"text_config", "vision_config", "embed_dim"} <= set(fields)
@@ -46,14 +63,25 @@ def experiment(standin, tmp_path_factory):
     """tomoro-8b on the stand-in: its designs of calibration, its way of evaluating, three local tasks and one that fails."""
     folder = tmp_path_factory.mktemp("experiment")
     (folder / "corpus").mkdir()
-    rows = [{"document": f"d{i}", "lang": "en", "text": " ".join(WORDS[(i * j) % 12] for j in range(1, 200))} for i in range(30)]
+    rows = [
+        {"document": f"d{i}", "lang": "en", "text": " ".join(WORDS[(i * j) % 12] for j in range(1, 200))}
+        for i in range(30)
+    ]
     pd.DataFrame(rows).to_parquet(folder / "corpus" / "text.parquet")
     fields = yaml.safe_load((config.ROOT / "experiments" / "tomoro-8b.yaml").read_text())
     fields["model"] = {"path": str(standin), "size": "standin", "max_visual_tokens": 16}
     fields["runtime"] = {"device": "cpu", "backend": "ark", "encode": "plain"}
-    fields["calibration"] = {"source": str(folder / "corpus"), "sets": [{"id": "s16", "seqlen": 16, "blocks": 8, "batch_rows": 4},
-                                                                        {"id": "s32", "seqlen": 32, "blocks": 4, "batch_rows": 2}]}
-    fields["variants"] = [{"scheme": "bf16"}, *({"scheme": "w4a16", "method": "autoround", "calibration": s, "iters": 8} for s in ("s16", "s32"))]
+    fields["calibration"] = {
+        "source": str(folder / "corpus"),
+        "sets": [
+            {"id": "s16", "seqlen": 16, "blocks": 8, "batch_rows": 4},
+            {"id": "s32", "seqlen": 32, "blocks": 4, "batch_rows": 2},
+        ],
+    }
+    fields["variants"] = [
+        {"scheme": "bf16"},
+        *({"scheme": "w4a16", "method": "autoround", "calibration": s, "iters": 8} for s in ("s16", "s32")),
+    ]
     fields["benchmark"] = {"variants": [], "workloads": []}
     fields["evaluation"] |= {"tasks": list(local_tasks.TASKS), "batch": 2}
     (folder / "standin.yaml").write_text(yaml.safe_dump(fields))
@@ -91,7 +119,10 @@ def outcome(experiment, embedded):
     """All stages; evaluation is killed in the middle of a corpus and then between two tasks, and started again each time."""
     for stage in ("inspect", "calibrate", "quantize"):
         notebook(stage, experiment)
-    extend, left = store.VectorStore.extend, [3 + 21 + 4, 10_000]  # pages until the first kill: in the second variant's first corpus
+    extend, left = (
+        store.VectorStore.extend,
+        [3 + 21 + 4, 10_000],
+    )  # pages until the first kill: in the second variant's first corpus
 
     def counted(self, keys, matrices, **notes):
         left[0] -= len(keys)
@@ -129,17 +160,29 @@ def test_every_page_is_embedded_once_a_variant_whatever_happened(outcome, embedd
         assert len(keys) == len(set(keys)) == sum(PAGES.values()), variant
     queries = pd.read_parquet(outcome.results("evaluate") / "queries.parquet")
     once = queries.groupby(["variant", "task"]).encoded_pages.first().unstack("task")
-    assert once.loc[outcome.base].to_dict() == PAGES, "languages, in one corpus or in copies, share their pages"
+    assert once.loc[outcome.base].to_dict() == PAGES, (
+        "languages, in one corpus or in copies, share their pages"
+    )
 
 
 def test_entries_are_named_by_language_and_translations_share_a_source(outcome):
     queries = pd.read_parquet(outcome.results("evaluate") / "queries.parquet")
     scores = pd.read_csv(outcome.results("evaluate") / "scores.csv")
     entries = scores[scores.variant == outcome.base].set_index(["task", "lang"]).n_queries.to_dict()
-    assert entries == {("LocalSingle", "en"): 5, ("LocalShared", "fr"): 4, ("LocalShared", "en"): 4, ("LocalShared", "de"): 4,
-                       ("LocalCopies", "en"): 6, ("LocalCopies", "it"): 6}
+    assert entries == {
+        ("LocalSingle", "en"): 5,
+        ("LocalShared", "fr"): 4,
+        ("LocalShared", "en"): 4,
+        ("LocalShared", "de"): 4,
+        ("LocalCopies", "en"): 6,
+        ("LocalCopies", "it"): 6,
+    }
     base = queries[queries.variant == outcome.base]
-    assert base.groupby("task").source.nunique().to_dict() == {"LocalSingle": 5, "LocalShared": 4, "LocalCopies": 6}
+    assert base.groupby("task").source.nunique().to_dict() == {
+        "LocalSingle": 5,
+        "LocalShared": 4,
+        "LocalCopies": 6,
+    }
     assert base[base.task == "LocalShared"].groupby("source").lang.agg(set).eq({"fr", "en", "de"}).all()
 
 
@@ -149,7 +192,12 @@ def test_a_task_that_fails_leaves_the_others_and_a_named_hole(outcome):
     text = (outcome.results("reports") / "quantization_analysis.md").read_text()
     assert "| LocalBroken | BF16 (base) | ConnectionError: the data cannot be had |" in text
     state = outcome.build("state", "evaluate.json")
-    kept = {"inputs": run.fingerprint(run.step(outcome, "evaluate"), {}), "outputs": None, "figures": {}, "weights": {}}
+    kept = {
+        "inputs": run.fingerprint(run.step(outcome, "evaluate"), {}),
+        "outputs": None,
+        "figures": {},
+        "weights": {},
+    }
     state.parent.mkdir(parents=True, exist_ok=True)
     (outcome.results("notebooks") / config.NOTEBOOKS["evaluate"]).write_text("{}")
     state.write_text(json.dumps(kept | {"outputs": run.files.sha256(*run.step(outcome, "evaluate").outputs)}))
@@ -157,18 +205,44 @@ def test_a_task_that_fails_leaves_the_others_and_a_named_hole(outcome):
 
 
 def test_reports_of_the_published_shape(outcome):
-    analysis, english = ((outcome.results("reports") / name).read_text() for name in ("quantization_analysis.md", "comparison_english.md"))
-    for heading in ("## Answer", "## Which one for what", "## Recipe", "## Limits", "## Evidence", "Scores: all languages, English, task by task",
-                    "Acceptance and size of the checkpoints", "How it was quantized and calibrated", "Machine and versions"):
+    analysis, english = (
+        (outcome.results("reports") / name).read_text()
+        for name in ("quantization_analysis.md", "comparison_english.md")
+    )
+    for heading in (
+        "## Answer",
+        "## Which one for what",
+        "## Recipe",
+        "## Limits",
+        "## Evidence",
+        "Scores: all languages, English, task by task",
+        "Acceptance and size of the checkpoints",
+        "How it was quantized and calibrated",
+        "Machine and versions",
+    ):
         assert heading in analysis, heading
-    assert "| LocalSingle (5) |" in english and "| LocalShared (4) |" in english and "| LocalCopies (6) |" in english
+    assert (
+        "| LocalSingle (5) |" in english
+        and "| LocalShared (4) |" in english
+        and "| LocalCopies (6) |" in english
+    )
     assert "s16 and s32 hold the same number of tokens" in analysis
     figures = {p.name for p in outcome.figures.glob("*.png")}
-    assert {"comparison.png", "difference.png", "comparison_english.png", "difference_english.png", "average.png"} <= figures
+    assert {
+        "comparison.png",
+        "difference.png",
+        "comparison_english.png",
+        "difference_english.png",
+        "average.png",
+    } <= figures
 
 
 def test_the_head_is_left_out(outcome):
     made = pd.read_csv(outcome.results("quantize") / "variants.csv")
-    assert made.accepted.all() and (made.predicted_bytes == made.tensor_bytes).all() and (made.fallback.fillna("") == "").all()
+    assert (
+        made.accepted.all()
+        and (made.predicted_bytes == made.tensor_bytes).all()
+        and (made.fallback.fillna("") == "").all()
+    )
     architecture = json.loads((outcome.results("inspect") / "architecture.json").read_text())
     assert architecture["stored"]["unused_head_bytes"] > 0

@@ -1,4 +1,5 @@
 """Known answers for the statistics: scipy where it has the method, arithmetic by hand where it has not."""
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -15,7 +16,9 @@ def rng():
 def test_bootstrap_of_one_stratum_is_scipys(rng):
     x = rng.normal(size=60)
     ours = stats.interval(stats.bootstrap(x, np.zeros(60), resamples=500, seed=7).suite()[1][:, 0])
-    theirs = scipy.stats.bootstrap((x,), np.mean, n_resamples=500, method="percentile", rng=np.random.default_rng(7))
+    theirs = scipy.stats.bootstrap(
+        (x,), np.mean, n_resamples=500, method="percentile", rng=np.random.default_rng(7)
+    )
     assert ours == pytest.approx([*theirs.confidence_interval], abs=1e-12)
 
 
@@ -78,14 +81,21 @@ def test_a_missing_task_leaves_no_suite_mean():
 @pytest.mark.parametrize("n", [5, 10])
 def test_randomization_is_scipys_exact_permutation_test(rng, n):
     d = rng.normal(0.3, 1, n)
-    theirs = scipy.stats.permutation_test((d, np.zeros(n)), lambda a, b, axis: np.mean(a - b, axis=axis),
-                                          permutation_type="samples", vectorized=True, n_resamples=np.inf)
+    theirs = scipy.stats.permutation_test(
+        (d, np.zeros(n)),
+        lambda a, b, axis: np.mean(a - b, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=np.inf,
+    )
     assert stats.randomization_test(d, np.zeros(n))[0] == pytest.approx(theirs.pvalue, abs=1e-12)
 
 
 def test_randomization_by_sampling_is_close_to_the_t_test(rng):
     d = rng.normal(0.15, 1, 200)
-    assert stats.randomization_test(d, np.zeros(200))[0] == pytest.approx(scipy.stats.ttest_1samp(d, 0).pvalue, abs=0.01)
+    assert stats.randomization_test(d, np.zeros(200))[0] == pytest.approx(
+        scipy.stats.ttest_1samp(d, 0).pvalue, abs=0.01
+    )
     assert stats.randomization_test(np.zeros(9), np.zeros(9))[0] == 1.0
     assert np.isnan(stats.randomization_test([np.nan, 1.0], [0, 0])[0])
 
@@ -106,10 +116,18 @@ def test_win_tie_loss():
     assert stats.win_tie_loss([0.1, 0.0, 1e-12, -0.2, np.nan]) == (1, 2, 1)
 
 
-@pytest.mark.parametrize("low, high, expected", [
-    (-0.004, 0.001, "non-inferior"), (-0.004, -0.001, "non-inferior"), (-0.02, -0.006, "inferior"),
-    (-0.02, -0.001, "lower"), (-0.02, 0.01, "not resolved"), (-0.005, 0.01, "not resolved"),
-    (np.nan, np.nan, "not measured")])
+@pytest.mark.parametrize(
+    "low, high, expected",
+    [
+        (-0.004, 0.001, "non-inferior"),
+        (-0.004, -0.001, "non-inferior"),
+        (-0.02, -0.006, "inferior"),
+        (-0.02, -0.001, "lower"),
+        (-0.02, 0.01, "not resolved"),
+        (-0.005, 0.01, "not resolved"),
+        (np.nan, np.nan, "not measured"),
+    ],
+)
 def test_verdict(low, high, expected):
     assert stats.verdict(low, high, 0.005) == expected
 

@@ -9,16 +9,37 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("pypdfium2", reason="only the study that built the benchmark needs it: pip install .[studies]")
+pytest.importorskip(
+    "pypdfium2", reason="only the study that built the benchmark needs it: pip install .[studies]"
+)
 
 from colq_utils.model import processing
 from colq_utils.model.modeling import ColQwen3Config, ColQwen3ForRetrieval
 from studies.embedded import augment, canvases, check, losses, muon, sources, train
-from studies.embedded.tiny_model import HEIGHT, IMAGE, VISION_END, VISION_START, WIDTH, TinyColQwen3, TinyConfig
+from studies.embedded.tiny_model import (
+    HEIGHT,
+    IMAGE,
+    VISION_END,
+    VISION_START,
+    WIDTH,
+    TinyColQwen3,
+    TinyConfig,
+)
 
 CHECKPOINT = Path(__file__).resolve().parents[1] / "models/tiny-colqwen3"
-SMALL = TinyConfig(hidden=128, layers=2, heads=2, kv_heads=1, mlp=128, vision_hidden=64, vision_depth=2,
-                   vision_heads=1, vision_mlp=64, deepstack=(0,), embed_dim=32)
+SMALL = TinyConfig(
+    hidden=128,
+    layers=2,
+    heads=2,
+    kv_heads=1,
+    mlp=128,
+    vision_hidden=64,
+    vision_depth=2,
+    vision_heads=1,
+    vision_mlp=64,
+    deepstack=(0,),
+    embed_dim=32,
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +49,30 @@ def maker(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("training")
     (folder / "texts").mkdir(), (folder / "fonts").mkdir()
-    words = ["river", "mountain", "document", "printer", "window", "network", "password", "library", "system", "journal"]
+    words = [
+        "river",
+        "mountain",
+        "document",
+        "printer",
+        "window",
+        "network",
+        "password",
+        "library",
+        "system",
+        "journal",
+    ]
     r = random.Random(0)
-    lines = [" ".join(r.choices(words, k=60)) if i % 4 else "# A heading of " + r.choice(words) for i in range(60)]
+    lines = [
+        " ".join(r.choices(words, k=60)) if i % 4 else "# A heading of " + r.choice(words) for i in range(60)
+    ]
     for language in canvases.LANGUAGES:
         with gzip.open(folder / "texts" / f"{language}.txt.gz", "wt", encoding="utf-8") as file:
             file.write("\n".join(lines))
     for name in ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSansMono.ttf", "DejaVuSerif.ttf"):
         shutil.copy(Path(matplotlib.get_data_path()) / "fonts/ttf" / name, folder / "fonts")
-    texts, fonts, tokenizer = (str(p) for p in (folder / "texts", folder / "fonts", CHECKPOINT / "tokenizer.json"))
+    texts, fonts, tokenizer = (
+        str(p) for p in (folder / "texts", folder / "fonts", CHECKPOINT / "tokenizer.json")
+    )
     return canvases.Maker(canvases.Sources({}, texts, fonts, tokenizer, synthetic=1.0), seed=1)
 
 
@@ -60,8 +96,13 @@ def test_the_compact_model_equals_transformers():
     ids = torch.tensor([[VISION_START] + [IMAGE] * 264 + [VISION_END]] * 2)
     query = torch.randint(7, 6144, (3, 11))
     with torch.no_grad():
-        expected = reference(ids, pixel_values=patches, image_grid_thw=torch.tensor([[1, 24, 44]] * 2),
-                             mm_token_type_ids=(ids == IMAGE).int(), attention_mask=torch.ones_like(ids)).embeddings
+        expected = reference(
+            ids,
+            pixel_values=patches,
+            image_grid_thw=torch.tensor([[1, 24, 44]] * 2),
+            mm_token_type_ids=(ids == IMAGE).int(),
+            attention_mask=torch.ones_like(ids),
+        ).embeddings
         assert torch.allclose(compact.pages(grey)[0], expected[:, 1:-1], atol=2e-6)
         expected = reference(query, attention_mask=torch.ones_like(query)).embeddings
         assert torch.allclose(compact.queries(query), expected, atol=2e-6)
@@ -86,8 +127,12 @@ def test_boxes_follow_the_printed_words(maker):
     pages = augment.crop(example["image"], views)
     boxes = augment.move_boxes(example["boxes"], views)
     tokens, boxes = losses.choose(example["tokens"].long(), boxes, (HEIGHT, WIDTH), 4)
-    seen = [float(page[max(0, y0) : y1, max(0, x0) : x1].min()) for page, words, places in zip(pages, tokens, boxes, strict=True)
-            for (x0, y0, x1, y1) in places[words > 0].round().int().tolist() if y1 - y0 > 4 and x1 - x0 > 4]
+    seen = [
+        float(page[max(0, y0) : y1, max(0, x0) : x1].min())
+        for page, words, places in zip(pages, tokens, boxes, strict=True)
+        for (x0, y0, x1, y1) in places[words > 0].round().int().tolist()
+        if y1 - y0 > 4 and x1 - x0 > 4
+    ]
     assert len(seen) > 30 and np.mean(np.array(seen) < 160) > 0.97
     cells = losses.printed_cells(boxes)[tokens > 0]
     assert cells.any(-1).float().mean() > 0.97 and cells.sum(-1).max() <= 24
@@ -100,7 +145,9 @@ def test_characters_are_read_where_there_is_ink(maker):
     assert classes.shape == (4, 1056, 8)
     pages = augment.crop(example["image"], views)
     assert torch.allclose(pages, example["image"][:, :HEIGHT, :WIDTH].float(), atol=0.5)
-    ink = (pages.view(4, 12, 2, 16, 22, 2, 16).permute(0, 1, 4, 2, 5, 3, 6).flatten(-2).amin(-1) < 128).flatten(1)
+    ink = (
+        pages.view(4, 12, 2, 16, 22, 2, 16).permute(0, 1, 4, 2, 5, 3, 6).flatten(-2).amin(-1) < 128
+    ).flatten(1)
     written = (classes > 0).any(-1)
     assert (ink & written).sum() > 0.85 * written.sum()
 
@@ -153,5 +200,5 @@ def test_ndcg_counts_ties_against_the_query():
 def test_sources_are_stripped_of_markup():
     page = '<div id="DisplayArea"><h1 dir="auto">Mapa de imagem</h1><p>Permite &amp; anexa <b>os URL</b></p></div>'
     assert sources.help_paragraphs(page) == ["# Mapa de imagem", "Permite & anexa os URL"]
-    manual = '.TH X 1\n.SH NOME\ncat \\- concatena\n.PP\nMostra \\fIos\\fR arquivos\n.B agora'
+    manual = ".TH X 1\n.SH NOME\ncat \\- concatena\n.PP\nMostra \\fIos\\fR arquivos\n.B agora"
     assert sources.manual_paragraphs(manual)[-3:] == ["# Nome", "cat - concatena", "Mostra os arquivos agora"]

@@ -12,6 +12,7 @@ other architectures (64-bit Arm) compute fp32 with what they have; packed kernel
 why no score is made with them on a CPU. Sources: the CNR chapter of oneMKL's developer guide, oneDNN's CPU dispatcher
 control, ATen's native/DispatchStub.cpp.
 """
+
 import ctypes
 import os
 import platform
@@ -43,23 +44,33 @@ def check() -> None:
     if platform.machine() not in X86:
         return
     import torch
+
     if not torch.cpu._is_avx2_supported():
-        raise ColqError(f"this processor ({processor()}) has no AVX2 instructions, which everything here is computed with on x86-64; "
-                        "use a machine made after 2015, or a GPU (runtime.device: cuda)")
+        raise ColqError(
+            f"this processor ({processor()}) has no AVX2 instructions, which everything here is computed with on x86-64; "
+            "use a machine made after 2015, or a GPU (runtime.device: cuda)"
+        )
     for name, value in {**PINS, "MKL_ENABLE_INSTRUCTIONS": None}.items():
         given = os.environ.get(name)
         if given is not None and given != value:
-            raise ColqError(f"the environment variable {name} is {given!r}: everything here is computed with the instructions of AVX2, "
-                            f"so that results do not depend on the processor; unset it and run the same command again")
-    late = torch.backends.cpu.get_cpu_capability() != "AVX2" or (vendor() == "GenuineIntel" and mkl_mode() not in (None, STRICT_AVX2))
+            raise ColqError(
+                f"the environment variable {name} is {given!r}: everything here is computed with the instructions of AVX2, "
+                f"so that results do not depend on the processor; unset it and run the same command again"
+            )
+    late = torch.backends.cpu.get_cpu_capability() != "AVX2" or (
+        vendor() == "GenuineIntel" and mkl_mode() not in (None, STRICT_AVX2)
+    )
     if late:
-        raise ColqError("torch computed before colq_utils was imported, with other instructions than those of AVX2; import colq_utils first "
-                        "(in a notebook: restart the kernel and run the cells in order)")
+        raise ColqError(
+            "torch computed before colq_utils was imported, with other instructions than those of AVX2; import colq_utils first "
+            "(in a notebook: restart the kernel and run the cells in order)"
+        )
 
 
 def mkl_mode() -> int | None:
     """The reproducibility mode that MKL is in, as its own number; None where torch has no MKL that tells."""
     import torch
+
     libraries = sorted(Path(torch.__file__).parent.glob("lib/libtorch_cpu.so"))
     try:
         return int(ctypes.CDLL(str(libraries[0])).mkl_serv_cbwr_get(-1))
@@ -70,13 +81,19 @@ def mkl_mode() -> int | None:
 def describe(dtype: str) -> dict[str, str]:
     """What results are computed with on this CPU: dtype, instructions, and the settings of the three libraries."""
     import torch
-    return {"dtype": dtype, "instructions": torch.backends.cpu.get_cpu_capability(), "vendor": vendor(),
-            **{name: os.environ[name] for name in PINS if name in os.environ}}
+
+    return {
+        "dtype": dtype,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "vendor": vendor(),
+        **{name: os.environ[name] for name in PINS if name in os.environ},
+    }
 
 
 def kind() -> str:
     """The kind of processor as far as it decides results: one table of scores comes from one kind."""
     import torch
+
     return f"{platform.machine()} {vendor()} {torch.backends.cpu.get_cpu_capability()}"
 
 

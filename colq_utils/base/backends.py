@@ -1,4 +1,5 @@
 """Kernels for packed layers, declared as data: what each is called, needs and can."""
+
 from dataclasses import dataclass
 
 #: gptqmodel asks for a newer torch than the one pinned here and for much that its Marlin layer does without: this is what it
@@ -20,11 +21,15 @@ class Backend:
 
 #: Name in an experiment file -> what is known of it.
 BACKENDS = {
-    "ark": Backend("ark", "auto_round_kernel", "pip install auto-round-lib", "cpu", (2, 4, 8), ("gptq", "awq")),
+    "ark": Backend(
+        "ark", "auto_round_kernel", "pip install auto-round-lib", "cpu", (2, 4, 8), ("gptq", "awq")
+    ),
     "torch": Backend("torch", "auto_round", "pip install auto-round", "any", (2, 3, 4, 8)),
     "tritonv2": Backend("tritonv2", "triton", "pip install triton (needs a CUDA device)", "cuda", (2, 4, 8)),
     "marlin": Backend("marlin", "gptqmodel", f"{_MARLIN} (needs a CUDA device and nvcc)", "cuda", (4, 8)),
-    "humming": Backend("humming", "humming", "pip install 'colq[cuda]' (needs a CUDA device)", "cuda", (2, 4, 8)),
+    "humming": Backend(
+        "humming", "humming", "pip install 'colq[cuda]' (needs a CUDA device)", "cuda", (2, 4, 8)
+    ),
     "unpack": Backend("unpack", "torch", "pip install torch", "any", (2, 3, 4, 8), ("gptq", "awq")),
 }
 #: Those for packed layers on a GPU.

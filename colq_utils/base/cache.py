@@ -3,6 +3,7 @@
 What is kept from an earlier run (a stage's freshness, a measured process, scored tasks) carries a digest of these folders.
 A GPU folder counts only where the experiment runs on its path, so that editing a GPU kernel makes no CPU result stale.
 """
+
 import functools
 from pathlib import Path
 
@@ -34,8 +35,18 @@ def code(experiment: Experiment, stage: str, figures: bool = False) -> str:
 def digest(*parts: str) -> str:
     """Digest of the Python files and templates of folders (or single files) of the package, read once per process: what runs is what was imported."""
     package = ROOT / "colq_utils"
-    found = [path for part in parts for path in (sorted(f for f in (package / part).rglob("*") if f.suffix in (".py", ".j2")) if (package / part).is_dir() else [package / part])]
-    return files.sha256_bytes("\n".join(f"{path.relative_to(package)} {files.sha256(path)}" for path in found).encode())
+    found = [
+        path
+        for part in parts
+        for path in (
+            sorted(f for f in (package / part).rglob("*") if f.suffix in (".py", ".j2"))
+            if (package / part).is_dir()
+            else [package / part]
+        )
+    ]
+    return files.sha256_bytes(
+        "\n".join(f"{path.relative_to(package)} {files.sha256(path)}" for path in found).encode()
+    )
 
 
 def reachable(stage: str) -> list[Path]:

@@ -3,6 +3,7 @@
 An experiment decides the scale (embedded, one GPU, many); the notebooks never change. Unknown keys,
 unknown schemes and duplicate variants are refused here, with the names that would have been accepted.
 """
+
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -38,7 +39,9 @@ class Model(Section):
     path: str
     size: str
     revision: str | None = None
-    max_visual_tokens: int | None = None  # of a page; None: the checkpoint's own limit, but at most 1,280, as published
+    max_visual_tokens: int | None = (
+        None  # of a page; None: the checkpoint's own limit, but at most 1,280, as published
+    )
 
     @property
     def is_local(self) -> bool:
@@ -79,8 +82,10 @@ class Runtime(Section):
     @model_validator(mode="after")
     def portable(self):
         if (self.device, self.dtype) == ("cpu", "bfloat16"):
-            raise ValueError("on a CPU everything is computed in float32 (many processors emulate bfloat16, ten times slower and with other "
-                             "results): leave `dtype` out; weights are stored in bfloat16 all the same")
+            raise ValueError(
+                "on a CPU everything is computed in float32 (many processors emulate bfloat16, ten times slower and with other "
+                "results): leave `dtype` out; weights are stored in bfloat16 all the same"
+            )
         return self
 
 
@@ -96,7 +101,9 @@ class CalibrationSet(Section):
     @model_validator(mode="after")
     def whole_batches(self):
         if self.blocks % self.batch_rows:
-            raise ValueError(f"calibration set {self.id}: blocks ({self.blocks}) is no multiple of batch_rows ({self.batch_rows})")
+            raise ValueError(
+                f"calibration set {self.id}: blocks ({self.blocks}) is no multiple of batch_rows ({self.batch_rows})"
+            )
         return self
 
 
@@ -141,13 +148,21 @@ class Variant(Section):
         if (SCHEMES[self.scheme] is None) != (self.method == "base"):
             raise ValueError(f"scheme {self.scheme} does not go with method {self.method}")
         if (self.method == "autoround") != (self.calibration is not None and self.iters > 0):
-            raise ValueError(f"{self.scheme}: method autoround takes `calibration` and `iters`, others take neither")
+            raise ValueError(
+                f"{self.scheme}: method autoround takes `calibration` and `iters`, others take neither"
+            )
         if self.method == "pack" and not self.sym:
-            raise ValueError(f"{self.scheme}: method pack is symmetric only; take method rtn for `sym: false`, or leave `sym` out")
+            raise ValueError(
+                f"{self.scheme}: method pack is symmetric only; take method rtn for `sym: false`, or leave `sym` out"
+            )
         if self.method == "pack" and self.exports != ("auto_round",):
-            raise ValueError(f"{self.scheme}: method pack writes auto_round only; take method rtn for other `exports`, or leave them out")
+            raise ValueError(
+                f"{self.scheme}: method pack writes auto_round only; take method rtn for other `exports`, or leave them out"
+            )
         if self.bits is not None and "auto_round" not in self.exports:
-            raise ValueError(f"{self.scheme}: auto_round is the export that is benchmarked and evaluated; add it to `exports`")
+            raise ValueError(
+                f"{self.scheme}: auto_round is the export that is benchmarked and evaluated; add it to `exports`"
+            )
         return self
 
     @property
@@ -165,7 +180,9 @@ class Variant(Section):
 
     def name(self, size: str) -> str:
         """Variant id: that of the stored weights, and the runtime options."""
-        options = ([f"{self.embedding}embed"] if self.embedding else []) + ([f"{self.vision}vision"] if self.vision else [])
+        options = ([f"{self.embedding}embed"] if self.embedding else []) + (
+            [f"{self.vision}vision"] if self.vision else []
+        )
         return "-".join([self.stored(size), *options, *filter(None, (self.tag, self.encode))])
 
 
@@ -232,7 +249,9 @@ class Experiment(Section):
     `stages` are those that it runs. `notebooks` names a notebook of its own (from the repository's root) for a stage.
     """
 
-    stages: tuple[Literal["inspect", "calibrate", "quantize", "benchmark", "evaluate", "report"], ...] = STAGES
+    stages: tuple[Literal["inspect", "calibrate", "quantize", "benchmark", "evaluate", "report"], ...] = (
+        STAGES
+    )
     notebooks: dict[str, str] = {}
     name: str
     title: str
@@ -252,17 +271,23 @@ class Experiment(Section):
         if len(set(ids)) < len(ids):
             raise ValueError(f"two variants have one id: {sorted(i for i in ids if ids.count(i) > 1)[0]}")
         if self.variants[0].method != "base":
-            raise ValueError("the first variant is the base that the others are compared with: give it method base")
+            raise ValueError(
+                "the first variant is the base that the others are compared with: give it method base"
+            )
         for variant in self.variants:
             if variant.calibration and variant.calibration not in sets:
-                raise ValueError(f"{variant.name(self.model.size)}: no calibration set {variant.calibration!r}; there are {sorted(sets)}")
+                raise ValueError(
+                    f"{variant.name(self.model.size)}: no calibration set {variant.calibration!r}; there are {sorted(sets)}"
+                )
         for wanted in self.benchmark.variants:
             if wanted not in ids:
                 raise ValueError(f"benchmark names the variant {wanted!r}; there are {ids}")
         for variant in self.variants:
             stored = variant.stored(self.model.size)
             if variant.bits is not None and stored not in ids:
-                raise ValueError(f"{variant.name(self.model.size)} runs the weights of {stored}; list that variant too")
+                raise ValueError(
+                    f"{variant.name(self.model.size)} runs the weights of {stored}; list that variant too"
+                )
         return self
 
     @cached_property
@@ -277,11 +302,17 @@ class Experiment(Section):
     @property
     def quantized(self) -> dict[str, Variant]:
         """Variants with quantized weights of their own, without those that only run them otherwise."""
-        return {name: v for name, v in self.by_id.items() if v.bits is not None and name == v.stored(self.model.size)}
+        return {
+            name: v
+            for name, v in self.by_id.items()
+            if v.bits is not None and name == v.stored(self.model.size)
+        }
 
     def notebook(self, stage: str) -> Path:
         """The notebook of a stage."""
-        return ROOT / self.notebooks[stage] if stage in self.notebooks else ROOT / "notebooks" / NOTEBOOKS[stage]
+        return (
+            ROOT / self.notebooks[stage] if stage in self.notebooks else ROOT / "notebooks" / NOTEBOOKS[stage]
+        )
 
     def encode_path(self, variant: str) -> str:
         """``plain`` or ``fast``, as variant or runtime say; left open, fast on CUDA."""
@@ -322,7 +353,12 @@ def available(folder: Path = ROOT / "experiments") -> list[str]:
     return sorted(p.stem for p in folder.glob("*.yaml"))
 
 
-def load(name: str, output: str | Path = "", folder: Path = ROOT / "experiments", kind: type[BaseModel] | None = None):
+def load(
+    name: str,
+    output: str | Path = "",
+    folder: Path = ROOT / "experiments",
+    kind: type[BaseModel] | None = None,
+):
     """Read ``experiments/<name>.yaml`` as an `Experiment`.
 
     Args:
@@ -335,9 +371,18 @@ def load(name: str, output: str | Path = "", folder: Path = ROOT / "experiments"
     """
     path = Path(name) if name.endswith(".yaml") else folder / f"{name}.yaml"
     if not path.exists():
-        raise ColqError(f"no experiment {name!r}; there are: {', '.join(available(folder))} (files in {folder.relative_to(ROOT)}/)")
-    fields = read(path, {"name": "an experiment has the name of its file", "output": "the folder is given with --output"})
-    return validated(kind or Experiment, path, fields | {"name": path.stem, "output": Path(output).resolve() if output else ROOT})
+        raise ColqError(
+            f"no experiment {name!r}; there are: {', '.join(available(folder))} (files in {folder.relative_to(ROOT)}/)"
+        )
+    fields = read(
+        path,
+        {"name": "an experiment has the name of its file", "output": "the folder is given with --output"},
+    )
+    return validated(
+        kind or Experiment,
+        path,
+        fields | {"name": path.stem, "output": Path(output).resolve() if output else ROOT},
+    )
 
 
 def read(path: Path, given: dict[str, str]) -> dict:
@@ -354,7 +399,9 @@ def read(path: Path, given: dict[str, str]) -> dict:
     except yaml.YAMLError as error:
         raise ColqError(f"{path.name} is not valid YAML: {error}") from None
     if not isinstance(fields, dict):
-        raise ColqError(f"{path.name} holds a {type(fields).__name__}: write it as `key: value` lines, as experiments/tiny.yaml is")
+        raise ColqError(
+            f"{path.name} holds a {type(fields).__name__}: write it as `key: value` lines, as experiments/tiny.yaml is"
+        )
     for key in given.keys() & fields.keys():
         raise ColqError(f"{path.name}: leave out `{key}`; {given[key]}")
     return fields

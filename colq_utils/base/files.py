@@ -1,4 +1,5 @@
 """Files that are whole or absent: written beside their place and moved there at the end."""
+
 import contextlib
 import errno
 import hashlib
@@ -35,7 +36,9 @@ def atomic(path: Path, folder: bool = False):
         os.replace(target, path)
     except Exception as error:
         if is_full(error):
-            raise ColqError(f"the disk is full: could not write {path}; free some space and run the same command again") from None
+            raise ColqError(
+                f"the disk is full: could not write {path}; free some space and run the same command again"
+            ) from None
         raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -1,13 +1,19 @@
 """Names of tensors and layers: which tower a tensor belongs to, which layers are quantized."""
+
 import re
 
-TOWERS = {"vlm.model.language_model.": "language_model", "vlm.model.visual.": "visual",
-          "embedding_proj_layer": "projection"}
+TOWERS = {
+    "vlm.model.language_model.": "language_model",
+    "vlm.model.visual.": "visual",
+    "embedding_proj_layer": "projection",
+}
 
 
 def tower_of(name: str) -> str:
     """The tower a module or tensor belongs to: language_model, visual, projection or other."""
     return next((tower for prefix, tower in TOWERS.items() if name.startswith(prefix)), "other")
+
+
 #: Parts of a checkpoint, in the order of tables and figures.
 PARTS = ("language_model", "embedding", "visual", "projection", "lm_head", "other")
 #: Layers that AutoRound quantizes: every Linear of the language model's blocks (their norms are vectors).
@@ -23,6 +29,8 @@ def part_of(name: str) -> str:
     if "lm_head" in name:
         return "lm_head"
     return "embedding" if "embed_tokens." in name else tower_of(name)
+
+
 #: The language model's blocks, as quantization configs name what they quantize.
 BLOCKS = "vlm.model.language_model.layers"
 #: Mean cosine between the token embeddings of the fast and the plain path of the bf16 base: from the first on it is measured in

@@ -4,6 +4,7 @@
 job's keyword arguments and writes what it returns. A child that raises, is killed or takes too long
 costs the parent an `Outcome` with the reason, never the run. It does not restrict what a child may do.
 """
+
 import contextlib
 import ctypes
 import importlib
@@ -67,8 +68,13 @@ def _started(function: str, arguments: dict, threads: int | None):
         job, result, log = (Path(scratch) / name for name in ("job.json", "result.json", "log.txt"))
         job.write_text(json.dumps({"function": function, "arguments": arguments, "parent": os.getpid()}))
         with log.open("wb") as stream:
-            child = subprocess.Popen([sys.executable, "-m", "colq_utils.base.process", str(job), str(result)],
-                                     stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=_environment(threads))
+            child = subprocess.Popen(
+                [sys.executable, "-m", "colq_utils.base.process", str(job), str(result)],
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                env=_environment(threads),
+            )
             try:
                 yield child, lambda: _outcome(child.returncode, result, log)
             finally:
@@ -80,8 +86,14 @@ def _started(function: str, arguments: dict, threads: int | None):
 def _environment(threads: int | None) -> dict[str, str]:
     """What a child inherits, the way to this package and the size of its thread pools."""
     root = str(Path(__file__).resolve().parents[2])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-    return environment if threads is None else environment | {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    }
+    return (
+        environment
+        if threads is None
+        else environment | {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    )
 
 
 def _outcome(status: int, result: Path, log: Path) -> Outcome:

@@ -3,6 +3,7 @@
 Headless runs execute notebooks in a kernel whose output is captured. The driver passes the name of
 its terminal in ``COLQ_TTY`` and the bar is drawn there; without a terminal there is no bar.
 """
+
 import os
 import sys
 from collections.abc import Iterable, Iterator

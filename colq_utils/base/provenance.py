@@ -1,4 +1,5 @@
 """What a result was made with: versions, machine, code. Stored beside every result, never recomputed later."""
+
 import os
 import platform
 import subprocess
@@ -7,12 +8,23 @@ from importlib.metadata import PackageNotFoundError, version
 from colq_utils.base import arithmetic
 from colq_utils.base.config import ROOT, Experiment
 
-PACKAGES = ("torch", "transformers", "auto-round", "auto-round-lib", "humming-kernels", "gptqmodel", "mteb", "pandas", "numpy")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "auto-round",
+    "auto-round-lib",
+    "humming-kernels",
+    "gptqmodel",
+    "mteb",
+    "pandas",
+    "numpy",
+)
 
 
 def collect(experiment: Experiment) -> dict:
     """Versions, processor, threads, GPU, git commit and seed, as a flat JSON-ready dict."""
     import torch
+
     return {
         "experiment": experiment.name,
         "seed": experiment.seed,
@@ -27,13 +39,15 @@ def collect(experiment: Experiment) -> dict:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         "commit": commit(),
-        "uncommitted_code": "COLQ_COMMIT" not in os.environ and bool(_git("status", "--porcelain", "--", "colq_utils", "notebooks", "experiments")),
+        "uncommitted_code": "COLQ_COMMIT" not in os.environ
+        and bool(_git("status", "--porcelain", "--", "colq_utils", "notebooks", "experiments")),
     }
 
 
 def machine() -> str:
     """What the model runs on, as far as it decides results: the GPU if one is visible, else the kind of CPU arithmetic."""
     import torch
+
     return torch.cuda.get_device_name() if torch.cuda.is_available() else arithmetic.kind()
 
 

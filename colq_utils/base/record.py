@@ -1,4 +1,5 @@
 """Key values of a notebook, kept where tests and readers find them."""
+
 import pandas as pd
 
 from colq_utils.base import files

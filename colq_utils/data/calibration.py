@@ -5,6 +5,7 @@ languages taking turns, and joined. Every text set is a prefix of that stream fo
 sets of one budget hold the same tokens in the same order. A page set holds pages drawn from the same
 text; no evaluation page is ever used. Sets are safetensors, never pickles.
 """
+
 from itertools import chain, zip_longest
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def stream(texts: pd.DataFrame, tokenizer, stretch: int, seed: int) -> np.ndarra
     for _, rows in sorted(texts.groupby("lang"), key=lambda pair: pair[0]):
         ids = tokenizer(rows["text"].tolist(), add_special_tokens=False)["input_ids"]
         flat = np.fromiter(chain.from_iterable([*i, separator] for i in ids), dtype=np.int64)
-        cut = flat[:len(flat) // stretch * stretch].reshape(-1, stretch)
+        cut = flat[: len(flat) // stretch * stretch].reshape(-1, stretch)
         shelves.append(cut[rng.permutation(len(cut))])
     turns = [s for group in zip_longest(*shelves) for s in group if s is not None]
     return np.concatenate(turns) if turns else np.empty(0, dtype=np.int64)
@@ -62,15 +63,20 @@ def pack(tokens: np.ndarray, spec: CalibrationSet) -> torch.Tensor:
     """
     needed = spec.blocks * spec.seqlen
     if len(tokens) < needed:
-        raise ColqError(f"calibration set {spec.id} needs {needed:,} tokens ({spec.blocks} blocks of {spec.seqlen}) and the "
-                        f"corpus gives {len(tokens):,}; lower `blocks`, or name a larger corpus")
+        raise ColqError(
+            f"calibration set {spec.id} needs {needed:,} tokens ({spec.blocks} blocks of {spec.seqlen}) and the "
+            f"corpus gives {len(tokens):,}; lower `blocks`, or name a larger corpus"
+        )
     return torch.from_numpy(tokens[:needed].reshape(spec.blocks, spec.seqlen).copy())
 
 
 def draw_page(text: str) -> Image.Image:
     """A page image with `text` set in DejaVu Sans (matplotlib brings it; Pillow's own font lacks most accents), until it is full."""
     page = Image.new("L", PAGE_SIZE, 255)
-    canvas, font = ImageDraw.Draw(page), ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 13)
+    canvas, font = (
+        ImageDraw.Draw(page),
+        ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 13),
+    )
     words, line, y = text.split(), "", 8
     for word in words:
         if canvas.textlength(f"{line} {word}", font=font) > PAGE_SIZE[0] - 16:
@@ -93,15 +99,17 @@ def page_set(texts: pd.DataFrame, spec: CalibrationSet, seed: int) -> tuple[torc
     rng = np.random.default_rng(seed)
     usable = texts[texts["text"].str.split().str.len() >= 60]
     if len(usable) < spec.blocks:
-        raise ColqError(f"calibration set {spec.id} needs {spec.blocks} passages of 60 words, the corpus has {len(usable)}")
-    chosen = usable["text"].iloc[rng.permutation(len(usable))[:spec.blocks]].tolist()
+        raise ColqError(
+            f"calibration set {spec.id} needs {spec.blocks} passages of 60 words, the corpus has {len(usable)}"
+        )
+    chosen = usable["text"].iloc[rng.permutation(len(usable))[: spec.blocks]].tolist()
     images, queries = [], []
     for text in chosen:
         words = text.split()
         start = int(rng.integers(0, max(1, len(words) - 150)))
-        images.append(np.asarray(draw_page(" ".join(words[start:start + 150]))))
+        images.append(np.asarray(draw_page(" ".join(words[start : start + 150]))))
         at = int(rng.integers(0, len(words) - 8))
-        queries.append(" ".join(words[at:at + int(rng.integers(3, 9))]))
+        queries.append(" ".join(words[at : at + int(rng.integers(3, 9))]))
     return torch.from_numpy(np.stack(images)), queries
 
 

@@ -55,11 +55,21 @@ TASKS = {
     "MiniVidoreKeywords": Task("Find one or two words, anywhere on the page.", "Keywords"),
     "MiniVidoreMisspelt": Task("Find two consecutive words, typed with errors.", "Misspelt"),
     "MiniVidoreShuffled": Task("Find common words of one paragraph, out of order.", "Shuffled"),
-    "MiniVidoreScience": Task("Find one or two words on pages full of figures.", "Science", languages=("en", "fr")),
-    "MiniVidoreScannedHeadings": Task("Find a section by its title in bad scans.", "ScannedHeadings", "scanned"),
-    "MiniVidoreScannedPhrases": Task("Find a few consecutive words in bad scans.", "ScannedPhrases", "scanned"),
-    "MiniVidoreCrosslingual": Task("Find the section of a title in other languages.", "Crosslingual", "foreign", False),
-    "MiniVidoreReading": Task("Find a title or a long phrase among some 50 pages.", "Reading", "reading", False),
+    "MiniVidoreScience": Task(
+        "Find one or two words on pages full of figures.", "Science", languages=("en", "fr")
+    ),
+    "MiniVidoreScannedHeadings": Task(
+        "Find a section by its title in bad scans.", "ScannedHeadings", "scanned"
+    ),
+    "MiniVidoreScannedPhrases": Task(
+        "Find a few consecutive words in bad scans.", "ScannedPhrases", "scanned"
+    ),
+    "MiniVidoreCrosslingual": Task(
+        "Find the section of a title in other languages.", "Crosslingual", "foreign", False
+    ),
+    "MiniVidoreReading": Task(
+        "Find a title or a long phrase among some 50 pages.", "Reading", "reading", False
+    ),
 }
 
 
@@ -121,10 +131,16 @@ def sources(benchmark: MiniVidore) -> dict[str, str]:
     queries = benchmark.queries.reset_index(drop=True)
     words = [lang + " " + " ".join(tokens(text)) for lang, text in zip(queries.lang, queries.text)]
     links = [(rows[0], row) for rows in queries.groupby(words).groups.values() for row in rows]
-    answers = [(row.Index, {page.split("__")[0]: page for page in row.relevant} | {row.lang: None})
-               for row in queries[queries.task == "Crosslingual"].itertuples()]
+    answers = [
+        (row.Index, {page.split("__")[0]: page for page in row.relevant} | {row.lang: None})
+        for row in queries[queries.task == "Crosslingual"].itertuples()
+    ]
     for (a, first), (b, second) in combinations(answers, 2):
-        if first.keys() == second.keys() and sum(first[lang] != second[lang] for lang in first) == 2 and queries.lang[a] != queries.lang[b]:
+        if (
+            first.keys() == second.keys()
+            and sum(first[lang] != second[lang] for lang in first) == 2
+            and queries.lang[a] != queries.lang[b]
+        ):
             links.append((a, b))
     graph = coo_matrix((np.ones(len(links)), np.array(links).T), shape=(len(queries), len(queries)))
     source = connected_components(graph, directed=False)[1]

@@ -18,7 +18,14 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from colq_utils.base.errors import ColqError
 from colq_utils.data import minividore
 
-CODES = {"en": "eng-Latn", "fr": "fra-Latn", "de": "deu-Latn", "es": "spa-Latn", "it": "ita-Latn", "pt": "por-Latn"}
+CODES = {
+    "en": "eng-Latn",
+    "fr": "fra-Latn",
+    "de": "deu-Latn",
+    "es": "spa-Latn",
+    "it": "ita-Latn",
+    "pt": "por-Latn",
+}
 SCANNED = "@scan"
 
 
@@ -87,7 +94,8 @@ def _split(root: str, name: str, lang: str) -> dict:
         "corpus": _corpus(root, name if not one_for_all else task.pages, "" if one_for_all else lang),
         "queries": Dataset.from_dict({"id": list(queries.query_id), "text": list(queries.text)}),
         "relevant_docs": {
-            query.query_id: {page_id + suffix: 1 for page_id in query.relevant} for query in queries.itertuples()
+            query.query_id: {page_id + suffix: 1 for page_id in query.relevant}
+            for query in queries.itertuples()
         },
         "top_ranked": None,
     }
@@ -105,12 +113,16 @@ def _corpus(root: str, which: str, lang: str) -> Dataset:
         pages = benchmark.pages if which == "all" else minividore.corpus_of(benchmark, which, lang)
         ids, pictures = list(pages.page_id), list(pages.image)
     features = Features({"id": Value("string"), "image": ImageFeature()})
-    return Dataset.from_dict({"id": ids, "image": [{"bytes": data, "path": None} for data in pictures]}, features)
+    return Dataset.from_dict(
+        {"id": ids, "image": [{"bytes": data, "path": None} for data in pictures]}, features
+    )
 
 
 def _scanned(row: dict) -> bytes:
     buffer = io.BytesIO()
-    page = minividore.scan(minividore.image(row), row["page_id"], minividore.SCAN_STRENGTH).convert("L")  # mteb makes it RGB
+    page = minividore.scan(minividore.image(row), row["page_id"], minividore.SCAN_STRENGTH).convert(
+        "L"
+    )  # mteb makes it RGB
     page.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 

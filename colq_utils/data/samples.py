@@ -3,6 +3,7 @@
 Used by the acceptance check of every experiment, the real checkpoints' too: they need no download and
 are real pages. Nothing is tuned on them.
 """
+
 import numpy as np
 from PIL import Image
 

@@ -1,4 +1,5 @@
 """A variant of an experiment as a model on the forward pass that the experiment asks for, plain or fast."""
+
 import time
 
 import torch
@@ -23,7 +24,9 @@ def load(experiment: Experiment, variant: str, export: str = "auto_round") -> Lo
     if experiment.encode_path(variant) == "plain":
         return loaded
     model = accelerate(loaded, experiment.by_id[variant].backend or experiment.runtime.backend)
-    return Loaded(variant, model, loaded.processor, kernels.census(model), time.perf_counter() - start, "fast")
+    return Loaded(
+        variant, model, loaded.processor, kernels.census(model), time.perf_counter() - start, "fast"
+    )
 
 
 def accelerate(loaded: Loaded, backend: str, schedules: dict[str, str] | None = None) -> torch.nn.Module:
@@ -36,6 +39,7 @@ def accelerate(loaded: Loaded, backend: str, schedules: dict[str, str] | None = 
         ColqError: the backend is not available, or not every layer runs on it.
     """
     from colq_utils.fast.path import FastColQwen3
+
     packed = any(isinstance(module, packing.PackedLinear) for module in loaded.model.language_model.modules())
     model = FastColQwen3(loaded.model, backend if packed else None, schedules).eval().requires_grad_(False)
     if packed:

@@ -9,6 +9,7 @@ attention what stands to the right of a token cannot touch it, so pages shifted 
 
 The model is converted in place and holds no second copy of its weights. On a CPU the same code runs `colq_utils.fast.steps`.
 """
+
 import importlib
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -17,7 +18,10 @@ from types import ModuleType
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures, get_vision_position_ids
+from transformers.models.qwen3_vl.modeling_qwen3_vl import (
+    BaseModelOutputWithDeepstackFeatures,
+    get_vision_position_ids,
+)
 
 from colq_utils.base.errors import ColqError
 from colq_utils.fast.steps import Packed
@@ -31,7 +35,12 @@ GRAPH_TOKENS = 8192
 #: Graphs and patch grids that are kept at a time: page sizes are many, and each graph holds its buffers.
 KEPT = 32
 #: Attention kernels in order of preference; cuDNN's is the fastest on Hopper where it takes the shape.
-ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+ATTENTION = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
 
 
 class Block(nn.Module):
@@ -71,7 +80,9 @@ class FastColQwen3(nn.Module):
         ColqError: a GPU without triton.
     """
 
-    def __init__(self, model: ColQwen3ForRetrieval, backend: str | None = None, schedules: dict[str, str] | None = None):
+    def __init__(
+        self, model: ColQwen3ForRetrieval, backend: str | None = None, schedules: dict[str, str] | None = None
+    ):
         super().__init__()
         self.config, self.vlm, self.embedding_proj_layer = model.config, model.vlm, model.embedding_proj_layer
         self._on_gpu = self.embedding_proj_layer.weight.is_cuda
@@ -82,7 +93,9 @@ class FastColQwen3(nn.Module):
         self._recording = True
         self._graphs: dict[tuple, tuple] = {}
         self._met: set[tuple] = set()
-        self._stream, self._pool = (torch.cuda.Stream(), torch.cuda.graph_pool_handle()) if self._on_gpu else (None, None)
+        self._stream, self._pool = (
+            (torch.cuda.Stream(), torch.cuda.graph_pool_handle()) if self._on_gpu else (None, None)
+        )
         self._grids: dict[tuple[int, ...], tuple] = {}
 
     @contextmanager
@@ -107,14 +120,23 @@ class FastColQwen3(nn.Module):
         return self.embedding_proj_layer.weight.dtype
 
     @torch.inference_mode()
-    def forward(self, input_ids, attention_mask=None, pixel_values=None, image_grid_thw=None, mm_token_type_ids=None,
-                page_features=None) -> ColQwen3Output:
+    def forward(
+        self,
+        input_ids,
+        attention_mask=None,
+        pixel_values=None,
+        image_grid_thw=None,
+        mm_token_type_ids=None,
+        page_features=None,
+    ) -> ColQwen3Output:
         """Embed queries, or pages given as pixels or as features of the vision tower."""
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
         if pixel_values is None and page_features is None:
             return ColQwen3Output(embeddings=self._queries(input_ids, attention_mask))
         features = page_features or self.page_features(pixel_values, image_grid_thw)
-        return ColQwen3Output(embeddings=self._pages(input_ids, attention_mask, image_grid_thw, mm_token_type_ids, features))
+        return ColQwen3Output(
+            embeddings=self._pages(input_ids, attention_mask, image_grid_thw, mm_token_type_ids, features)
+        )
 
     def _queries(self, input_ids, attention_mask) -> torch.Tensor:
         (n, length), total = input_ids.shape, int(attention_mask.sum())
@@ -127,12 +149,14 @@ class FastColQwen3(nn.Module):
         graph, (ids, mask), (embeddings,) = _latest(self._graphs, key)
         if (n, length) != (rows, tokens):
             mask.zero_()
-        ids[:n, tokens - length:].copy_(input_ids)
-        mask[:n, tokens - length:].copy_(attention_mask)
+        ids[:n, tokens - length :].copy_(input_ids)
+        mask[:n, tokens - length :].copy_(attention_mask)
         graph.replay()
-        return embeddings[:n, tokens - length:].clone()
+        return embeddings[:n, tokens - length :].clone()
 
-    def _replayed(self, key: tuple, work: Callable[..., list[torch.Tensor]], *inputs: torch.Tensor) -> list[torch.Tensor]:
+    def _replayed(
+        self, key: tuple, work: Callable[..., list[torch.Tensor]], *inputs: torch.Tensor
+    ) -> list[torch.Tensor]:
         """``work(*inputs)``, as a CUDA graph if `key`, which stands for the work and the shapes, was met before.
 
         Page sizes vary, so a graph is recorded when one comes again; large batches keep the GPU busy without.
@@ -165,7 +189,9 @@ class FastColQwen3(nn.Module):
         packed = Packed(attention_mask, total)
         x = self.language_model.embed_tokens(input_ids.flatten()[packed.source])  # (total, hidden)
         turns = self.language_model.rotary_emb(x, packed.positions.expand(3, 1, -1))
-        hidden = self._decode(x, *turns, attend=lambda qkv, *heads: self._steps.attend_packed(qkv, packed, *heads))
+        hidden = self._decode(
+            x, *turns, attend=lambda qkv, *heads: self._steps.attend_packed(qkv, packed, *heads)
+        )
         return packed.unpack(self._projected(hidden))
 
     def _pages(self, input_ids, attention_mask, grids, types, features) -> torch.Tensor:
@@ -175,12 +201,28 @@ class FastColQwen3(nn.Module):
         n, x = len(ids), self.language_model.embed_tokens(ids).flatten(0, 1)
         place = (ids == self.config.image_token_id).view(-1, 1)
         x = x.masked_scatter(place, torch.cat(list(features.pooler_output)).to(x.dtype))
-        deep = [torch.zeros_like(x).masked_scatter(place, torch.cat(list(layer)).to(x.dtype)) for layer in features.deepstack_features]
+        deep = [
+            torch.zeros_like(x).masked_scatter(place, torch.cat(list(layer)).to(x.dtype))
+            for layer in features.deepstack_features
+        ]
 
         def work(x, cos, sin, *deep):
-            return [self._projected(self._decode(x, cos, sin, *deep, attend=lambda qkv, *heads: self._steps.attend(qkv, n, *heads, causal=True)))]
+            return [
+                self._projected(
+                    self._decode(
+                        x,
+                        cos,
+                        sin,
+                        *deep,
+                        attend=lambda qkv, *heads: self._steps.attend(qkv, n, *heads, causal=True),
+                    )
+                )
+            ]
 
-        inputs, key = (x, *self.language_model.rotary_emb(x, positions), *deep), ("pages", *ids.shape, len(deep))
+        inputs, key = (
+            (x, *self.language_model.rotary_emb(x, positions), *deep),
+            ("pages", *ids.shape, len(deep)),
+        )
         (vectors,) = self._replayed(key, work, *inputs) if len(x) <= GRAPH_TOKENS else work(*inputs)
         vectors = vectors.unflatten(0, ids.shape)
         vectors = vectors.gather(1, back.unsqueeze(-1).expand_as(vectors))
@@ -195,7 +237,9 @@ class FastColQwen3(nn.Module):
             x, delta = layer(x, delta, cos, sin, self._steps, attend)
             if i < len(deep):
                 delta = delta + deep[i]
-        return self._steps.add_norm(x, delta, self.language_model.norm.weight, self.config.text_config.rms_norm_eps, False)[1]
+        return self._steps.add_norm(
+            x, delta, self.language_model.norm.weight, self.config.text_config.rms_norm_eps, False
+        )[1]
 
     def _projected(self, hidden) -> torch.Tensor:
         return nn.functional.normalize(self.embedding_proj_layer(hidden), dim=-1)
@@ -211,12 +255,17 @@ class FastColQwen3(nn.Module):
             mine = [i for i, other in enumerate(grids) if other == grid]
             key, stacked = ("vision", len(mine), grid), torch.stack([patches[i] for i in mine])
             small = stacked.shape[:2].numel() <= GRAPH_TOKENS * self.visual.spatial_merge_size**2
-            outputs = self._replayed(key, lambda x, grid=grid: self._vision(x, grid), stacked) if small else self._vision(stacked, grid)
+            outputs = (
+                self._replayed(key, lambda x, grid=grid: self._vision(x, grid), stacked)
+                if small
+                else self._vision(stacked, grid)
+            )
             for row, i in enumerate(mine):
                 found[i] = [output[row] for output in outputs]
         return BaseModelOutputWithDeepstackFeatures(
             pooler_output=[page[0] for page in found],
-            deepstack_features=[[page[layer] for page in found] for layer in range(1, len(found[0]))])
+            deepstack_features=[[page[layer] for page in found] for layer in range(1, len(found[0]))],
+        )
 
     @sdpa_kernel(ATTENTION, set_priority=True)
     def _vision(self, patches: torch.Tensor, grid: tuple[int, int, int]) -> list[torch.Tensor]:
@@ -224,7 +273,9 @@ class FastColQwen3(nn.Module):
         tower, steps = self.visual, self._steps
         position, cos, sin = self._grid(grid)
         weight = tower.patch_embed.proj.weight
-        x = nn.functional.linear(patches.to(weight.dtype), weight.flatten(1), tower.patch_embed.proj.bias)  # (n, n_patches, hidden)
+        x = nn.functional.linear(
+            patches.to(weight.dtype), weight.flatten(1), tower.patch_embed.proj.bias
+        )  # (n, n_patches, hidden)
         deep = []
         x, delta = x.flatten(0, 1), position.expand_as(x).flatten(0, 1)
         for i, block in enumerate(tower.blocks):
@@ -232,8 +283,12 @@ class FastColQwen3(nn.Module):
             x, h = steps.add_layer_norm(x, delta, block.norm1.weight, block.norm1.bias, block.norm1.eps, fp8)
             qkv, heads = block.attn.qkv(h), block.attn.num_heads
             steps.rotate_(qkv, cos, sin, heads, heads)
-            attended = block.attn.proj(steps.to_fp8(steps.attend(qkv, len(patches), heads, heads, causal=False), fp8))
-            x, h = steps.add_layer_norm(x, attended, block.norm2.weight, block.norm2.bias, block.norm2.eps, fp8)
+            attended = block.attn.proj(
+                steps.to_fp8(steps.attend(qkv, len(patches), heads, heads, causal=False), fp8)
+            )
+            x, h = steps.add_layer_norm(
+                x, attended, block.norm2.weight, block.norm2.bias, block.norm2.eps, fp8
+            )
             delta = block.mlp.linear_fc2(steps.gelu_tanh(block.mlp.linear_fc1(h), fp8))
             if i in tower.deepstack_visual_indexes:
                 merger = tower.deepstack_merger_list[tower.deepstack_visual_indexes.index(i)]
@@ -244,7 +299,9 @@ class FastColQwen3(nn.Module):
     def _merged(self, merger: nn.Module, x: torch.Tensor) -> torch.Tensor:
         """`merger` on ``(n_patches, hidden)``, step by step, for its products may be in FP8."""
         fp8, to_fp8 = isinstance(merger.linear_fc1, Fp8Linear), self._steps.to_fp8
-        x = merger.norm(x.view(-1, merger.hidden_size) if merger.use_postshuffle_norm else x).view(-1, merger.hidden_size)
+        x = merger.norm(x.view(-1, merger.hidden_size) if merger.use_postshuffle_norm else x).view(
+            -1, merger.hidden_size
+        )
         return merger.linear_fc2(to_fp8(merger.act_fn(merger.linear_fc1(to_fp8(x, fp8))), fp8))
 
     def _grid(self, grid: tuple[int, int, int]) -> tuple:
@@ -253,7 +310,9 @@ class FastColQwen3(nn.Module):
             tower = self.visual
             sizes = torch.tensor([grid], device=tower.pos_embed.weight.device)
             position = _interpolated(tower, sizes)
-            cos, sin = tower.rotary_pos_emb(position, get_vision_position_ids(sizes, tower.spatial_merge_size))
+            cos, sin = tower.rotary_pos_emb(
+                position, get_vision_position_ids(sizes, tower.spatial_merge_size)
+            )
             self._grids[grid] = position, cos.view(-1, cos.shape[-1]), sin.view(-1, sin.shape[-1])
         return _latest(self._grids, grid)
 
@@ -275,16 +334,23 @@ def _steps(on_gpu: bool) -> ModuleType:
     try:
         return importlib.import_module(".steps_triton" if on_gpu else ".steps", __package__)
     except ModuleNotFoundError as error:
-        raise ColqError(f"the fast encode path needs {error.name}, which torch's CUDA builds for Linux bring along; install it, "
-                        "or set runtime.encode to plain in the experiment file") from error
+        raise ColqError(
+            f"the fast encode path needs {error.name}, which torch's CUDA builds for Linux bring along; install it, "
+            "or set runtime.encode to plain in the experiment file"
+        ) from error
 
 
 def _interpolated(tower: nn.Module, grids: torch.Tensor) -> torch.Tensor:
     """The learned position grid resampled to a page's, by the tower's own rule."""
     from transformers.models.qwen3_vl.modeling_qwen3_vl import get_vision_interpolation_indices_and_weights
+
     places, weights = get_vision_interpolation_indices_and_weights(
-        grids, num_grid_per_side=tower.num_grid_per_side, mode=tower.interpolation_mode,
-        align_corners=tower.interpolation_align_corners, spatial_merge_size=tower.spatial_merge_size)
+        grids,
+        num_grid_per_side=tower.num_grid_per_side,
+        mode=tower.interpolation_mode,
+        align_corners=tower.interpolation_align_corners,
+        spatial_merge_size=tower.spatial_merge_size,
+    )
     return (tower.pos_embed(places) * weights[:, :, None]).sum(1).to(tower.pos_embed.weight.dtype)
 
 
@@ -292,17 +358,27 @@ def stack(layers: list[nn.Module], backend: str | None, schedules: dict[str, str
     """One layer for several of the same input: their outputs side by side."""
     if isinstance(layers[0], PackedLinear):
         packed = PackedLinear.stacked(layers)
-        return kernels.build(packed, backend, (schedules or {}).get(f"{packed.out_features}x{packed.in_features}"))
+        return kernels.build(
+            packed, backend, (schedules or {}).get(f"{packed.out_features}x{packed.in_features}")
+        )
     if isinstance(layers[0], Fp8Linear):
         made = Fp8Linear.__new__(Fp8Linear)
         nn.Module.__init__(made)
-        made.in_features, made.out_features = layers[0].in_features, sum(layer.out_features for layer in layers)
-        made.register_buffer("weight", torch.cat([layer.weight.view(torch.uint8) for layer in layers]).view(torch.float8_e4m3fn))
+        made.in_features, made.out_features = (
+            layers[0].in_features,
+            sum(layer.out_features for layer in layers),
+        )
+        made.register_buffer(
+            "weight",
+            torch.cat([layer.weight.view(torch.uint8) for layer in layers]).view(torch.float8_e4m3fn),
+        )
         made.register_buffer("scale", torch.cat([layer.scale for layer in layers], dim=1))
         made.register_buffer("bias", None)
         return made
     if any(layer.bias is not None for layer in layers):
-        raise ColqError("the fast encode path has no biases in the language model; set runtime.encode to plain in the experiment file")
+        raise ColqError(
+            "the fast encode path has no biases in the language model; set runtime.encode to plain in the experiment file"
+        )
     with torch.device("meta"):
         made = nn.Linear(layers[0].in_features, sum(layer.out_features for layer in layers), bias=False)
     made.weight = nn.Parameter(torch.cat([layer.weight.data for layer in layers]), requires_grad=False)
@@ -323,7 +399,9 @@ def page_positions(types: torch.Tensor, grids: torch.Tensor, merge: int) -> torc
     height, width = (grids[:, 1:] // merge).split(1, dim=1)
     place = index - first
     text = torch.where(index < first, index, place - count + first + torch.maximum(height, width))
-    return torch.stack([torch.where(picture, first + offset, text) for offset in (0 * place, place // width, place % width)])
+    return torch.stack(
+        [torch.where(picture, first + offset, text) for offset in (0 * place, place // width, place % width)]
+    )
 
 
 def shifts(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -342,5 +420,7 @@ def bucket(rows: int, tokens: int, total: int) -> tuple[int, int, int]:
 
 def agreement(plain: list[torch.Tensor], other: list[torch.Tensor]) -> dict[str, float]:
     """Cosine between the token embeddings of two runs, ``(n_tokens, dim)`` each: mean, least, and the count."""
-    cosines = torch.cat([torch.cosine_similarity(a.double(), b.double(), dim=-1) for a, b in zip(plain, other, strict=True)])
+    cosines = torch.cat(
+        [torch.cosine_similarity(a.double(), b.double(), dim=-1) for a, b in zip(plain, other, strict=True)]
+    )
     return {"mean": cosines.mean().item(), "min": cosines.min().item(), "tokens": len(cosines)}

@@ -2,13 +2,17 @@
 
 A latency that misses its floor asks which of these is in the way. Kernels are told apart by their names.
 """
+
 import re
 
 import torch
 
 #: Part -> what the names of its kernels contain; the first that matches counts.
-PARTS = {"attention": r"sdpa|flash|fmha|attend|softmax", "products": r"nvjet|gemm|cutlass|humming|splitk|matmul|_mm_|cublas|marlin",
-         "steps": r"_residual_norm|_rotate|_activate"}
+PARTS = {
+    "attention": r"sdpa|flash|fmha|attend|softmax",
+    "products": r"nvjet|gemm|cutlass|humming|splitk|matmul|_mm_|cublas|marlin",
+    "steps": r"_residual_norm|_rotate|_activate",
+}
 CALLS = 3
 
 
@@ -20,13 +24,20 @@ def parts(work) -> dict[str, float]:
     """
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
+
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as record:
         for _ in range(CALLS):
             work()
         torch.cuda.synchronize()
-    kernels = [(event.time_range.start, event.time_range.end, event.name) for event in record.events() if event.device_type == DeviceType.CUDA]
-    return {part: seconds / CALLS for part, seconds in alone(kernels).items()} | {"kernels": len(kernels) / CALLS}
+    kernels = [
+        (event.time_range.start, event.time_range.end, event.name)
+        for event in record.events()
+        if event.device_type == DeviceType.CUDA
+    ]
+    return {part: seconds / CALLS for part, seconds in alone(kernels).items()} | {
+        "kernels": len(kernels) / CALLS
+    }
 
 
 def alone(kernels: list[tuple[float, float, str]]) -> dict[str, float]:
@@ -45,4 +56,6 @@ def alone(kernels: list[tuple[float, float, str]]) -> dict[str, float]:
 
 def part_of(kernel: str) -> str:
     """The part a kernel belongs to, by its name; ``rest`` if none."""
-    return next((part for part, pattern in PARTS.items() if re.search(pattern, kernel, re.IGNORECASE)), "rest")
+    return next(
+        (part for part, pattern in PARTS.items() if re.search(pattern, kernel, re.IGNORECASE)), "rest"
+    )

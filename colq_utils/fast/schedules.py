@@ -4,6 +4,7 @@ humming-kernels picks tiles by a heuristic made for other chips of the family, a
 before has ended. Here its own picks, some variations of them and the neighbours of the best are timed at each size, and
 the fastest are written down for the benchmark's processes to use. Every candidate must reproduce the default's product first.
 """
+
 import itertools
 import json
 import os
@@ -18,11 +19,39 @@ from colq_utils.model.clock import timed
 
 #: Upper ends of the ranges of tokens a call that get a schedule of their own; beyond the last, the default. From 256 on
 #: every size that calls are padded to (`colq_utils.fast.path.bucket`): one tile more or less is a good part of the time there.
-TOKENS = (16, 32, 48, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448, 480, 512, 576, 640, 704, 768)
+TOKENS = (
+    16,
+    32,
+    48,
+    64,
+    96,
+    128,
+    160,
+    192,
+    224,
+    256,
+    288,
+    320,
+    352,
+    384,
+    416,
+    448,
+    480,
+    512,
+    576,
+    640,
+    704,
+    768,
+)
 LAYERS, REPEATS = 6, 7
 #: Tile heights that are tried, and one change at a time to the best schedule of a size.
 HEIGHTS = (64, 80, 96, 112, 128)
-CHANGES = ({"num_stages": 5}, {"num_stages": 6}, {"smem_reuse_mode": "last_stage"}, {"use_stream_k": False, "smem_reuse_mode": "none"})
+CHANGES = (
+    {"num_stages": 5},
+    {"num_stages": 6},
+    {"smem_reuse_mode": "last_stage"},
+    {"use_stream_k": False, "smem_reuse_mode": "none"},
+)
 
 
 @torch.inference_mode()
@@ -48,9 +77,22 @@ def _product(shape: tuple[int, int]) -> tuple[list[dict], list]:
     plain = [sweeps.layer("bf16", shape) for _ in range(LAYERS)]
     inputs = {n: torch.randn(n, shape[1], device="cuda", dtype=torch.bfloat16) for n in TOKENS}
     default, own = {n: _time(layers, x, None) for n, x in inputs.items()}, _default(layers[0])
-    best = _fastest(layers, inputs, {n: (seconds, None) for n, seconds in default.items()}, dict.fromkeys(TOKENS, candidates(layers[0])))
-    best = _fastest(layers, inputs, best, {n: _neighbours(config or _heuristic(own, n)) for n, (_, config) in best.items()})
-    rows = [{"tokens": n, "default_s": default[n], "tuned_s": best[n][0], "bf16_s": _time(plain, x, None)} for n, x in inputs.items()]
+    best = _fastest(
+        layers,
+        inputs,
+        {n: (seconds, None) for n, seconds in default.items()},
+        dict.fromkeys(TOKENS, candidates(layers[0])),
+    )
+    best = _fastest(
+        layers,
+        inputs,
+        best,
+        {n: _neighbours(config or _heuristic(own, n)) for n, (_, config) in best.items()},
+    )
+    rows = [
+        {"tokens": n, "default_s": default[n], "tuned_s": best[n][0], "bf16_s": _time(plain, x, None)}
+        for n, x in inputs.items()
+    ]
     return rows, _ranges(own, default, best)
 
 
@@ -80,6 +122,7 @@ def _ranges(own: list, default: dict, best: dict) -> list:
 def _default(layer) -> list:
     """humming's own schedules as (more than, up to, schedule)."""
     from humming.tune import get_heuristics_config
+
     return get_heuristics_config(layer.humming_config)
 
 
@@ -94,9 +137,21 @@ def candidates(layer) -> list[str]:
     found = [json.loads(_heuristic(own, n)) for n in TOKENS]
     kinds = {(*c["block_shape"][1:], *c["warp_shape"][1:]): c for c in found if c["block_shape"][0] >= 48}
     for c, height, resident in itertools.product(list(kinds.values())[:2], HEIGHTS, (1, 2)):
-        found.append(c | {"block_shape": [height, *c["block_shape"][1:]], "warp_shape": [height, *c["warp_shape"][1:]], "num_ctas_per_sm": resident})
+        found.append(
+            c
+            | {
+                "block_shape": [height, *c["block_shape"][1:]],
+                "warp_shape": [height, *c["warp_shape"][1:]],
+                "num_ctas_per_sm": resident,
+            }
+        )
     early = {"use_pdl": True} if torch.cuda.get_device_capability() >= (9, 0) else {}
-    return list(dict.fromkeys(json.dumps(c | early | ({"wgmma_split_issue_wait": True} if c["mma_type"] == "wgmma" else {})) for c in found))
+    return list(
+        dict.fromkeys(
+            json.dumps(c | early | ({"wgmma_split_issue_wait": True} if c["mma_type"] == "wgmma" else {}))
+            for c in found
+        )
+    )
 
 
 def _neighbours(config: str) -> list[str]:
@@ -125,6 +180,7 @@ def _agrees(product: torch.Tensor, expected: torch.Tensor) -> bool:
 
 def _time(layers: list, x: torch.Tensor, config: str | None) -> float:
     """Median seconds of one product, from a CUDA graph of all `layers`."""
+
     def work():
         for layer in layers:
             layer(x) if config is None else layer(x, tuning_config=config)

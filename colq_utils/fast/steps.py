@@ -3,6 +3,7 @@
 `colq_utils.fast.steps_triton` holds the same functions as one GPU kernel each. Both round to the model's dtype wherever the
 plain forward pass does: over many layers another rounding adds up to another embedding.
 """
+
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,20 +16,31 @@ from colq_utils.model.eightbit import scaled
 Input = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
 
-def add_norm(x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor, eps: float, fp8: bool) -> tuple[torch.Tensor, Input]:
+def add_norm(
+    x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor, eps: float, fp8: bool
+) -> tuple[torch.Tensor, Input]:
     """Residual sum ``(n_tokens, hidden)`` and its RMS norm, quantized if `fp8`."""
     x = x + delta
     return x, to_fp8(_rms(x, weight, eps), fp8)
 
 
-def add_layer_norm(x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, fp8: bool) -> tuple[torch.Tensor, Input]:
+def add_layer_norm(
+    x: torch.Tensor, delta: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, fp8: bool
+) -> tuple[torch.Tensor, Input]:
     """Residual sum ``(n_tokens, hidden)`` and its layer norm, quantized if `fp8`."""
     x = x + delta
     return x, to_fp8(nn.functional.layer_norm(x, x.shape[-1:], weight, bias, eps), fp8)
 
 
-def rotate_(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, heads: int, kv_heads: int,
-            norms: tuple[torch.Tensor, torch.Tensor] | None = None, eps: float = 0.0) -> None:
+def rotate_(
+    qkv: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    heads: int,
+    kv_heads: int,
+    norms: tuple[torch.Tensor, torch.Tensor] | None = None,
+    eps: float = 0.0,
+) -> None:
     """Rotate queries and keys in place, normalised per head before if weights are given.
 
     Args:
@@ -37,11 +49,13 @@ def rotate_(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, heads: int,
         norms: RMS weights ``(head_dim,)`` of queries and keys. Without them (the vision tower) it is done in fp32.
     """
     period, head_dim = cos.shape
-    turned = qkv.view(-1, period, heads + 2 * kv_heads, head_dim)[:, :, :heads + kv_heads]
+    turned = qkv.view(-1, period, heads + 2 * kv_heads, head_dim)[:, :, : heads + kv_heads]
     if norms is None:
         x, cos, sin = turned.float(), cos.float(), sin.float()
     else:
-        x = torch.cat([_rms(turned[:, :, :heads], norms[0], eps), _rms(turned[:, :, heads:], norms[1], eps)], 2)
+        x = torch.cat(
+            [_rms(turned[:, :, :heads], norms[0], eps), _rms(turned[:, :, heads:], norms[1], eps)], 2
+        )
     half = head_dim // 2
     crossed = torch.cat((-x[..., half:], x[..., :half]), -1)
     turned.copy_(x * cos.unsqueeze(1) + crossed * sin.unsqueeze(1))
@@ -65,9 +79,13 @@ def to_fp8(x: torch.Tensor, fp8: bool) -> Input:
 
 def attend(qkv: torch.Tensor, rows: int, heads: int, kv_heads: int, causal: bool) -> torch.Tensor:
     """Attention in each of `rows` sequences of one length: ``(n_tokens, (heads + 2 kv) * d)`` to ``(n_tokens, heads * d)``."""
-    split = qkv.view(rows, len(qkv) // rows, heads + 2 * kv_heads, -1).transpose(1, 2)  # (rows, heads + 2 kv, length, d)
+    split = qkv.view(rows, len(qkv) // rows, heads + 2 * kv_heads, -1).transpose(
+        1, 2
+    )  # (rows, heads + 2 kv, length, d)
     q, k, v = split.split([heads, kv_heads, kv_heads], dim=1)
-    mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=heads != kv_heads)
+    mixed = nn.functional.scaled_dot_product_attention(
+        q, k, v, is_causal=causal, enable_gqa=heads != kv_heads
+    )
     return mixed.transpose(1, 2).reshape(len(qkv), -1)
 
 
@@ -101,7 +119,9 @@ class Packed:
         """Place of each packed token in the flat mask, ``(total,)``; 0 for what is over."""
         flat = self.mask.flatten()
         place = torch.where(flat.bool(), flat.cumsum(0) - 1, self.total)
-        return flat.new_zeros(self.total + 1).scatter_(0, place, torch.arange(len(flat), device=flat.device))[:-1]
+        return flat.new_zeros(self.total + 1).scatter_(0, place, torch.arange(len(flat), device=flat.device))[
+            :-1
+        ]
 
     @cached_property
     def positions(self) -> torch.Tensor:

@@ -6,6 +6,7 @@ without divisions and quantizes for an FP8 product in the same pass. Queries and
 On Hopper and later, with few rows, each kernel is launched while the one before still runs, waits for it before it touches memory, and
 lets the next be launched: between kernels of some microseconds the launches are a good part of the time.
 """
+
 from functools import cache
 
 import torch
@@ -50,9 +51,25 @@ def _normed(x, delta, weight, bias, eps, fp8):
     total = torch.empty_like(x)
     out, scale = _output(n, width, x, fp8)
     block = triton.next_power_of_2(width)
-    warps = block // (512 if n < MANY else 2048)  # few rows: many hands each; many rows: many of them at a time
-    _residual_norm[(n,)](x, delta, weight, weight if bias is None else bias, total, out, scale, width, eps,
-                         LAYER=bias is not None, FP8=fp8, BLOCK=block, num_warps=min(16, max(1, warps)), **_early(n))
+    warps = block // (
+        512 if n < MANY else 2048
+    )  # few rows: many hands each; many rows: many of them at a time
+    _residual_norm[(n,)](
+        x,
+        delta,
+        weight,
+        weight if bias is None else bias,
+        total,
+        out,
+        scale,
+        width,
+        eps,
+        LAYER=bias is not None,
+        FP8=fp8,
+        BLOCK=block,
+        num_warps=min(16, max(1, warps)),
+        **_early(n),
+    )
     return total, (out, scale) if fp8 else out
 
 
@@ -61,8 +78,23 @@ def rotate_(qkv, cos, sin, heads: int, kv_heads: int, norms=None, eps: float = 0
     half = triton.next_power_of_2(head_dim // 2)
     some = max(1, 512 // half)  # heads a program
     q_weight, k_weight = norms or (cos, cos)
-    _rotate[(n, triton.cdiv(heads + kv_heads, some))](qkv, cos, sin, q_weight, k_weight, width, period, heads, heads + kv_heads, eps,
-                                                      HEAD_DIM=head_dim, HALF=half, HEADS=some, NORM=norms is not None, **_early(n))
+    _rotate[(n, triton.cdiv(heads + kv_heads, some))](
+        qkv,
+        cos,
+        sin,
+        q_weight,
+        k_weight,
+        width,
+        period,
+        heads,
+        heads + kv_heads,
+        eps,
+        HEAD_DIM=head_dim,
+        HALF=half,
+        HEADS=some,
+        NORM=norms is not None,
+        **_early(n),
+    )
 
 
 def swiglu(gate_up, fp8: bool) -> Input:
@@ -83,8 +115,18 @@ def _activated(x, width: int, kind: str, fp8: bool) -> Input:
     if fp8:  # a scale needs the whole row: a power of two of it, and what is left
         block = triton.next_power_of_2(width + 1) // 2
         rest = triton.next_power_of_2(width - block) if width > block else 0
-        _activate_scaled[(n,)](x, out, scale, width, x.stride(0), KIND=kind, BLOCK=block, REST=rest,
-                               num_warps=min(8, max(2, block // 1024)), **_early(n))
+        _activate_scaled[(n,)](
+            x,
+            out,
+            scale,
+            width,
+            x.stride(0),
+            KIND=kind,
+            BLOCK=block,
+            REST=rest,
+            num_warps=min(8, max(2, block // 1024)),
+            **_early(n),
+        )
         return out, scale
     block = min(1024, triton.next_power_of_2(width))
     _activate[(n, triton.cdiv(width, block))](x, out, width, x.stride(0), KIND=kind, BLOCK=block, **_early(n))
@@ -100,12 +142,27 @@ def _output(n: int, width: int, x: torch.Tensor, fp8: bool) -> tuple[torch.Tenso
 def attend_packed(qkv, packed: Packed, heads: int, kv_heads: int) -> torch.Tensor:
     head_dim = qkv.shape[1] // (heads + 2 * kv_heads)
     rows, length = packed.mask.shape
-    if length > LONGEST or head_dim not in (16, 32, 64, 128) or qkv.element_size() > 2:  # fp32 rows do not fit
+    if (
+        length > LONGEST or head_dim not in (16, 32, 64, 128) or qkv.element_size() > 2
+    ):  # fp32 rows do not fit
         return steps.attend_packed(qkv, packed, heads, kv_heads)
     out = torch.empty(len(qkv), heads * head_dim, dtype=qkv.dtype, device=qkv.device)
     block = max(16, triton.next_power_of_2(length))
-    _attend_packed[(rows + 1, heads)](qkv, out, packed.offsets, rows, len(qkv), head_dim**-0.5, heads, heads // kv_heads, kv_heads,
-                                      HEAD_DIM=head_dim, BLOCK=block, num_warps=8 if block > 64 else 4, **_early(len(qkv)))
+    _attend_packed[(rows + 1, heads)](
+        qkv,
+        out,
+        packed.offsets,
+        rows,
+        len(qkv),
+        head_dim**-0.5,
+        heads,
+        heads // kv_heads,
+        kv_heads,
+        HEAD_DIM=head_dim,
+        BLOCK=block,
+        num_warps=8 if block > 64 else 4,
+        **_early(len(qkv)),
+    )
     return out
 
 
@@ -130,21 +187,40 @@ def _store_scaled(values, inside, out, scale):
 
 
 @triton.jit
-def _residual_norm(x, delta, weight, bias, total, out, scale, width, eps, LAYER: tl.constexpr, FP8: tl.constexpr, BLOCK: tl.constexpr,
-                   EARLY: tl.constexpr):
+def _residual_norm(
+    x,
+    delta,
+    weight,
+    bias,
+    total,
+    out,
+    scale,
+    width,
+    eps,
+    LAYER: tl.constexpr,
+    FP8: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
+):
     _begin(EARLY)
     row, column = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     inside = column < width
     dtype: tl.constexpr = x.dtype.element_ty
     place = row * width + column
-    values = tl.load(x + place, inside, 0.0).to(tl.float32) + tl.load(delta + place, inside, 0.0).to(tl.float32)
+    values = tl.load(x + place, inside, 0.0).to(tl.float32) + tl.load(delta + place, inside, 0.0).to(
+        tl.float32
+    )
     values = values.to(dtype)
     tl.store(total + place, values, inside)
     values, gain = values.to(tl.float32), tl.load(weight + column, inside, 0.0).to(tl.float32)
     if LAYER:
         values = tl.where(inside, values - tl.sum(values, 0) / width, 0.0)
         shift = tl.load(bias + column, inside, 0.0).to(tl.float32)
-        values = (values * tl.rsqrt(tl.sum(values * values, 0) / width + eps) * gain + shift).to(dtype).to(tl.float32)
+        values = (
+            (values * tl.rsqrt(tl.sum(values * values, 0) / width + eps) * gain + shift)
+            .to(dtype)
+            .to(tl.float32)
+        )
     else:
         values = (values * tl.rsqrt(tl.sum(values * values, 0) / width + eps)).to(dtype).to(tl.float32)
         values = (values * gain).to(dtype).to(tl.float32)
@@ -179,8 +255,17 @@ def _activate(x, out, width, stride, KIND: tl.constexpr, BLOCK: tl.constexpr, EA
 
 
 @triton.jit
-def _activate_scaled(x, out, scale, width, stride, KIND: tl.constexpr, BLOCK: tl.constexpr, REST: tl.constexpr,
-                     EARLY: tl.constexpr):
+def _activate_scaled(
+    x,
+    out,
+    scale,
+    width,
+    stride,
+    KIND: tl.constexpr,
+    BLOCK: tl.constexpr,
+    REST: tl.constexpr,
+    EARLY: tl.constexpr,
+):
     _begin(EARLY)
     row, column = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     values = _activated_values(x + row * stride, column, width, KIND)
@@ -197,8 +282,23 @@ def _activate_scaled(x, out, scale, width, stride, KIND: tl.constexpr, BLOCK: tl
 
 
 @triton.jit
-def _rotate(qkv, cos, sin, q_weight, k_weight, stride, period, query_heads, heads, eps,
-            HEAD_DIM: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr, NORM: tl.constexpr, EARLY: tl.constexpr):
+def _rotate(
+    qkv,
+    cos,
+    sin,
+    q_weight,
+    k_weight,
+    stride,
+    period,
+    query_heads,
+    heads,
+    eps,
+    HEAD_DIM: tl.constexpr,
+    HALF: tl.constexpr,
+    HEADS: tl.constexpr,
+    NORM: tl.constexpr,
+    EARLY: tl.constexpr,
+):
     _begin(EARLY)
     token = tl.program_id(0).to(tl.int64)
     dtype: tl.constexpr = qkv.dtype.element_ty
@@ -209,14 +309,29 @@ def _rotate(qkv, cos, sin, q_weight, k_weight, stride, period, query_heads, head
     first = qkv + token * stride + head * HEAD_DIM + column
     a, b = tl.load(first, inside, 0.0).to(tl.float32), tl.load(first + half, inside, 0.0).to(tl.float32)
     place = (token % period) * HEAD_DIM + column
-    cos_a, cos_b = tl.load(cos + place, known, 0.0).to(tl.float32), tl.load(cos + place + half, known, 0.0).to(tl.float32)
-    sin_a, sin_b = tl.load(sin + place, known, 0.0).to(tl.float32), tl.load(sin + place + half, known, 0.0).to(tl.float32)
+    cos_a, cos_b = (
+        tl.load(cos + place, known, 0.0).to(tl.float32),
+        tl.load(cos + place + half, known, 0.0).to(tl.float32),
+    )
+    sin_a, sin_b = (
+        tl.load(sin + place, known, 0.0).to(tl.float32),
+        tl.load(sin + place + half, known, 0.0).to(tl.float32),
+    )
     if NORM:
         size = tl.rsqrt((tl.sum(a * a, 1) + tl.sum(b * b, 1)) / HEAD_DIM + eps)[:, None]
         query = head < query_heads
-        gain_a = tl.where(query, tl.load(q_weight + column, known, 0.0), tl.load(k_weight + column, known, 0.0)).to(tl.float32)
-        gain_b = tl.where(query, tl.load(q_weight + column + half, known, 0.0), tl.load(k_weight + column + half, known, 0.0)).to(tl.float32)
-        a, b = ((a * size).to(dtype).to(tl.float32) * gain_a).to(dtype).to(tl.float32), ((b * size).to(dtype).to(tl.float32) * gain_b).to(dtype).to(tl.float32)
+        gain_a = tl.where(
+            query, tl.load(q_weight + column, known, 0.0), tl.load(k_weight + column, known, 0.0)
+        ).to(tl.float32)
+        gain_b = tl.where(
+            query,
+            tl.load(q_weight + column + half, known, 0.0),
+            tl.load(k_weight + column + half, known, 0.0),
+        ).to(tl.float32)
+        a, b = (
+            ((a * size).to(dtype).to(tl.float32) * gain_a).to(dtype).to(tl.float32),
+            ((b * size).to(dtype).to(tl.float32) * gain_b).to(dtype).to(tl.float32),
+        )
         left = (a * cos_a).to(dtype).to(tl.float32) - (b * sin_a).to(dtype).to(tl.float32)
         right = (b * cos_b).to(dtype).to(tl.float32) + (a * sin_b).to(dtype).to(tl.float32)
     else:
@@ -226,15 +341,31 @@ def _rotate(qkv, cos, sin, q_weight, k_weight, stride, period, query_heads, head
 
 
 @triton.jit
-def _attend_packed(qkv, out, offsets, rows, total, scale, heads, group, kv_heads, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr,
-                   EARLY: tl.constexpr):
+def _attend_packed(
+    qkv,
+    out,
+    offsets,
+    rows,
+    total,
+    scale,
+    heads,
+    group,
+    kv_heads,
+    HEAD_DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
+):
     _begin(EARLY)
     row, head = tl.program_id(0), tl.program_id(1)
     token, column = tl.arange(0, BLOCK)[:, None], tl.arange(0, HEAD_DIM)[None, :]
     start = tl.load(offsets + row)
     if row == rows:  # what is over is made zero
         for some in range(start, total, BLOCK):
-            tl.store(out + (some + token) * (heads * HEAD_DIM) + head * HEAD_DIM + column, tl.zeros([BLOCK, HEAD_DIM], out.dtype.element_ty), some + token < total)
+            tl.store(
+                out + (some + token) * (heads * HEAD_DIM) + head * HEAD_DIM + column,
+                tl.zeros([BLOCK, HEAD_DIM], out.dtype.element_ty),
+                some + token < total,
+            )
     else:
         inside = token < tl.load(offsets + row + 1) - start
         place = qkv + (start + token) * ((heads + 2 * kv_heads) * HEAD_DIM) + column
@@ -242,7 +373,13 @@ def _attend_packed(qkv, out, offsets, rows, total, scale, heads, group, kv_heads
         k = tl.load(place + (heads + head // group) * HEAD_DIM, inside, 0.0)
         v = tl.load(place + (heads + kv_heads + head // group) * HEAD_DIM, inside, 0.0)
         likeness = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        likeness = tl.where(tl.arange(0, BLOCK)[None, :] <= token, likeness, float("-inf"))  # a row's end is to the right of its tokens
+        likeness = tl.where(
+            tl.arange(0, BLOCK)[None, :] <= token, likeness, float("-inf")
+        )  # a row's end is to the right of its tokens
         share = tl.exp(likeness - tl.max(likeness, 1)[:, None])
         mixed = tl.dot(share.to(v.dtype), v, input_precision="ieee") / tl.sum(share, 1)[:, None]
-        tl.store(out + (start + token) * (heads * HEAD_DIM) + head * HEAD_DIM + column, mixed.to(out.dtype.element_ty), inside)
+        tl.store(
+            out + (start + token) * (heads * HEAD_DIM) + head * HEAD_DIM + column,
+            mixed.to(out.dtype.element_ty),
+            inside,
+        )

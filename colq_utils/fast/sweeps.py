@@ -4,6 +4,7 @@ The first answers "why is int4 slower (or faster) for me": the products of some 
 bf16, FP8 and 4 bits, as one CUDA graph, so that no launch overhead is in it. Layers differ, so that no weight is
 still in the cache when its turn comes. The second scores queries against pages of full length, as a search server would.
 """
+
 import json
 from collections.abc import Sequence
 from functools import partial
@@ -25,8 +26,12 @@ REPEATS = 20
 def shapes(text: dict) -> dict[str, tuple[int, int]]:
     """Stacked products of a decoder layer as ``(out, in)``, from a text configuration."""
     heads = (text["num_attention_heads"] + 2 * text["num_key_value_heads"]) * text["head_dim"]
-    return {"qkv": (heads, text["hidden_size"]), "o": (text["hidden_size"], text["num_attention_heads"] * text["head_dim"]),
-            "gate_up": (2 * text["intermediate_size"], text["hidden_size"]), "down": (text["hidden_size"], text["intermediate_size"])}
+    return {
+        "qkv": (heads, text["hidden_size"]),
+        "o": (text["hidden_size"], text["num_attention_heads"] * text["head_dim"]),
+        "gate_up": (2 * text["intermediate_size"], text["hidden_size"]),
+        "down": (text["hidden_size"], text["intermediate_size"]),
+    }
 
 
 @torch.inference_mode()
@@ -46,9 +51,19 @@ def gemms(text: dict, backends: Sequence[str], schedules: str | None = None) -> 
     for kernel in ("bf16", "fp8", "fp8 inputs ready", *backends):
         try:
             layers = [layer(kernel, shape, tuned) for _ in range(LAYERS) for shape in dims.values()]
-            size = sum(t.nbytes for layer in layers for t in (*layer.parameters(), *layer.buffers())) // LAYERS
-            rows += [{"kernel": kernel, "tokens": n, "layer_s": _graph_s(layers, kernel, n) / LAYERS, "weight_bytes": size,
-                      "flop": flop * n} for n in TOKENS]
+            size = (
+                sum(t.nbytes for layer in layers for t in (*layer.parameters(), *layer.buffers())) // LAYERS
+            )
+            rows += [
+                {
+                    "kernel": kernel,
+                    "tokens": n,
+                    "layer_s": _graph_s(layers, kernel, n) / LAYERS,
+                    "weight_bytes": size,
+                    "flop": flop * n,
+                }
+                for n in TOKENS
+            ]
         except Exception as error:  # a kernel that is missing or fails is a row of its own
             rows.append({"kernel": kernel, "error": f"{type(error).__name__}: {error}".splitlines()[0]})
         layers = None
@@ -65,7 +80,9 @@ def read_schedules(file: str | Path | None) -> dict[str, str]:
     if file is None:
         return {}
     if not Path(file).exists():
-        raise ColqError(f"{file} with the tuned schedules does not exist; run `make benchmark` again, which makes it")
+        raise ColqError(
+            f"{file} with the tuned schedules does not exist; run `make benchmark` again, which makes it"
+        )
     return json.loads(Path(file).read_text())["tables"]
 
 
@@ -87,7 +104,10 @@ def layer(kernel: str, shape: tuple[int, int], schedules: dict[str, str] | None 
 def _graph_s(layers: list, kernel: str, n: int) -> float:
     """Median seconds of all layers run once, as a CUDA graph; FP8 quantizes its inputs by the fast path's kernel, or not at all."""
     from colq_utils.fast.steps_triton import to_fp8
-    inputs = {layer.in_features if hasattr(layer, "in_features") else layer.infeatures: None for layer in layers}
+
+    inputs = {
+        layer.in_features if hasattr(layer, "in_features") else layer.infeatures: None for layer in layers
+    }
     inputs = {width: torch.randn(n, width, device="cuda", dtype=torch.bfloat16) for width in inputs}
     ready = {width: scaled(x) for width, x in inputs.items()} if kernel == "fp8 inputs ready" else inputs
 
@@ -115,28 +135,53 @@ def captured(work) -> torch.cuda.CUDAGraph:
 
 
 @torch.inference_mode()
-def scoring(n_queries: int = 100, n_pages: int = 10_000, query_tokens: int = 24, page_tokens: int = 1280, dim: int = 320,
-            repeats: int = 5) -> list[dict]:
+def scoring(
+    n_queries: int = 100,
+    n_pages: int = 10_000,
+    query_tokens: int = 24,
+    page_tokens: int = 1280,
+    dim: int = 320,
+    repeats: int = 5,
+) -> list[dict]:
     """MaxSim of all queries against all pages, random unit vectors in bf16 on the GPU, by how it is computed.
 
     Returns:
         Rows of method, seconds (median), flop, read_bytes (of the index), error_max against fp32 on some pages.
     """
+
     def unit(*shape):
-        return torch.nn.functional.normalize(torch.randn(*shape, dim, device="cuda", dtype=torch.bfloat16), dim=-1)
+        return torch.nn.functional.normalize(
+            torch.randn(*shape, dim, device="cuda", dtype=torch.bfloat16), dim=-1
+        )
 
     queries = unit(n_queries * query_tokens)  # (n_all_query_tokens, dim)
     pages = torch.cat([unit(1000, page_tokens) for _ in range(n_pages // 1000)])
     exact = _score(queries.float(), pages[:64].float(), n_queries, 64)
     rows = []
-    for name, chunk, cast in (("bf16 products, 16 pages a call", 16, False), ("bf16 products, 64 pages a call", 64, False),
-                              ("bf16 products, 256 pages a call", 256, False), ("fp32 sums of bf16 products, 64 pages a call", 64, True)):
+    for name, chunk, cast in (
+        ("bf16 products, 16 pages a call", 16, False),
+        ("bf16 products, 64 pages a call", 64, False),
+        ("bf16 products, 256 pages a call", 256, False),
+        ("fp32 sums of bf16 products, 64 pages a call", 64, True),
+    ):
         run = partial(_score, queries, pages, n_queries, chunk, cast)
         run()
         seconds = sorted(timed(run, "cuda") for _ in range(repeats))[repeats // 2]
         error = (_score(queries, pages[:64], n_queries, chunk, cast) - exact).abs().max().item()
-        rows.append({"method": name, "queries": n_queries, "pages": n_pages, "query_tokens": query_tokens, "page_tokens": page_tokens,
-                     "dim": dim, "seconds": seconds, "flop": 2 * queries.numel() * n_pages * page_tokens, "read_bytes": pages.nbytes, "error_max": error})
+        rows.append(
+            {
+                "method": name,
+                "queries": n_queries,
+                "pages": n_pages,
+                "query_tokens": query_tokens,
+                "page_tokens": page_tokens,
+                "dim": dim,
+                "seconds": seconds,
+                "flop": 2 * queries.numel() * n_pages * page_tokens,
+                "read_bytes": pages.nbytes,
+                "error_max": error,
+            }
+        )
     return rows
 
 
@@ -149,5 +194,3 @@ def _score(queries, pages, n_queries: int, chunk: int, wide: bool = False) -> to
         best = product.view(len(queries), len(some), -1).amax(-1)
         found.append(best.view(n_queries, -1, len(some)).float().sum(1))
     return torch.cat(found, dim=1)
-
-

@@ -1,4 +1,5 @@
 """What AutoRound needs around it: a stated precision, its log in a file and a bar over its blocks, its logged errors as exceptions."""
+
 import gc
 import logging
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -40,7 +41,12 @@ def listening(log: Path, blocks: int, label: str):
     logger.handlers = [Listener(log)]
     logger.setLevel(logging.INFO)
     try:
-        with bar(label, blocks, "block") as progress, log.open("a") as stream, redirect_stdout(stream), redirect_stderr(stream):
+        with (
+            bar(label, blocks, "block") as progress,
+            log.open("a") as stream,
+            redirect_stdout(stream),
+            redirect_stderr(stream),
+        ):
             yield
     finally:
         logger.handlers[0].close()

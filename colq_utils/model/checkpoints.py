@@ -1,4 +1,5 @@
 """Checkpoint folders of an experiment: where the base is, what identifies weights, whether a folder is whole."""
+
 from pathlib import Path
 
 from colq_utils.base import files
@@ -13,6 +14,7 @@ def base_folder(experiment: Experiment) -> Path:
     """The base checkpoint as a local folder: made (random), or downloaded at the pinned revision, if need be."""
     if experiment.model.is_random:
         from colq_utils.model import randomized  # transformers takes seconds to import
+
         return randomized.ensure(experiment)
     if Path(experiment.model_path).is_dir():
         return Path(experiment.model_path)
@@ -29,12 +31,17 @@ def base_digest(experiment: Experiment) -> str:
     path = Path(experiment.model_path)
     if experiment.model.is_random:
         from colq_utils.model import randomized
-        return files.sha256_bytes(f"random {experiment.model.size} {experiment.seed} {randomized.drawn_by()}".encode())
+
+        return files.sha256_bytes(
+            f"random {experiment.model.size} {experiment.seed} {randomized.drawn_by()}".encode()
+        )
     if not path.is_dir():
         return experiment.model.revision
     weights = sorted(path.glob("*.safetensors"))
     if not weights:
-        raise ColqError(f"{experiment.model.path} holds no .safetensors file: not a checkpoint folder, or an incomplete one")
+        raise ColqError(
+            f"{experiment.model.path} holds no .safetensors file: not a checkpoint folder, or an incomplete one"
+        )
     return files.sha256(*weights, path / "config.json")
 
 
@@ -52,6 +59,16 @@ def damage(folder: Path) -> str:
         return f"{folder} has no config.json"
     try:
         hub.read_headers(str(folder))
-    except (ColqError, ValueError, KeyError, TypeError, AttributeError) as error:  # an index that is not JSON, or not an index
-        return str(error) if isinstance(error, ColqError) else f"{folder} has an index that cannot be read ({error!r})"
+    except (
+        ColqError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:  # an index that is not JSON, or not an index
+        return (
+            str(error)
+            if isinstance(error, ColqError)
+            else f"{folder} has an index that cannot be read ({error!r})"
+        )
     return ""

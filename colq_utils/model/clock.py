@@ -1,4 +1,5 @@
 """Seconds of a piece of work on a device."""
+
 import time
 
 import torch

@@ -4,6 +4,7 @@ FP8 here is e4m3 with one scale an output channel for weights and one a token, f
 recipe that Hopper's tensor cores multiply natively (`torch._scaled_mm`). Conversion happens at load time from the bf16
 base; nothing is calibrated.
 """
+
 import torch
 from torch import nn
 
@@ -35,8 +36,15 @@ class Fp8Linear(nn.Module):
     def forward(self, x: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         values, scale = x if isinstance(x, tuple) else scaled(x)
         rows = values.reshape(-1, self.in_features)
-        product = torch._scaled_mm(rows, self.weight.t(), scale.reshape(-1, 1), self.scale, bias=self.bias,
-                                   out_dtype=torch.bfloat16, use_fast_accum=rows.is_cuda)
+        product = torch._scaled_mm(
+            rows,
+            self.weight.t(),
+            scale.reshape(-1, 1),
+            self.scale,
+            bias=self.bias,
+            out_dtype=torch.bfloat16,
+            use_fast_accum=rows.is_cuda,
+        )
         product = product if isinstance(x, tuple) else product.to(x.dtype)
         return product.view(*values.shape[:-1], self.out_features)
 
@@ -60,7 +68,14 @@ class Int8Embedding(nn.Module):
 def fp8_(module: nn.Module, skip: tuple[str, ...] = ()) -> None:
     """Replace the Linear layers under `module` by FP8 ones, in place; widths that are no multiple of 16 stay."""
     for name, child in module.named_children():
-        if isinstance(child, nn.Linear) and name not in skip and child.in_features % 16 == 0 and child.out_features % 16 == 0:
-            setattr(module, name, Fp8Linear(child.weight.data, None if child.bias is None else child.bias.data))
+        if (
+            isinstance(child, nn.Linear)
+            and name not in skip
+            and child.in_features % 16 == 0
+            and child.out_features % 16 == 0
+        ):
+            setattr(
+                module, name, Fp8Linear(child.weight.data, None if child.bias is None else child.bias.data)
+            )
         else:
             fp8_(child, skip)

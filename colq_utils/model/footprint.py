@@ -6,6 +6,7 @@ as for the embedded one; no weight is read. Predictions are sums over the tensor
 writes, so they agree with a real checkpoint to the byte (tested). What a running process holds on
 top (activations, libraries) is measured in `colq_utils.stages.benchmark.bench`, not guessed here.
 """
+
 from collections.abc import Iterable
 
 from colq_utils.base.config import Experiment
@@ -26,6 +27,7 @@ def from_config(config: dict) -> list[Tensor]:
     import torch
 
     from colq_utils.model.modeling import ColQwen3Config, ColQwen3ForRetrieval
+
     built = ColQwen3Config(**{k: v for k, v in config.items() if k != "quantization_config"})
     with torch.device("meta"):
         state = ColQwen3ForRetrieval(built).state_dict()
@@ -46,13 +48,18 @@ def packed(tensor: Tensor, bits: int, group_size: int, packing: str = "auto_roun
         ColqError: a packing that does not exist for this many bits.
     """
     if bits not in PACKINGS.get(packing, ()):
-        raise ColqError(f"no packing {packing!r} for {bits} bits; there are: "
-                        + ", ".join(f"{name} ({'/'.join(map(str, b))})" for name, b in PACKINGS.items()))
+        raise ColqError(
+            f"no packing {packing!r} for {bits} bits; there are: "
+            + ", ".join(f"{name} ({'/'.join(map(str, b))})" for name, b in PACKINGS.items())
+        )
     out, columns = tensor.shape
     layer, groups = tensor.name.removesuffix("weight"), -(-columns // group_size)
     weight = (columns, _words(out, bits)) if packing == "auto_awq" else (_words(columns, bits), out)
-    made = [Tensor(layer + "qweight", "I32", weight), Tensor(layer + "qzeros", "I32", (groups, _words(out, bits))),
-            Tensor(layer + "scales", "F16", (groups, out))]
+    made = [
+        Tensor(layer + "qweight", "I32", weight),
+        Tensor(layer + "qzeros", "I32", (groups, _words(out, bits))),
+        Tensor(layer + "scales", "F16", (groups, out)),
+    ]
     return made + ([Tensor(layer + "g_idx", "I32", (columns,))] if packing == "auto_gptq" else [])
 
 
@@ -61,7 +68,9 @@ def _words(numbers: int, bits: int) -> int:
     return -(-numbers * bits // 32)
 
 
-def quantized(tensors: Iterable[Tensor], bits: int, group_size: int, packing: str = "auto_round") -> list[Tensor]:
+def quantized(
+    tensors: Iterable[Tensor], bits: int, group_size: int, packing: str = "auto_round"
+) -> list[Tensor]:
     """The checkpoint that quantizing `tensors` gives, without the unused head."""
     made = []
     for tensor in tensors:
@@ -77,27 +86,72 @@ def total(tensors: Iterable[Tensor]) -> int:
 
 def configuration(experiment: Experiment) -> dict:
     """The configuration of an experiment's base checkpoint."""
-    return real_config(experiment.model.size) if experiment.model.is_random else read_config(experiment.model_path, experiment.model.revision)
+    return (
+        real_config(experiment.model.size)
+        if experiment.model.is_random
+        else read_config(experiment.model_path, experiment.model.revision)
+    )
 
 
 def real_config(size: str) -> dict:
     """The configuration of the published ``4b`` or ``8b`` model, by its dimensions."""
     wide = {"4b": 2560, "8b": 4096}[size]
-    rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20], "mrope_interleaved": True}
-    text = {"vocab_size": 151936, "hidden_size": wide, "intermediate_size": {"4b": 9728, "8b": 12288}[size],
-            "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "rope_parameters": rope}
-    vision = {"patch_size": 16, "spatial_merge_size": 2, "num_heads": 16, "num_position_embeddings": 2304, "out_hidden_size": wide}
-    vision |= {"4b": {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "deepstack_visual_indexes": [5, 11, 17]},
-               "8b": {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "deepstack_visual_indexes": [8, 16, 24]}}[size]
-    return {"text_config": text, "vision_config": vision, "embed_dim": 320, "projection_bias": True, "tie_word_embeddings": size == "4b"}
+    rope = {
+        "rope_type": "default",
+        "rope_theta": 5e6,
+        "mrope_section": [24, 20, 20],
+        "mrope_interleaved": True,
+    }
+    text = {
+        "vocab_size": 151936,
+        "hidden_size": wide,
+        "intermediate_size": {"4b": 9728, "8b": 12288}[size],
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "rope_parameters": rope,
+    }
+    vision = {
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "num_heads": 16,
+        "num_position_embeddings": 2304,
+        "out_hidden_size": wide,
+    }
+    vision |= {
+        "4b": {
+            "depth": 24,
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "deepstack_visual_indexes": [5, 11, 17],
+        },
+        "8b": {
+            "depth": 27,
+            "hidden_size": 1152,
+            "intermediate_size": 4304,
+            "deepstack_visual_indexes": [8, 16, 24],
+        },
+    }[size]
+    return {
+        "text_config": text,
+        "vision_config": vision,
+        "embed_dim": 320,
+        "projection_bias": True,
+        "tie_word_embeddings": size == "4b",
+    }
 
 
 def unlike(predicted: Iterable[Tensor], stored: Iterable[Tensor]) -> list[str]:
     """Where stored tensors are not those predicted: a line each, with name, dtype and shape."""
     wanted, found = ({t.name: t for t in tensors} for tensors in (predicted, stored))
     lines = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
-    lines += [f"{name} ({found[name].dtype}, {found[name].bytes:,} bytes) is not expected" for name in sorted(found.keys() - wanted.keys())]
-    return lines + [f"{name} is stored as {found[name].dtype} {found[name].shape} where {wanted[name].dtype} {wanted[name].shape} was predicted"
-                    for name in sorted(wanted.keys() & found.keys()) if wanted[name] != found[name]]
-
-
+    lines += [
+        f"{name} ({found[name].dtype}, {found[name].bytes:,} bytes) is not expected"
+        for name in sorted(found.keys() - wanted.keys())
+    ]
+    return lines + [
+        f"{name} is stored as {found[name].dtype} {found[name].shape} where {wanted[name].dtype} {wanted[name].shape} was predicted"
+        for name in sorted(wanted.keys() & found.keys())
+        if wanted[name] != found[name]
+    ]

@@ -3,6 +3,7 @@
 A safetensors file opens with a table of its tensors (name, dtype, shape). Those tables say all that can be said about size,
 in a few kilobytes, for an 8B model on the hub as for the bundled one; no weight is read.
 """
+
 import json
 import struct
 from dataclasses import dataclass
@@ -15,7 +16,19 @@ from colq_utils.base.errors import ColqError
 from colq_utils.base.names import QUANTIZABLE, part_of
 
 #: Bytes of one number of each safetensors dtype.
-WIDTH = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2, "F8_E4M3": 1, "I8": 1, "U8": 1, "BOOL": 1}
+WIDTH = {
+    "F64": 8,
+    "I64": 8,
+    "F32": 4,
+    "I32": 4,
+    "BF16": 2,
+    "F16": 2,
+    "I16": 2,
+    "F8_E4M3": 1,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -52,7 +65,11 @@ def read_headers(path: str, revision: str | None = None) -> list[Tensor]:
     if not Path(path).is_dir():
         return _hub_headers(path, revision)
     index = Path(path) / "model.safetensors.index.json"
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else ["model.safetensors"]
+    names = (
+        sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        if index.exists()
+        else ["model.safetensors"]
+    )
     return [tensor for name in names for tensor in file_headers(Path(path) / name)]
 
 
@@ -79,15 +96,23 @@ def file_headers(file: Path) -> list[Tensor]:
 def _hub_headers(path: str, revision: str | None) -> list[Tensor]:
     """Headers of a hub checkpoint by range requests: some kilobytes, whatever the model's size."""
     if Path(path).is_absolute() or revision is None:
-        raise ColqError(f"no checkpoint folder {path}: restore it, or give a hub id and its revision as model in the experiment")
+        raise ColqError(
+            f"no checkpoint folder {path}: restore it, or give a hub id and its revision as model in the experiment"
+        )
     from huggingface_hub import get_safetensors_metadata
+
     try:
         found = get_safetensors_metadata(path, revision=revision)
     except Exception as error:  # the hub client raises a dozen kinds; each means "not to be had from here"
-        raise ColqError(f"the headers of {path}@{revision[:8]} cannot be read from the hub ({type(error).__name__}); "
-                        "download it elsewhere and give the folder as model.path") from None
-    return [Tensor(name, info.dtype, tuple(info.shape))
-            for file in found.files_metadata.values() for name, info in file.tensors.items()]
+        raise ColqError(
+            f"the headers of {path}@{revision[:8]} cannot be read from the hub ({type(error).__name__}); "
+            "download it elsewhere and give the folder as model.path"
+        ) from None
+    return [
+        Tensor(name, info.dtype, tuple(info.shape))
+        for file in found.files_metadata.values()
+        for name, info in file.tensors.items()
+    ]
 
 
 def read_config(path: str, revision: str | None = None) -> dict:
@@ -128,11 +153,18 @@ def fetch_folder(name: str, revision: str) -> Path:
         ColqError: the hub cannot be reached.
     """
     from huggingface_hub import snapshot_download
+
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"]))
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"]
+            )
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ColqError(f"{name}@{revision[:8]} cannot be fetched from the hub ({first_line(error)}); "
-                        "download it elsewhere and give the folder as model.path") from None
+        raise ColqError(
+            f"{name}@{revision[:8]} cannot be fetched from the hub ({first_line(error)}); "
+            "download it elsewhere and give the folder as model.path"
+        ) from None
 
 
 def fetch_dataset(name: str, file: str | None, revision: str | None) -> Path:
@@ -142,16 +174,27 @@ def fetch_dataset(name: str, file: str | None, revision: str | None) -> Path:
         ColqError: no file or revision named, or the hub cannot be reached.
     """
     if not (file and revision):
-        raise ColqError(f"{name} is no folder here; for a hub data set give calibration.file and calibration.revision")
-    return _download(name, file, revision, "dataset", "put its parquet file in a folder and name that as calibration.source")
+        raise ColqError(
+            f"{name} is no folder here; for a hub data set give calibration.file and calibration.revision"
+        )
+    return _download(
+        name,
+        file,
+        revision,
+        "dataset",
+        "put its parquet file in a folder and name that as calibration.source",
+    )
 
 
 def _download(name: str, file: str, revision: str, kind: str, remedy: str) -> Path:
     from huggingface_hub import hf_hub_download
+
     try:
         return Path(hf_hub_download(name, file, revision=revision, repo_type=kind))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ColqError(f"{name}@{revision[:8]} cannot be fetched from the hub ({first_line(error)}); {remedy}") from None
+        raise ColqError(
+            f"{name}@{revision[:8]} cannot be fetched from the hub ({first_line(error)}); {remedy}"
+        ) from None
 
 
 def first_line(error: Exception) -> str:

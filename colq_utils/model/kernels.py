@@ -4,6 +4,7 @@ AutoRound's loader picks a backend by what is installed and says so only in a lo
 choices computes with random weights (``auto_round:fake``). A throughput without the kernel that made
 it is worthless, so every result carries the census taken here.
 """
+
 import importlib
 import importlib.util
 import platform
@@ -39,7 +40,9 @@ def census(model: nn.Module) -> tuple[KernelUse, ...]:
     found = Counter()
     for name, module in model.named_modules():
         if is_quantized(module):
-            found[tower_of(name), str(getattr(module, "QUANT_TYPE", type(module).__name__)), int(module.bits)] += 1
+            found[
+                tower_of(name), str(getattr(module, "QUANT_TYPE", type(module).__name__)), int(module.bits)
+            ] += 1
         elif isinstance(module, nn.Linear):
             dtype = module.weight.dtype
             found[tower_of(name), f"torch {str(dtype).removeprefix('torch.')}", dtype.itemsize * 8] += 1
@@ -56,11 +59,15 @@ def require(backend: str) -> None:
         raise ColqError(f"unknown kernel backend {backend!r}; known: {', '.join(BACKENDS)}")
     package, install = BACKENDS[backend].package, BACKENDS[backend].install
     if importlib.util.find_spec(package) is None:
-        raise ColqError(f"the quantization backend {backend!r} is not installed: {install}; "
-                        "or name another one as `backend` in the experiment file")
+        raise ColqError(
+            f"the quantization backend {backend!r} is not installed: {install}; "
+            "or name another one as `backend` in the experiment file"
+        )
     if backend in ON_GPU and not torch.cuda.is_available():
-        raise ColqError(f"the quantization backend {backend!r} needs a CUDA device and none is visible; "
-                        "use backend unpack, ark or torch on the CPU")
+        raise ColqError(
+            f"the quantization backend {backend!r} needs a CUDA device and none is visible; "
+            "use backend unpack, ark or torch on the CPU"
+        )
     if backend == "ark":
         _require_ark()
 
@@ -68,12 +75,16 @@ def require(backend: str) -> None:
 def _require_ark() -> None:
     """ark is a compiled library for x86-64 with AVX2 (it takes AVX-512 and AMX by itself where they are)."""
     if platform.machine() not in arithmetic.X86 or not torch.cpu._is_avx2_supported():
-        raise ColqError(f"the quantization backend 'ark' needs an x86-64 processor with AVX2, and this is {arithmetic.processor()}; use backend torch")
+        raise ColqError(
+            f"the quantization backend 'ark' needs an x86-64 processor with AVX2, and this is {arithmetic.processor()}; use backend torch"
+        )
     try:
         importlib.import_module("auto_round_kernel.auto_round_kernel_cpu")
     except (ImportError, OSError) as error:
-        raise ColqError(f"the quantization backend 'ark' is installed and cannot be loaded ({error}): pip install --force-reinstall auto-round-lib; "
-                        "or use backend torch") from None
+        raise ColqError(
+            f"the quantization backend 'ark' is installed and cannot be loaded ({error}): pip install --force-reinstall auto-round-lib; "
+            "or use backend torch"
+        ) from None
 
 
 def on_cpu(packing: str, bits: int) -> str:
@@ -101,10 +112,17 @@ class Scheduled(nn.Module):
 
     def __init__(self, layer: nn.Module, schedule: str):
         super().__init__()
-        self.bits, self.in_features, self.schedule, self.layer = layer.bits, layer.infeatures, schedule, layer.humming_layer
+        self.bits, self.in_features, self.schedule, self.layer = (
+            layer.bits,
+            layer.infeatures,
+            schedule,
+            layer.humming_layer,
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layer(x.reshape(-1, self.in_features), tuning_config=self.schedule).view(*x.shape[:-1], -1)
+        return self.layer(x.reshape(-1, self.in_features), tuning_config=self.schedule).view(
+            *x.shape[:-1], -1
+        )
 
 
 def build(packed: nn.Module, backend: str, schedule: str | None = None) -> nn.Module:
@@ -121,10 +139,18 @@ def build(packed: nn.Module, backend: str, schedule: str | None = None) -> nn.Mo
     if backend == "unpack":
         return packed
     from auto_round.inference.backend import dynamic_import_inference_linear
+
     options = {"bits": packed.bits, "group_size": packed.group_size, "sym": True}
     key = "gptqmodel:marlin_zp" if backend == "marlin" else f"auto_round:{backend}_zp"
-    shape = {"in_features": packed.in_features, "out_features": packed.out_features, "desc_act": False} if backend == "marlin" \
-        else {"infeatures": packed.in_features, "outfeatures": packed.out_features, "weight_dtype": torch.bfloat16}
+    shape = (
+        {"in_features": packed.in_features, "out_features": packed.out_features, "desc_act": False}
+        if backend == "marlin"
+        else {
+            "infeatures": packed.in_features,
+            "outfeatures": packed.out_features,
+            "weight_dtype": torch.bfloat16,
+        }
+    )
     try:
         layer = dynamic_import_inference_linear(key, options)(**options, **shape, bias=False)
         for name in ("qweight", "qzeros", "scales"):
@@ -135,9 +161,13 @@ def build(packed: nn.Module, backend: str, schedule: str | None = None) -> nn.Mo
         if backend == "humming" and schedule is not None:
             layer = Scheduled(layer, schedule)
     except ImportError as error:
-        raise ColqError(f"the quantization backend {backend!r} is installed in part ({error}): {BACKENDS[backend].install}") from error
+        raise ColqError(
+            f"the quantization backend {backend!r} is installed in part ({error}): {BACKENDS[backend].install}"
+        ) from error
     except (NotImplementedError, ValueError) as error:
-        raise ColqError(f"backend {backend!r} has no kernel for a layer of {packed.in_features} x {packed.out_features} with {packed.bits} bits: {error}") from error
+        raise ColqError(
+            f"backend {backend!r} has no kernel for a layer of {packed.in_features} x {packed.out_features} with {packed.bits} bits: {error}"
+        ) from error
     return layer
 
 
@@ -155,7 +185,9 @@ def check(model: nn.Module, backend: str, expected_layers: int) -> None:
             if tower_of(name) != "language_model" and kind.startswith("fp8"):
                 continue  # a tower that was asked for in eight bits
             if tower_of(name) != "language_model":
-                raise ColqError(f"{name} was read as a quantized layer; only the language model is quantized in this checkpoint")
+                raise ColqError(
+                    f"{name} was read as a quantized layer; only the language model is quantized in this checkpoint"
+                )
             if "fake" in type(module).__module__ or not kind.lower().startswith(wanted):
                 raise ColqError(f"{name} runs on {kind!r}, not on the backend {backend!r} that was asked for")
             seen[kind] += 1

@@ -4,6 +4,7 @@ transformers fills a tensor that a checkpoint lacks with random numbers and carr
 missing, extra or misshapen tensor ends the run with its name. The unused ``lm_head`` of published
 checkpoints is the one extra that is expected (and never read into memory).
 """
+
 import contextlib
 import io
 import logging
@@ -51,7 +52,9 @@ def plain(experiment: Experiment, variant: str, export: str = "auto_round") -> L
     Packed layers stay packed where the experiment asks for the fast path, which gives them their kernel.
     """
     if variant not in experiment.by_id:
-        raise ColqError(f"no variant {variant!r} in experiment {experiment.name}; there are: {', '.join(experiment.by_id)}")
+        raise ColqError(
+            f"no variant {variant!r} in experiment {experiment.name}; there are: {', '.join(experiment.by_id)}"
+        )
     spec, runtime = experiment.by_id[variant], experiment.runtime
     dtype = torch.float32 if spec.scheme == "fp32" else getattr(torch, runtime.dtype)
     if experiment.model.is_random:
@@ -62,7 +65,9 @@ def plain(experiment: Experiment, variant: str, export: str = "auto_round") -> L
     model = _open(experiment, variant, export, dtype)
     _eight_bits(model, spec)
     load_s = time.perf_counter() - start
-    processor = processing.from_pretrained(experiment.model_path, experiment.model.revision, experiment.model.max_visual_tokens)
+    processor = processing.from_pretrained(
+        experiment.model_path, experiment.model.revision, experiment.model.max_visual_tokens
+    )
     return Loaded(variant, model, processor, kernels.census(model), load_s)
 
 
@@ -72,15 +77,23 @@ def _require_checkpoint(experiment: Experiment, variant: str, export: str) -> No
     if not folder.is_dir():
         raise ColqError(f"variant {variant} has no {export} checkpoint yet: {make}")
     if problem := damage(folder):
-        raise ColqError(f"{problem}. Delete {folder.parent} and {make}")  # a finished stage does not run again while that is there
+        raise ColqError(
+            f"{problem}. Delete {folder.parent} and {make}"
+        )  # a finished stage does not run again while that is there
 
 
 def _open(experiment: Experiment, variant: str, export: str, dtype: torch.dtype) -> ColQwen3ForRetrieval:
     """The stored weights of a variant as a model."""
     spec, runtime = experiment.by_id[variant], experiment.runtime
     if spec.bits is None:
-        return open_model(experiment.model_path, dtype, runtime.device, runtime.attention, None, experiment.model.revision)
-    path, backend, fast = str(experiment.checkpoint(variant, export)), spec.backend or runtime.backend, experiment.encode_path(variant) == "fast"
+        return open_model(
+            experiment.model_path, dtype, runtime.device, runtime.attention, None, experiment.model.revision
+        )
+    path, backend, fast = (
+        str(experiment.checkpoint(variant, export)),
+        spec.backend or runtime.backend,
+        experiment.encode_path(variant) == "fast",
+    )
     if backend != "unpack" and not fast:
         return open_model(path, dtype, runtime.device, runtime.attention, backend)
     kernels.require(backend)
@@ -115,24 +128,48 @@ def open_packed(path: str, dtype: torch.dtype, runtime: Runtime) -> ColQwen3ForR
     how = config.pop("quantization_config", None) or {}
     words = layout(how)
     if words not in ("gptq", "awq", "auto_round") or how.get("bits") not in packing.READABLE:
-        raise ColqError(f"{path} is packed as {words or 'nothing known'} with {how.get('bits')} bits; read are the layouts of GPTQ and AWQ with "
-                        f"{', '.join(map(str, packing.READABLE))} bits")
+        raise ColqError(
+            f"{path} is packed as {words or 'nothing known'} with {how.get('bits')} bits; read are the layouts of GPTQ and AWQ with "
+            f"{', '.join(map(str, packing.READABLE))} bits"
+        )
     with torch.device("meta"):
-        model = ColQwen3ForRetrieval._from_config(_as_stored_config(path, config), dtype=dtype, attn_implementation=runtime.attention)
+        model = ColQwen3ForRetrieval._from_config(
+            _as_stored_config(path, config), dtype=dtype, attn_implementation=runtime.attention
+        )
         for layer in model.language_model.layers:
             for parent in (layer.self_attn, layer.mlp):
                 for name, child in list(parent.named_children()):
                     if isinstance(child, torch.nn.Linear):
-                        setattr(parent, name, packing.PackedLinear(child.in_features, child.out_features, how["bits"], how["group_size"], words == "awq", int(words == "gptq")))
+                        setattr(
+                            parent,
+                            name,
+                            packing.PackedLinear(
+                                child.in_features,
+                                child.out_features,
+                                how["bits"],
+                                how["group_size"],
+                                words == "awq",
+                                int(words == "gptq"),
+                            ),
+                        )
     try:
         state = {}
         for shard in sorted(Path(path).glob("*.safetensors")):
             state |= load_file(shard, device=runtime.device)
     except (SafetensorError, OSError) as error:
-        raise ColqError(f"{path} cannot be read: {hub.first_line(error)}. Restore the file, or make the checkpoint again") from error
+        raise ColqError(
+            f"{path} cannot be read: {hub.first_line(error)}. Restore the file, or make the checkpoint again"
+        ) from error
     _refuse(path, _differences(model.state_dict(), state))
     _refuse_reordered(path, state, how["group_size"])
-    model.load_state_dict({name: _as_stored(name, value, dtype) for name, value in state.items() if not HARMLESS_EXTRA.search(name)}, assign=True)
+    model.load_state_dict(
+        {
+            name: _as_stored(name, value, dtype)
+            for name, value in state.items()
+            if not HARMLESS_EXTRA.search(name)
+        },
+        assign=True,
+    )
     for module in list(model.modules()):  # what is computed, not stored, is still on the meta device
         for name, child in module.named_children():
             if any(buffer.is_meta for buffer in child.buffers(recurse=False)):
@@ -153,14 +190,20 @@ def _refuse_unless_symmetric(path: str) -> None:
     """The kernels of the fast path take AutoRound's symmetric GPTQ layout of 2, 4 or 8 bits alone."""
     how = read_config(path)["quantization_config"]
     if layout(how) != "gptq" or not how.get("sym") or how.get("bits") not in packing.BITS:
-        raise ColqError(f"{path} is not packed as AutoRound's symmetric GPTQ layout of {', '.join(map(str, packing.BITS))} bits; set encode to plain")
+        raise ColqError(
+            f"{path} is not packed as AutoRound's symmetric GPTQ layout of {', '.join(map(str, packing.BITS))} bits; set encode to plain"
+        )
 
 
 def _refuse_reordered(path: str, state: dict[str, torch.Tensor], group_size: int) -> None:
     """Refuse a checkpoint whose columns were quantized in another order than they stand in (GPTQ's ``desc_act``)."""
     for name, columns in state.items():
-        if name.endswith(".g_idx") and not torch.equal(columns.cpu(), torch.arange(len(columns), dtype=columns.dtype) // group_size):
-            raise ColqError(f"{path}: {name} reorders the columns (desc_act), which is not read here; quantize without it")
+        if name.endswith(".g_idx") and not torch.equal(
+            columns.cpu(), torch.arange(len(columns), dtype=columns.dtype) // group_size
+        ):
+            raise ColqError(
+                f"{path}: {name} reorders the columns (desc_act), which is not read here; quantize without it"
+            )
 
 
 def _as_stored_config(path: str, config: dict, revision: str | None = None) -> ColQwen3Config:
@@ -173,8 +216,10 @@ def _as_stored_config(path: str, config: dict, revision: str | None = None) -> C
     made = ColQwen3Config(**config | {"projection_bias": names.BIAS in stored})
     shape = stored[names.PROJECTION].shape if names.PROJECTION in stored else None
     if shape is not None and shape != (made.embed_dim, made.text_config.hidden_size):
-        raise ColqError(f"{path}: the projection is {shape[0]} x {shape[-1]} where config.json says {made.embed_dim} x {made.text_config.hidden_size} "
-                        "(embed_dim x hidden_size); correct config.json, or fetch the checkpoint again")
+        raise ColqError(
+            f"{path}: the projection is {shape[0]} x {shape[-1]} where config.json says {made.embed_dim} x {made.text_config.hidden_size} "
+            "(embed_dim x hidden_size); correct config.json, or fetch the checkpoint again"
+        )
     return made
 
 
@@ -184,19 +229,37 @@ def _as_stored(name: str, value: torch.Tensor, dtype: torch.dtype) -> torch.Tens
 
 def _differences(wanted: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> list[str]:
     """Names that are missing, unexpected or of another shape."""
-    return ([f"missing: {name}" for name in sorted(wanted.keys() - found.keys())]
-            + [f"unexpected: {name}" for name in sorted(found.keys() - wanted.keys()) if not HARMLESS_EXTRA.search(name)]
-            + [f"mismatched: {name}" for name in sorted(wanted.keys() & found.keys()) if wanted[name].shape != found[name].shape])
+    return (
+        [f"missing: {name}" for name in sorted(wanted.keys() - found.keys())]
+        + [
+            f"unexpected: {name}"
+            for name in sorted(found.keys() - wanted.keys())
+            if not HARMLESS_EXTRA.search(name)
+        ]
+        + [
+            f"mismatched: {name}"
+            for name in sorted(wanted.keys() & found.keys())
+            if wanted[name].shape != found[name].shape
+        ]
+    )
 
 
 def _refuse(path: str, problems: list[str]) -> None:
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ColqError(f"{path} does not hold exactly the tensors of a ColQwen3: {'; '.join(problems[:5])}{more}")
+        raise ColqError(
+            f"{path} does not hold exactly the tensors of a ColQwen3: {'; '.join(problems[:5])}{more}"
+        )
 
 
-def open_model(path: str, dtype: torch.dtype | None = None, device: str = "cpu", attention: str = "sdpa",
-               backend: str | None = None, revision: str | None = None) -> ColQwen3ForRetrieval:
+def open_model(
+    path: str,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    attention: str = "sdpa",
+    backend: str | None = None,
+    revision: str | None = None,
+) -> ColQwen3ForRetrieval:
     """Open a checkpoint folder (or hub id), accepting nothing but a complete ColQwen3.
 
     Args:
@@ -208,7 +271,9 @@ def open_model(path: str, dtype: torch.dtype | None = None, device: str = "cpu",
             misshapen tensors, a kernel other than `backend`, no CUDA device where one is asked for.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise ColqError("the experiment asks for device cuda and no CUDA device is visible; set runtime.device to cpu")
+        raise ColqError(
+            "the experiment asks for device cuda and no CUDA device is visible; set runtime.device to cpu"
+        )
     config = read_config(path, revision)
     if torch.device(device).type == "cpu":
         arithmetic.check()
@@ -216,21 +281,31 @@ def open_model(path: str, dtype: torch.dtype | None = None, device: str = "cpu",
     options = {"dtype": dtype, "attn_implementation": attention, "device_map": device, "revision": revision}
     quantized = config.get("quantization_config")
     if (quantized is None) != (backend is None):
-        raise ColqError(f"{path} is {'not ' if quantized is None else ''}a quantized checkpoint, against what was asked for")
+        raise ColqError(
+            f"{path} is {'not ' if quantized is None else ''}a quantized checkpoint, against what was asked for"
+        )
     if backend is not None:
         kernels.require(backend)
         from transformers import AutoRoundConfig
+
         options["quantization_config"] = AutoRoundConfig(backend=_loader_backend(backend, quantized))
     options["config"] = _as_stored_config(path, config, revision)
     try:
         with _quiet():
             # mismatched sizes are "ignored" here so that they come back in the report, where they are refused by name
-            model, report = ColQwen3ForRetrieval.from_pretrained(path, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+            model, report = ColQwen3ForRetrieval.from_pretrained(
+                path, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise ColqError(f"{path} cannot be read: {hub.first_line(error)}. Restore the file, or make the checkpoint again") from error
-    problems = [f"{kind.removesuffix('_keys')}: {key if isinstance(key, str) else key[0]}"
-                for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
-                for key in sorted(report[kind], key=str) if not HARMLESS_EXTRA.search(str(key))]
+        raise ColqError(
+            f"{path} cannot be read: {hub.first_line(error)}. Restore the file, or make the checkpoint again"
+        ) from error
+    problems = [
+        f"{kind.removesuffix('_keys')}: {key if isinstance(key, str) else key[0]}"
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        for key in sorted(report[kind], key=str)
+        if not HARMLESS_EXTRA.search(str(key))
+    ]
     _refuse(path, problems)
     if backend is not None:
         kernels.check(model, backend, expected_layers(config))
@@ -246,7 +321,9 @@ def _loader_backend(backend: str, quantization: dict) -> str:
     """The name under which AutoRound's loader knows a backend (torch's AWQ path is a trap: it selects fake weights)."""
     method = str(quantization.get("packing_format", quantization.get("quant_method", "")))
     if backend == "torch" and "awq" in method:
-        raise ColqError("AWQ packing has no torch kernel in AutoRound's loader (it would select random weights); use backend ark")
+        raise ColqError(
+            "AWQ packing has no torch kernel in AutoRound's loader (it would select random weights); use backend ark"
+        )
     return backend
 
 
@@ -254,6 +331,7 @@ def _loader_backend(backend: str, quantization: dict) -> str:
 def _quiet():
     """Silence the load report and backend chatter: what matters of it is checked and raised here."""
     import transformers
+
     previous = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     logger = logging.getLogger("autoround")

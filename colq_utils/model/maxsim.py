@@ -4,6 +4,7 @@ score(q, p) = sum over the query's tokens of the largest dot product with any of
 (Khattab and Zaharia, ColBERT, 2020, eq. 3). A padded page token is a zero vector and would offer a
 similarity of 0 where every real one is negative, so padding is masked, never multiplied.
 """
+
 from collections.abc import Callable, Sequence
 
 import torch
@@ -15,8 +16,13 @@ BLOCK = 1 << 21
 PAGES = 1 << 23
 
 
-def maxsim(queries: Sequence[torch.Tensor], n_pages: int, page: Callable[[int], torch.Tensor],
-           block: int = BLOCK, device: torch.device | str = "cpu") -> torch.Tensor:
+def maxsim(
+    queries: Sequence[torch.Tensor],
+    n_pages: int,
+    page: Callable[[int], torch.Tensor],
+    block: int = BLOCK,
+    device: torch.device | str = "cpu",
+) -> torch.Tensor:
     """Score every query against every page.
 
     Args:
@@ -46,12 +52,20 @@ def maxsim(queries: Sequence[torch.Tensor], n_pages: int, page: Callable[[int], 
         if (lengths == 0).any():
             raise ValueError(f"page {start + int((lengths == 0).nonzero()[0])} has no tokens")
         even = bool((lengths == lengths[0]).all())
-        stacked = torch.stack(batch) if even else pad_sequence(batch, batch_first=True)  # (n_batch, n_longest, dim)
-        best = (tokens @ stacked.flatten(0, 1).T).unflatten(1, stacked.shape[:2])  # (n_query_tokens, n_batch, n_longest)
+        stacked = (
+            torch.stack(batch) if even else pad_sequence(batch, batch_first=True)
+        )  # (n_batch, n_longest, dim)
+        best = (tokens @ stacked.flatten(0, 1).T).unflatten(
+            1, stacked.shape[:2]
+        )  # (n_query_tokens, n_batch, n_longest)
         if not even:
-            padding = (torch.arange(stacked.shape[1])[None] >= lengths[:, None]).to(device)  # (n_batch, n_longest)
+            padding = (torch.arange(stacked.shape[1])[None] >= lengths[:, None]).to(
+                device
+            )  # (n_batch, n_longest)
             best = best.masked_fill(padding, float("-inf"))
         # token by token in order: unlike atomic adds, the same bits every time on a GPU too
-        scores[:, start:start + len(batch)] = torch.segment_reduce(best.amax(-1), "sum", lengths=of_query, axis=0)
+        scores[:, start : start + len(batch)] = torch.segment_reduce(
+            best.amax(-1), "sum", lengths=of_query, axis=0
+        )
         start += len(batch)
     return scores.cpu()

@@ -5,6 +5,7 @@ published tensor names: ``vlm.model.language_model.*``, ``vlm.model.visual.*`` a
 ``embedding_proj_layer.weight``. The unused ``lm_head`` of the published checkpoints has no place
 here and is not loaded. Scoring is in `colq_utils.model.maxsim`, loading in `colq_utils.model.loading`.
 """
+
 from dataclasses import dataclass
 
 import torch
@@ -36,8 +37,14 @@ class ColQwen3Config(Qwen3VLConfig):
 
     def __init__(self, **fields):
         nested = fields.pop("vlm_config", None) or {}
-        for key in ("text_config", "vision_config", "image_token_id", "video_token_id",
-                    "vision_start_token_id", "vision_end_token_id"):
+        for key in (
+            "text_config",
+            "vision_config",
+            "image_token_id",
+            "video_token_id",
+            "vision_start_token_id",
+            "vision_end_token_id",
+        ):
             if key in nested:
                 fields.setdefault(key, nested[key])
         for key in DIMENSION_KEYS[1:]:
@@ -77,7 +84,8 @@ class ColQwen3ForRetrieval(PreTrainedModel):
         super().__init__(config)
         self.vlm = _Backbone(config)
         self.embedding_proj_layer = nn.Linear(
-            config.text_config.hidden_size, config.embed_dim, bias=config.projection_bias)
+            config.text_config.hidden_size, config.embed_dim, bias=config.projection_bias
+        )
         self.post_init()
 
     @property
@@ -126,9 +134,13 @@ class ColQwen3ForRetrieval(PreTrainedModel):
         """
         encoder_outputs = None if page_features is None else {"image": page_features}
         hidden = self.vlm.model(
-            input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values,
-            image_grid_thw=image_grid_thw, mm_token_type_ids=mm_token_type_ids,
-            mm_encoder_outputs=encoder_outputs, use_cache=False,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            pixel_values=pixel_values,
+            image_grid_thw=image_grid_thw,
+            mm_token_type_ids=mm_token_type_ids,
+            mm_encoder_outputs=encoder_outputs,
+            use_cache=False,
         ).last_hidden_state  # (n, n_tokens, hidden)
         vectors = self.embedding_proj_layer(hidden.to(self.embedding_proj_layer.weight.dtype))
         vectors = nn.functional.normalize(vectors, dim=-1)  # (n, n_tokens, embed_dim)

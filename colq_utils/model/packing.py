@@ -6,6 +6,7 @@ a benchmark of speed and memory needs; two, four and eight bits. Read are three 
 layout of AWQ (words along the output dimension, in an order of its own), so that every export can be checked and scored
 without a kernel that this machine may lack.
 """
+
 import json
 import shutil
 from pathlib import Path
@@ -80,8 +81,14 @@ def _unpack_straddling(words: torch.Tensor, bits: int) -> torch.Tensor:
 def packed_tensors(weight: torch.Tensor, bits: int, group_size: int) -> dict[str, torch.Tensor]:
     """``qweight``, ``qzeros`` and ``scales`` of a Linear's weight ``(out, in)``."""
     integers, scales = round_to_nearest(weight, bits, group_size)
-    zeros = torch.full((weight.shape[0], scales.shape[1]), 2 ** (bits - 1) - 1, dtype=torch.int32, device=weight.device)
-    return {"qweight": pack(integers.T.contiguous(), bits), "qzeros": pack(zeros, bits).T.contiguous(), "scales": scales.T.contiguous()}
+    zeros = torch.full(
+        (weight.shape[0], scales.shape[1]), 2 ** (bits - 1) - 1, dtype=torch.int32, device=weight.device
+    )
+    return {
+        "qweight": pack(integers.T.contiguous(), bits),
+        "qzeros": pack(zeros, bits).T.contiguous(),
+        "scales": scales.T.contiguous(),
+    }
 
 
 class PackedLinear(nn.Module):
@@ -93,10 +100,22 @@ class PackedLinear(nn.Module):
 
     QUANT_TYPE = "unpack"
 
-    def __init__(self, in_features: int, out_features: int, bits: int, group_size: int, awq: bool = False,
-                 zero_offset: int = 1):
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bits: int,
+        group_size: int,
+        awq: bool = False,
+        zero_offset: int = 1,
+    ):
         super().__init__()
-        self.in_features, self.out_features, self.bits, self.group_size = in_features, out_features, bits, group_size
+        self.in_features, self.out_features, self.bits, self.group_size = (
+            in_features,
+            out_features,
+            bits,
+            group_size,
+        )
         self.awq, self.zero_offset = awq, zero_offset
         groups = in_features // group_size
         shape = (in_features, out_features * bits // 32) if awq else (in_features * bits // 32, out_features)
@@ -108,12 +127,18 @@ class PackedLinear(nn.Module):
         """The weight, ``(out, in)``."""
         zeros = unpack(self.qzeros.T.contiguous(), self.bits).T  # (n_groups, out)
         if self.awq:
-            order = torch.arange(self.out_features, device=zeros.device).view(-1, 8)[:, list(AWQ_ORDER)].flatten()
+            order = (
+                torch.arange(self.out_features, device=zeros.device).view(-1, 8)[:, list(AWQ_ORDER)].flatten()
+            )
             integers, zeros = unpack(self.qweight.T.contiguous(), self.bits).T[:, order], zeros[:, order]
         else:
             integers, zeros = unpack(self.qweight, self.bits), zeros + self.zero_offset
         groups = integers.reshape(len(zeros), self.group_size, self.out_features)
-        return ((groups - zeros.unsqueeze(1)) * self.scales.unsqueeze(1)).view(self.in_features, self.out_features).T.to(dtype)
+        return (
+            ((groups - zeros.unsqueeze(1)) * self.scales.unsqueeze(1))
+            .view(self.in_features, self.out_features)
+            .T.to(dtype)
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return nn.functional.linear(x, self.weight(x.dtype))
@@ -125,7 +150,9 @@ class PackedLinear(nn.Module):
         if len({(layer.in_features, layer.bits, layer.group_size) for layer in layers}) > 1:
             raise ValueError("layers of different inputs, bits or groups cannot be stacked")
         with torch.device("meta"):
-            made = cls(first.in_features, sum(layer.out_features for layer in layers), first.bits, first.group_size)
+            made = cls(
+                first.in_features, sum(layer.out_features for layer in layers), first.bits, first.group_size
+            )
         for name in ("qweight", "qzeros", "scales"):
             setattr(made, name, torch.cat([getattr(layer, name) for layer in layers], dim=1))
         return made
@@ -175,16 +202,30 @@ def write_checkpoint(source: Path, target: Path, bits: int, group_size: int, dev
                 tensor = content.get_tensor(name)
                 if tensor.dim() == 2 and QUANTIZABLE.match(name):
                     parts = packed_tensors(tensor.to(device), bits, group_size)
-                    made |= {f"{name.removesuffix('weight')}{part}": value.cpu() for part, value in parts.items()}
+                    made |= {
+                        f"{name.removesuffix('weight')}{part}": value.cpu() for part, value in parts.items()
+                    }
                 else:
                     made[name] = tensor
     save_file(made, target / "model.safetensors", metadata={"format": "pt"})
     for path in source.iterdir():
         if path.suffix in (".json", ".jinja", ".txt") and path.name != "model.safetensors.index.json":
             shutil.copy2(path, target / path.name)
-    files.write_json(target / "config.json", export_config(source, {
-        "quant_method": "auto-round", "packing_format": "auto_round:auto_gptq", "bits": bits, "group_size": group_size, "sym": True,
-        "data_type": "int", "block_name_to_quantize": BLOCKS}))
+    files.write_json(
+        target / "config.json",
+        export_config(
+            source,
+            {
+                "quant_method": "auto-round",
+                "packing_format": "auto_round:auto_gptq",
+                "bits": bits,
+                "group_size": group_size,
+                "sym": True,
+                "data_type": "int",
+                "block_name_to_quantize": BLOCKS,
+            },
+        ),
+    )
 
 
 def export_config(source: Path, quantization: dict) -> dict:

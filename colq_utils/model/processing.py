@@ -4,6 +4,7 @@ Qwen3-VL's own processor cannot be built where torchvision is missing (it needs 
 retrieval never sees a video, so this one has none. Prompts are those of the published processor and
 are read from the checkpoint's ``processor_config.json`` where they stand there.
 """
+
 import torch
 from transformers import AutoProcessor, AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
@@ -32,10 +33,18 @@ class ColQwen3Processor(ProcessorMixin):
             ``"image"`` only those of the image tokens.
     """
 
-    def __init__(self, image_processor=None, tokenizer=None, chat_template=None,
-                 visual_prompt_prefix: str | None = None, visual_prompt_suffix: str | None = None,
-                 query_prefix: str | None = None, query_suffix: str | None = None,
-                 page_tokens: str = "all", **unused):
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        chat_template=None,
+        visual_prompt_prefix: str | None = None,
+        visual_prompt_suffix: str | None = None,
+        query_prefix: str | None = None,
+        query_suffix: str | None = None,
+        page_tokens: str = "all",
+        **unused,
+    ):
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
         if page_tokens not in ("all", "image"):
             raise ValueError(f"page_tokens is 'all' or 'image', not {page_tokens!r}")
@@ -51,8 +60,9 @@ class ColQwen3Processor(ProcessorMixin):
     def queries(self, texts: list[str]) -> BatchFeature:
         """``input_ids`` and ``attention_mask``, both ``(n_queries, n_tokens)``, left-padded."""
         prompts = [self.query_prefix + text.strip() + self.query_suffix for text in texts]
-        return BatchFeature(self.tokenizer(prompts, padding="longest", return_tensors="pt",
-                                           return_token_type_ids=False))
+        return BatchFeature(
+            self.tokenizer(prompts, padding="longest", return_tensors="pt", return_token_type_ids=False)
+        )
 
     def pages(self, images: list) -> BatchFeature:
         """Model inputs of page images (PIL).
@@ -60,12 +70,14 @@ class ColQwen3Processor(ProcessorMixin):
         Returns ``pixel_values`` ``(n_patches, patch_dim)``, ``image_grid_thw`` ``(n_pages, 3)`` and
         ``input_ids``, ``attention_mask``, ``mm_token_type_ids``, each ``(n_pages, n_tokens)``.
         """
-        features = self.image_processor(images=[image.convert("RGB") for image in images], return_tensors="pt")
+        features = self.image_processor(
+            images=[image.convert("RGB") for image in images], return_tensors="pt"
+        )
         return BatchFeature({**self.page_prompts(features["image_grid_thw"].tolist()), **features})
 
     def page_prompts(self, grids: list[list[int]]) -> BatchFeature:
         """The text side of pages whose patch grids ``[time, height, width]`` are known."""
-        merge = self.image_processor.merge_size ** 2
+        merge = self.image_processor.merge_size**2
         prompt = self.visual_prompt_prefix + self.visual_prompt_suffix
         prompts = [prompt.replace(IMAGE_TOKEN, IMAGE_TOKEN * (t * h * w // merge)) for t, h, w in grids]
         tokens = self.tokenizer(prompts, padding="longest", return_tensors="pt", return_token_type_ids=False)
@@ -81,7 +93,9 @@ class ColQwen3Processor(ProcessorMixin):
         return self.queries([text] if isinstance(text, str) else text)
 
 
-def from_pretrained(path: str, revision: str | None = None, max_visual_tokens: int | None = None) -> ColQwen3Processor:
+def from_pretrained(
+    path: str, revision: str | None = None, max_visual_tokens: int | None = None
+) -> ColQwen3Processor:
     """The processor of a checkpoint (folder or hub id).
 
     Args:
@@ -90,14 +104,22 @@ def from_pretrained(path: str, revision: str | None = None, max_visual_tokens: i
     Raises:
         OSError: no tokenizer or processor files there.
     """
-    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)  # never asked, never run
+    tokenizer = AutoTokenizer.from_pretrained(
+        path, revision=revision, trust_remote_code=False
+    )  # never asked, never run
     image_processor = Qwen2VLImageProcessorPil.from_pretrained(path, revision=revision)
     tile, size = (image_processor.patch_size * image_processor.merge_size) ** 2, image_processor.size
-    limit = min(size["longest_edge"], MOST_VISUAL_TOKENS * tile) if max_visual_tokens is None else max_visual_tokens * tile
+    limit = (
+        min(size["longest_edge"], MOST_VISUAL_TOKENS * tile)
+        if max_visual_tokens is None
+        else max_visual_tokens * tile
+    )
     image_processor.size = {"shortest_edge": size["shortest_edge"], "longest_edge": limit}
     config, _ = ColQwen3Processor.get_processor_dict(path, revision=revision)
     names = ("visual_prompt_prefix", "visual_prompt_suffix", "query_prefix", "query_suffix", "page_tokens")
-    return ColQwen3Processor(image_processor, tokenizer, **{name: config[name] for name in names if name in config})
+    return ColQwen3Processor(
+        image_processor, tokenizer, **{name: config[name] for name in names if name in config}
+    )
 
 
 AutoProcessor.register(ColQwen3Config, ColQwen3Processor, exist_ok=True)

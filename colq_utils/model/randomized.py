@@ -4,6 +4,7 @@ Every report of an experiment on it says so. The published tokenizer is on the h
 of 50,000 entries trained on the embedded calibration text, which cuts the published questions into nearly as many tokens
 as they have words and signs, so that batches have realistic lengths. Prompts and pixel budget are the published ones.
 """
+
 import math
 import re
 import shutil
@@ -21,7 +22,15 @@ from colq_utils.base.config import ROOT, Experiment
 from colq_utils.model import footprint, processing
 from colq_utils.model.modeling import ColQwen3Config, ColQwen3ForRetrieval
 
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
 #: The published pixel budget: from 64 to 1,280 tokens of 32 by 32 pixels.
 PIXELS = {"shortest_edge": 64 * 32 * 32, "longest_edge": 1280 * 32 * 32}
 
@@ -53,7 +62,14 @@ def write(size: str, folder: Path, seed: int, device: str, layers: int | None = 
     Args:
         layers: decoder layers, if fewer than published (to time one block of many).
     """
-    images = Qwen2VLImageProcessorPil(size=PIXELS, patch_size=16, merge_size=2, temporal_patch_size=2, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    images = Qwen2VLImageProcessorPil(
+        size=PIXELS,
+        patch_size=16,
+        merge_size=2,
+        temporal_patch_size=2,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
     processor = processing.ColQwen3Processor(images, tokenizer())
     processor.save_pretrained(folder)
     config = config_of(size, processor, layers)
@@ -61,8 +77,11 @@ def write(size: str, folder: Path, seed: int, device: str, layers: int | None = 
     with torch.device("meta"):
         state = ColQwen3ForRetrieval(config).state_dict()
     generator = torch.Generator(device).manual_seed(seed)
-    save_file({name: _random(name, value.shape, generator, config).cpu() for name, value in state.items()},
-              folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {name: _random(name, value.shape, generator, config).cpu() for name, value in state.items()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -70,10 +89,22 @@ def tokenizer() -> PreTrainedTokenizerFast:
     text = pd.read_parquet(ROOT / "data" / "calibration" / "corpus.parquet", columns=["text"])["text"]
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    raw.train_from_iterator(text, trainers.BpeTrainer(vocab_size=50_000, special_tokens=list(SPECIAL), show_progress=False,
-                                                      initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token=SPECIAL[0], eos_token=SPECIAL[0],
-                                   additional_special_tokens=list(SPECIAL[1:]), padding_side="left")
+    raw.train_from_iterator(
+        text,
+        trainers.BpeTrainer(
+            vocab_size=50_000,
+            special_tokens=list(SPECIAL),
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        pad_token=SPECIAL[0],
+        eos_token=SPECIAL[0],
+        additional_special_tokens=list(SPECIAL[1:]),
+        padding_side="left",
+    )
 
 
 def config_of(size: str, processor, layers: int | None = None) -> ColQwen3Config:
@@ -82,8 +113,14 @@ def config_of(size: str, processor, layers: int | None = None) -> ColQwen3Config
     if layers is not None:
         fields["text_config"]["num_hidden_layers"] = layers
     token = processor.tokenizer.convert_tokens_to_ids
-    return ColQwen3Config(**fields, architectures=["ColQwen3ForRetrieval"], dtype="bfloat16", image_token_id=token("<|image_pad|>"),
-                          vision_start_token_id=token("<|vision_start|>"), vision_end_token_id=token("<|vision_end|>"))
+    return ColQwen3Config(
+        **fields,
+        architectures=["ColQwen3ForRetrieval"],
+        dtype="bfloat16",
+        image_token_id=token("<|image_pad|>"),
+        vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"),
+    )
 
 
 def _random(name: str, shape: torch.Size, generator: torch.Generator, config: ColQwen3Config) -> torch.Tensor:
@@ -100,4 +137,6 @@ def _random(name: str, shape: torch.Size, generator: torch.Generator, config: Co
     if re.search(r"o_proj|down_proj|blocks\.\d+\.(attn\.proj|mlp\.linear_fc2)", name):
         depth = config.vision_config.depth if ".visual." in name else config.text_config.num_hidden_layers
         sigma /= math.sqrt(2 * depth)
-    return torch.empty(shape, dtype=torch.bfloat16, device=generator.device).normal_(0, sigma, generator=generator)
+    return torch.empty(shape, dtype=torch.bfloat16, device=generator.device).normal_(
+        0, sigma, generator=generator
+    )

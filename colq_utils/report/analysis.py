@@ -4,6 +4,7 @@ An *entry* is a task in one language; every average is the mean over entries of 
 the way published tables average. Intervals come from one set of resamples for all variants (`stats`).
 Differences are variant minus base, in NDCG units. No text and no drawing here.
 """
+
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -44,7 +45,10 @@ class Study:
 
     @property
     def english(self) -> np.ndarray:
-        return self.counted & self.entries.lang.str.lower().str.split("-").str[0].isin(["en", "eng", "english"]).to_numpy()
+        return (
+            self.counted
+            & self.entries.lang.str.lower().str.split("-").str[0].isin(["en", "eng", "english"]).to_numpy()
+        )
 
     def group(self, name: str) -> np.ndarray:
         return (self.entries.group == name).to_numpy()
@@ -55,7 +59,9 @@ class Study:
         lengths = calibration_words(self.experiment)
         named = {name: label(variant, lengths) for name, variant in self.experiment.by_id.items()}
         named[self.experiment.base] += " (base)"
-        return named | {name: f"{named[name]} (fell back)" for name in self.fell_back & set(named)} | REFERENCES
+        return (
+            named | {name: f"{named[name]} (fell back)" for name in self.fell_back & set(named)} | REFERENCES
+        )
 
     @cached_property
     def fell_back(self) -> set[str]:
@@ -79,16 +85,32 @@ class Study:
 
 def label(variant: Variant, calibrations: dict[str, str]) -> str:
     """A variant in words: scheme, method, what departs from group 128 and symmetric, then the calibration in words."""
-    parts = [variant.scheme.upper(), METHODS[variant.method], f"g{variant.group_size}" if variant.group_size != 128 else "", "" if variant.sym else "asym"]
+    parts = [
+        variant.scheme.upper(),
+        METHODS[variant.method],
+        f"g{variant.group_size}" if variant.group_size != 128 else "",
+        "" if variant.sym else "asym",
+    ]
     words = " ".join(part for part in parts if part)
-    return f"{words}, {calibrations.get(variant.calibration, variant.calibration)}" if variant.calibration else words
+    return (
+        f"{words}, {calibrations.get(variant.calibration, variant.calibration)}"
+        if variant.calibration
+        else words
+    )
 
 
 def calibration_words(experiment) -> dict[str, str]:
     """Calibration set -> '1,024 tokens' or 'pages', with the set's id where two sets in use would read alike."""
     used = {variant.calibration for variant in experiment.by_id.values()}
-    words = {s.id: f"{s.seqlen:,} tokens" if s.kind == "text" else "pages" for s in experiment.calibration.sets if s.id in used}
-    return {name: text if list(words.values()).count(text) == 1 else f"{text} ({name})" for name, text in words.items()}
+    words = {
+        s.id: f"{s.seqlen:,} tokens" if s.kind == "text" else "pages"
+        for s in experiment.calibration.sets
+        if s.id in used
+    }
+    return {
+        name: text if list(words.values()).count(text) == 1 else f"{text} ({name})"
+        for name, text in words.items()
+    }
 
 
 def study(results: Results, resamples: int = stats.RESAMPLES) -> Study:
@@ -96,13 +118,24 @@ def study(results: Results, resamples: int = stats.RESAMPLES) -> Study:
     names, table = results.evaluated, per_query(results)
     strata = (table.task + "\t" + table.lang).to_numpy(str)
     clusters = table.source.to_numpy(str) if "source" in table else None
-    draw = {column: stats.bootstrap(table[[f"{column} {n}" for n in names]], strata, clusters, resamples, results.experiment.seed)
-            for column in ("ndcg", "margin", "overlap", "top_changed")}
+    draw = {
+        column: stats.bootstrap(
+            table[[f"{column} {n}" for n in names]], strata, clusters, resamples, results.experiment.seed
+        )
+        for column in ("ndcg", "margin", "overlap", "top_changed")
+    }
     scores = results.scores.drop_duplicates(ENTRY)[[*ENTRY, "n_queries", "n_pages", "counted", "group"]]
     labels = pd.DataFrame([s.split("\t") for s in draw["ndcg"].strata], columns=ENTRY)
     values = table[[f"ndcg {n}" for n in names]].to_numpy()
-    return Study(results, labels.merge(scores, on=ENTRY, how="left"), names, paired=values - values[:, [names.index(results.base)]],
-                 strata=strata, clusters=clusters, **draw)
+    return Study(
+        results,
+        labels.merge(scores, on=ENTRY, how="left"),
+        names,
+        paired=values - values[:, [names.index(results.base)]],
+        strata=strata,
+        clusters=clusters,
+        **draw,
+    )
 
 
 def per_query(results: Results) -> pd.DataFrame:
@@ -117,7 +150,9 @@ def per_query(results: Results) -> pd.DataFrame:
         table[f"ndcg {name}"] = wide["ndcg_at_5", name].astype(float)
         table[f"margin {name}"] = wide["margin", name].astype(float)
         table[f"overlap {name}"] = [_shared(a, b) for a, b in zip(top[name], top[results.base])]
-        table[f"top_changed {name}"] = [_moved(a, b) for a, b in zip(wide["top5", name], wide["top5", results.base])]
+        table[f"top_changed {name}"] = [
+            _moved(a, b) for a, b in zip(wide["top5", name], wide["top5", results.base])
+        ]
     table = pd.DataFrame(table, index=wide.index).reset_index()
     if "source" in queries:  # queries that share their words, in another language or misspelt
         table = table.merge(queries.drop_duplicates(keys)[[*keys, "source"]], on=keys)
@@ -158,9 +193,20 @@ def _averages(study: Study, keep) -> pd.DataFrame:
     low, high = stats.interval(replicates)
     diff, spread = value - value[base], replicates - replicates[:, [base]]
     diff_low, diff_high = stats.interval(spread)
-    table = pd.DataFrame({"variant": study.names, "score": value, "low": low, "high": high, "se": stats.standard_error(replicates),
-                          "diff": diff, "diff_low": diff_low, "diff_high": diff_high,
-                          "mdd": stats.minimal_detectable(stats.standard_error(spread)), "relative": 100 * diff / value[base]})
+    table = pd.DataFrame(
+        {
+            "variant": study.names,
+            "score": value,
+            "low": low,
+            "high": high,
+            "se": stats.standard_error(replicates),
+            "diff": diff,
+            "diff_low": diff_low,
+            "diff_high": diff_high,
+            "mdd": stats.minimal_detectable(stats.standard_error(spread)),
+            "relative": 100 * diff / value[base],
+        }
+    )
     table["p"], table["p_holm"] = _tests(study, keep)
     margin = study.experiment.evaluation.margin
     table["verdict"] = [stats.verdict(a, b, margin) for a, b in zip(diff_low, diff_high)]
@@ -182,10 +228,18 @@ def _tests(study: Study, keep) -> tuple[np.ndarray, np.ndarray]:
 def _entry_counts(study: Study, keep) -> pd.DataFrame:
     kept = np.array(study.ndcg.strata)[np.asarray(keep, bool)]
     table = study.by_entry[(study.by_entry.task + "\t" + study.by_entry.lang).isin(kept)]
-    return table.groupby("variant").apply(lambda t: pd.Series({
-        "improved": (t["diff"] >= UNCHANGED).sum(), "unchanged": (t["diff"].abs() < UNCHANGED).sum(),
-        "degraded": (t["diff"] <= -UNCHANGED).sum(), "clearly_improved": (t.diff_low > stats.ROUNDING).sum(),
-        "clearly_degraded": (t.diff_high < -stats.ROUNDING).sum()}), include_groups=False)
+    return table.groupby("variant").apply(
+        lambda t: pd.Series(
+            {
+                "improved": (t["diff"] >= UNCHANGED).sum(),
+                "unchanged": (t["diff"].abs() < UNCHANGED).sum(),
+                "degraded": (t["diff"] <= -UNCHANGED).sum(),
+                "clearly_improved": (t.diff_low > stats.ROUNDING).sum(),
+                "clearly_degraded": (t.diff_high < -stats.ROUNDING).sum(),
+            }
+        ),
+        include_groups=False,
+    )
 
 
 def entry_table(study: Study) -> pd.DataFrame:
@@ -193,9 +247,21 @@ def entry_table(study: Study) -> pd.DataFrame:
     base, tables = study.names.index(study.experiment.base), []
     for v, name in enumerate(study.names):
         spread = study.ndcg.replicates[:, :, v] - study.ndcg.replicates[:, :, base]
-        (low, high), (diff_low, diff_high) = stats.interval(study.ndcg.replicates[:, :, v]), stats.interval(spread)
-        tables.append(study.entries.assign(variant=name, score=study.ndcg.value[:, v], low=low, high=high,
-                                           diff=study.ndcg.value[:, v] - study.ndcg.value[:, base], diff_low=diff_low, diff_high=diff_high))
+        (low, high), (diff_low, diff_high) = (
+            stats.interval(study.ndcg.replicates[:, :, v]),
+            stats.interval(spread),
+        )
+        tables.append(
+            study.entries.assign(
+                variant=name,
+                score=study.ndcg.value[:, v],
+                low=low,
+                high=high,
+                diff=study.ndcg.value[:, v] - study.ndcg.value[:, base],
+                diff_low=diff_low,
+                diff_high=diff_high,
+            )
+        )
     return pd.concat(tables, ignore_index=True)
 
 
@@ -206,10 +272,26 @@ def by_task(study: Study, keep) -> pd.DataFrame:
         rows = keep & (study.entries.task == task).to_numpy()
         value, replicates = study.ndcg.suite(rows)
         base = study.names.index(study.experiment.base)
-        (low, high), (diff_low, diff_high) = stats.interval(replicates), stats.interval(replicates - replicates[:, [base]])
-        tables.append(pd.DataFrame({"variant": study.names, "task": task, "languages": int(rows.sum()),
-                                    "n_queries": int(study.entries.n_queries[rows].sum()), "score": value, "low": low, "high": high,
-                                    "diff": value - value[base], "diff_low": diff_low, "diff_high": diff_high}))
+        (low, high), (diff_low, diff_high) = (
+            stats.interval(replicates),
+            stats.interval(replicates - replicates[:, [base]]),
+        )
+        tables.append(
+            pd.DataFrame(
+                {
+                    "variant": study.names,
+                    "task": task,
+                    "languages": int(rows.sum()),
+                    "n_queries": int(study.entries.n_queries[rows].sum()),
+                    "score": value,
+                    "low": low,
+                    "high": high,
+                    "diff": value - value[base],
+                    "diff_low": diff_low,
+                    "diff_high": diff_high,
+                }
+            )
+        )
     return pd.concat(tables, ignore_index=True)
 
 
@@ -223,8 +305,18 @@ def drift(study: Study, keep=None) -> pd.DataFrame:
     for measure in ("ndcg", "margin", "overlap"):
         value, replicates = getattr(study, measure).suite(keep)
         low, high = stats.interval(replicates - replicates[:, [base]])
-        tables.append(pd.DataFrame({"variant": study.names, "measure": measure, "value": value, "diff": value - value[base],
-                                    "low": low, "high": high}))
+        tables.append(
+            pd.DataFrame(
+                {
+                    "variant": study.names,
+                    "measure": measure,
+                    "value": value,
+                    "diff": value - value[base],
+                    "low": low,
+                    "high": high,
+                }
+            )
+        )
     return pd.concat(tables, ignore_index=True).assign(resolved=lambda t: stats.resolved(t.low, t.high))
 
 
@@ -232,7 +324,9 @@ def top_page_changes(study: Study, keep=None) -> pd.DataFrame:
     """A row per variant: share of queries whose first page is not the base's (mean over entries), with its 95 % interval."""
     value, replicates = study.top_changed.suite(study.counted if keep is None else keep)
     low, high = stats.interval(replicates)
-    return pd.DataFrame({"variant": study.names, "top_changed": value, "top_changed_low": low, "top_changed_high": high})
+    return pd.DataFrame(
+        {"variant": study.names, "top_changed": value, "top_changed_low": low, "top_changed_high": high}
+    )
 
 
 def pairs(study: Study, wanted: list[tuple[str, str]], keep=None) -> pd.DataFrame:
@@ -248,8 +342,17 @@ def pairs(study: Study, wanted: list[tuple[str, str]], keep=None) -> pd.DataFram
             a, b = study.names.index(first), study.names.index(second)
             spread = replicates[:, a] - replicates[:, b]
             low, high = stats.interval(spread, level)
-            rows.append({"measure": measure, "first": first, "second": second, "diff": value[a] - value[b], "low": low, "high": high,
-                         "mdd": float(stats.minimal_detectable(stats.standard_error(spread), level))})
+            rows.append(
+                {
+                    "measure": measure,
+                    "first": first,
+                    "second": second,
+                    "diff": value[a] - value[b],
+                    "low": low,
+                    "high": high,
+                    "mdd": float(stats.minimal_detectable(stats.standard_error(spread), level)),
+                }
+            )
     columns = ["measure", "first", "second", "diff", "low", "high", "mdd"]
     return pd.DataFrame(rows, columns=columns).assign(resolved=lambda t: stats.resolved(t.low, t.high))
 
@@ -258,10 +361,19 @@ def sizes(results: Results) -> pd.DataFrame:
     """A row a variant: tensor bytes of its first export, of the base, reduction in percent, as far as measured."""
     if results.variants is None:
         return pd.DataFrame(columns=["variant", "bytes", "base_bytes", "reduction_pct"])
-    first = results.variants.drop_duplicates("variant").rename(columns={"tensor_bytes": "bytes"})[["variant", "bytes", "base_bytes"]]
+    first = results.variants.drop_duplicates("variant").rename(columns={"tensor_bytes": "bytes"})[
+        ["variant", "bytes", "base_bytes"]
+    ]
     known = first.base_bytes.dropna()
     if len(known) and results.base not in set(first.variant):
-        first = pd.concat([pd.DataFrame([{"variant": results.base, "bytes": known.iloc[0], "base_bytes": known.iloc[0]}]), first])
+        first = pd.concat(
+            [
+                pd.DataFrame(
+                    [{"variant": results.base, "bytes": known.iloc[0], "base_bytes": known.iloc[0]}]
+                ),
+                first,
+            ]
+        )
     return first.assign(reduction_pct=100 * (1 - first["bytes"] / first.base_bytes)).reset_index(drop=True)
 
 
@@ -270,14 +382,31 @@ def references(study: Study, keep=None) -> pd.DataFrame:
     their queries were kept."""
     keep, rows = study.counted if keep is None else keep, []
     entries = study.entries[keep][ENTRY]
-    scores, queries = (table.merge(entries, on=ENTRY) for table in (study.results.scores, study.results.queries))
+    scores, queries = (
+        table.merge(entries, on=ENTRY) for table in (study.results.scores, study.results.queries)
+    )
     for name in REFERENCES:
-        mine, asked = scores[scores.variant == name], queries[queries.variant == name].sort_values([*ENTRY, "query_id"])
+        mine, asked = (
+            scores[scores.variant == name],
+            queries[queries.variant == name].sort_values([*ENTRY, "query_id"]),
+        )
         if len(mine):
-            row = {"variant": name, "score": mine.ndcg_at_5.mean(), "low": np.nan, "high": np.nan, "entries": len(mine), "of": len(entries)}
+            row = {
+                "variant": name,
+                "score": mine.ndcg_at_5.mean(),
+                "low": np.nan,
+                "high": np.nan,
+                "entries": len(mine),
+                "of": len(entries),
+            }
             if len(asked):
                 clusters = asked.source.to_numpy(str) if "source" in asked else None
-                draw = stats.bootstrap(asked.ndcg_at_5, (asked.task + "\t" + asked.lang).to_numpy(str), clusters, seed=study.experiment.seed)
+                draw = stats.bootstrap(
+                    asked.ndcg_at_5,
+                    (asked.task + "\t" + asked.lang).to_numpy(str),
+                    clusters,
+                    seed=study.experiment.seed,
+                )
                 row["low"], row["high"] = stats.interval(draw.suite()[1])[:, 0]
             rows.append(row)
     return pd.DataFrame(rows, columns=["variant", "score", "low", "high", "entries", "of"])

@@ -1,4 +1,5 @@
 """Writes the reports and the README's snippet from a `Study`; same results, same bytes, no dates."""
+
 from pathlib import Path
 
 from colq_utils.base import files
@@ -8,8 +9,12 @@ from colq_utils.report import analysis, benchmark_cpu, english, quantization, re
 from colq_utils.report.analysis import Study
 from colq_utils.report.summary import headline
 
-REPORTS = {"summary.md": summary.write, "quantization_analysis.md": quantization.write, "comparison_english.md": english.write,
-           "benchmark.md": benchmark_cpu.write}
+REPORTS = {
+    "summary.md": summary.write,
+    "quantization_analysis.md": quantization.write,
+    "comparison_english.md": english.write,
+    "benchmark.md": benchmark_cpu.write,
+}
 MARKER = "<!-- headline -->"
 
 
@@ -37,5 +42,7 @@ def update_readme(path: str | Path, snippet: str, marker: str = MARKER) -> Path:
     """
     parts = Path(path).read_text().split(marker)
     if len(parts) != 3:
-        raise ColqError(f"{path} holds the marker {marker} {len(parts) - 1} times; put it twice, around the place of the table")
+        raise ColqError(
+            f"{path} holds the marker {marker} {len(parts) - 1} times; put it twice, around the place of the table"
+        )
     return files.write_text(Path(path), f"{parts[0]}{marker}\n{snippet.strip()}\n{marker}{parts[2]}")

@@ -3,6 +3,7 @@
 Each sentence is chosen by an interval, never by the sign of a difference. Where the interval leaves the
 question open, the sentence says so and names the difference that could have been found.
 """
+
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -40,8 +41,10 @@ def _refused(study: Study, names) -> list[str]:
 
 def rule(study: Study) -> str:
     """How `recommend` decides, in words."""
-    return (f"Rule: of the accepted variants whose whole 95 % interval lies above -{points(study)} points, take the smallest checkpoint; of checkpoints "
-            "of one size (within 1 %) that we could not tell from the best of them by NDCG@5, take the one that is made fastest.")
+    return (
+        f"Rule: of the accepted variants whose whole 95 % interval lies above -{points(study)} points, take the smallest checkpoint; of checkpoints "
+        "of one size (within 1 %) that we could not tell from the best of them by NDCG@5, take the one that is made fastest."
+    )
 
 
 def points(study: Study) -> str:
@@ -62,12 +65,20 @@ def recommend(study: Study) -> Recommendation:
     chosen = seconds.idxmin() if seconds.notna().any() else best
     row = table.loc[chosen]
     size = f" at {significant(row['bytes'] / 1e6)} MB" if np.isfinite(row["bytes"]) else f" (size {MISSING})"
-    text = (f"Use **{study.labels[chosen]}**{size}: it changes NDCG@5 by {change_ci(row['diff'], row.diff_low, row.diff_high)} points, "
-            f"within the margin of {points(study)} points.")
+    text = (
+        f"Use **{study.labels[chosen]}**{size}: it changes NDCG@5 by {change_ci(row['diff'], row.diff_low, row.diff_high)} points, "
+        f"within the margin of {points(study)} points."
+    )
     others = [study.labels[n] for n in alike if n != chosen]
     if others:
-        text += f" We could not detect a difference between it, {label_list(others)} and the best of this size; " + (
-            "it takes the least time to make." if seconds.notna().any() else "their times to make are not measured.")
+        text += (
+            f" We could not detect a difference between it, {label_list(others)} and the best of this size; "
+            + (
+                "it takes the least time to make."
+                if seconds.notna().any()
+                else "their times to make are not measured."
+            )
+        )
     return Recommendation(chosen, text)
 
 
@@ -79,7 +90,9 @@ def closest(study: Study) -> str | None:
 
 def _usable(study: Study) -> pd.DataFrame:
     """Averages and bytes of the quantized variants that were accepted and made as their name says, by variant."""
-    table = study.suite.merge(analysis.sizes(study.results)[["variant", "bytes"]], on="variant", how="left").set_index("variant")
+    table = study.suite.merge(
+        analysis.sizes(study.results)[["variant", "bytes"]], on="variant", how="left"
+    ).set_index("variant")
     table = table[table.index.isin(study.experiment.quantized)]
     return table.drop(index=_refused(study, table.index))
 
@@ -88,8 +101,11 @@ def near_lossless(study: Study) -> str:
     """Which quantized variants are shown to stay within the margin: those whose whole interval clears it, in words."""
     table = study.suite[study.suite.variant.isin(study.experiment.quantized)]
     clear = [study.labels[n] for n in table.variant[table.verdict == "non-inferior"]]
-    return (f"Shown to stay within {points(study)} points of the base: {label_list(clear)}." if clear else
-            f"No quantized variant is shown to stay within {points(study)} points of the base.")
+    return (
+        f"Shown to stay within {points(study)} points of the base: {label_list(clear)}."
+        if clear
+        else f"No quantized variant is shown to stay within {points(study)} points of the base."
+    )
 
 
 def use_cases(study: Study) -> list[tuple[str, str, str]]:
@@ -97,31 +113,72 @@ def use_cases(study: Study) -> list[tuple[str, str, str]]:
     usable = _usable(study)
     usable = usable[usable.score.notna()]
     change = lambda n: f"{change_ci(usable['diff'][n], usable.diff_low[n], usable.diff_high[n])} points"  # noqa: E731
-    best, rows = recommend(study).variant, [("No loss at all", study.labels[study.experiment.base], "the base itself")]
-    rows.append((f"Less memory, at most {points(study)} points lost", study.labels[best] if best else "none shown", change(best) if best else "no interval clears the margin"))
+    best, rows = (
+        recommend(study).variant,
+        [("No loss at all", study.labels[study.experiment.base], "the base itself")],
+    )
+    rows.append(
+        (
+            f"Less memory, at most {points(study)} points lost",
+            study.labels[best] if best else "none shown",
+            change(best) if best else "no interval clears the margin",
+        )
+    )
     if len(usable):
         top = usable.score.idxmax()
         alike = [study.labels[n] for n in _undetected(study, top, [n for n in usable.index if n != top])]
-        rows.append(("Best average among the quantized", study.labels[top],
-                     f"{change(top)}; " + (f"no difference detected from {label_list(alike)}" if alike else "above all others")))
+        rows.append(
+            (
+                "Best average among the quantized",
+                study.labels[top],
+                f"{change(top)}; "
+                + (f"no difference detected from {label_list(alike)}" if alike else "above all others"),
+            )
+        )
     if usable["bytes"].notna().any():
         small = usable["bytes"].idxmin()
-        rows.append(("Smallest checkpoint, whatever it costs", study.labels[small], f"{significant(usable['bytes'][small] / 1e6)} MB, {change(small)}"))
+        rows.append(
+            (
+                "Smallest checkpoint, whatever it costs",
+                study.labels[small],
+                f"{significant(usable['bytes'][small] / 1e6)} MB, {change(small)}",
+            )
+        )
     seconds = _seconds(study).reindex(usable.index[usable.verdict != "inferior"])
     if seconds.notna().any():
         quick = seconds.idxmin()
-        rows.append((f"Quick experiment; its loss may be below {points(study)} points", study.labels[quick], f"made in {significant(seconds[quick])} s, {change(quick)}"))
+        rows.append(
+            (
+                f"Quick experiment; its loss may be below {points(study)} points",
+                study.labels[quick],
+                f"made in {significant(seconds[quick])} s, {change(quick)}",
+            )
+        )
     worst = [n for n in usable.index if usable.verdict[n] == "inferior"]
-    reasons = [wording.change(usable.diff_low[n], usable.diff_high[n], study.experiment.evaluation.margin) for n in worst]
-    return [*rows, ("Avoid", label_list([study.labels[n] for n in worst]), "; ".join(reasons) if worst else f"no variant is shown to lose more than {points(study)} points")]
+    reasons = [
+        wording.change(usable.diff_low[n], usable.diff_high[n], study.experiment.evaluation.margin)
+        for n in worst
+    ]
+    return [
+        *rows,
+        (
+            "Avoid",
+            label_list([study.labels[n] for n in worst]),
+            "; ".join(reasons) if worst else f"no variant is shown to lose more than {points(study)} points",
+        ),
+    ]
 
 
 def falling_tasks(study: Study) -> str:
     """Tasks and languages on which every 4-bit variant is shown to lose, in words."""
-    table = study.by_entry[study.by_entry.counted.astype(bool) & study.by_entry.variant.isin(four_bits(study))]
+    table = study.by_entry[
+        study.by_entry.counted.astype(bool) & study.by_entry.variant.isin(four_bits(study))
+    ]
     below = table.assign(below=table.diff_high < -stats.ROUNDING).groupby(["task", "lang"]).below.all()
     named = [f"{task} ({lang})" for task, lang in below.index[below]]
-    kind = "4-bit variant" if all(study.experiment.by_id[n].bits == 4 for n in four_bits(study)) else "variant"
+    kind = (
+        "4-bit variant" if all(study.experiment.by_id[n].bits == 4 for n in four_bits(study)) else "variant"
+    )
     return f"Tasks and languages on which every {kind} loses by its own interval: {listing(named)}."
 
 
@@ -129,8 +186,10 @@ def _none_clears(study: Study) -> str:
     text, name = f"None here is shown to stay within {points(study)} points of the base.", closest(study)
     if name is not None:
         row = _usable(study).loc[name]
-        text += (f" The closest, **{study.labels[name]}**, loses at most {number(-100 * row.diff_low)} points by its interval: "
-                 "use it where that is acceptable, else keep the base.")
+        text += (
+            f" The closest, **{study.labels[name]}**, loses at most {number(-100 * row.diff_low)} points by its interval: "
+            "use it where that is acceptable, else keep the base."
+        )
     return text
 
 
@@ -150,7 +209,9 @@ def _seconds(study: Study) -> pd.Series:
 
 def lengths(study: Study) -> pd.DataFrame:
     """Pairs of AutoRound variants that differ in the length of their text calibration alone (`analysis.pairs`)."""
-    return analysis.pairs(study, [pair for names in _designs(study).values() for pair in combinations(names, 2)])
+    return analysis.pairs(
+        study, [pair for names in _designs(study).values() for pair in combinations(names, 2)]
+    )
 
 
 def confounded_lengths(study: Study) -> pd.DataFrame:
@@ -172,7 +233,9 @@ def _designs(study: Study) -> dict[tuple, list[str]]:
         v = study.experiment.by_id[name]
         if v.method == "autoround" and v.calibration in sets and name not in study.fell_back:
             s = sets[v.calibration]
-            found.setdefault(((v.scheme, v.group_size, v.sym, v.iters), (s.blocks * s.seqlen, s.batch_rows * s.seqlen)), []).append(name)
+            found.setdefault(
+                ((v.scheme, v.group_size, v.sym, v.iters), (s.blocks * s.seqlen, s.batch_rows * s.seqlen)), []
+            ).append(name)
     return found
 
 
@@ -181,26 +244,45 @@ def length_answer(study: Study) -> str:
     table = lengths(study)
     if table.empty:
         return f"Fewer than two calibration lengths of equal tokens were evaluated: {MISSING}."
-    parts = [_pairs_sentence(study, table[table.measure == measure], name) for measure, name in (("ndcg", "NDCG@5"), ("margin", "the score margin"))]
+    parts = [
+        _pairs_sentence(study, table[table.measure == measure], name)
+        for measure, name in (("ndcg", "NDCG@5"), ("margin", "the score margin"))
+    ]
     return " ".join(parts) + (
         f" Each length was quantized with one seed ({study.experiment.seed}). What another seed alone would move is {MISSING} here, so a "
-        "difference is one between two checkpoints, not yet between two lengths.")
+        "difference is one between two checkpoints, not yet between two lengths."
+    )
 
 
 def _pairs_sentence(study: Study, table: pd.DataFrame, measure: str) -> str:
     clear = table[table.resolved]
     if clear.empty:
-        finest = (100 * table.mdd.max(), "points", 2) if measure == "NDCG@5" else (table.mdd.max(), "per query token", 5)
+        finest = (
+            (100 * table.mdd.max(), "points", 2)
+            if measure == "NDCG@5"
+            else (table.mdd.max(), "per query token", 5)
+        )
         return f"By {measure} we could not detect an effect of the length: the interval of every pair contains 0. {wording.detectable(*finest)}"
-    named = [f"{study.labels[r['first']]} scores {wording.pair(r.low, r.high)} than {study.labels[r['second']]}" for _, r in clear.iterrows()]
+    named = [
+        f"{study.labels[r['first']]} scores {wording.pair(r.low, r.high)} than {study.labels[r['second']]}"
+        for _, r in clear.iterrows()
+    ]
     return f"By {measure}, {len(clear)} of {len(table)} pairs differ: {label_list(named)}."
 
 
 def rounding_pairs(study: Study) -> pd.DataFrame:
     """AutoRound variants against round-to-nearest of the same scheme, group size and symmetry."""
     specs = [(n, study.experiment.by_id[n]) for n in study.names if n not in study.fell_back]
-    return analysis.pairs(study, [(name, twin) for name, v in specs for twin, u in specs if (v.method, u.method) == ("autoround", "rtn")
-                                  and (u.scheme, u.group_size, u.sym) == (v.scheme, v.group_size, v.sym)])
+    return analysis.pairs(
+        study,
+        [
+            (name, twin)
+            for name, v in specs
+            for twin, u in specs
+            if (v.method, u.method) == ("autoround", "rtn")
+            and (u.scheme, u.group_size, u.sym) == (v.scheme, v.group_size, v.sym)
+        ],
+    )
 
 
 def rounding_answer(study: Study) -> str:
@@ -212,14 +294,20 @@ def rounding_answer(study: Study) -> str:
     for measure, name in (("ndcg", "NDCG@5"), ("margin", "the score margin")):
         t = table[table.measure == measure]
         words = [wording.pair(r.low, r.high) for r in t.itertuples()]
-        parts.append(f"By {name}, {words.count('higher')} of {len(t)} AutoRound variants score higher than round-to-nearest, {words.count('lower')} lower, "
-                     f"and for {words.count(wording.UNDECIDED)} we could not detect a difference.")
+        parts.append(
+            f"By {name}, {words.count('higher')} of {len(t)} AutoRound variants score higher than round-to-nearest, {words.count('lower')} lower, "
+            f"and for {words.count(wording.UNDECIDED)} we could not detect a difference."
+        )
     return " ".join(parts)
 
 
 def ladder(study: Study) -> list[str]:
     """Variants by round-to-nearest (group 128, symmetric), most bits first, from the base on."""
-    plain = {n: v for n, v in study.experiment.quantized.items() if v.method == "rtn" and v.group_size == 128 and v.sym and n in study.names}
+    plain = {
+        n: v
+        for n, v in study.experiment.quantized.items()
+        if v.method == "rtn" and v.group_size == 128 and v.sym and n in study.names
+    }
     return [study.experiment.base, *sorted(plain, key=lambda n: -plain[n].bits)]
 
 
@@ -236,8 +324,14 @@ def ladder_answer(study: Study) -> str:
     table, parts = rungs(study), []
     for measure in ("ndcg", "margin"):
         t = table[table.measure == measure]
-        lower = [f"{study.labels[r['first']]} below {study.labels[r['second']]}" for _, r in t.iterrows() if r.high < -stats.ROUNDING]
-        parts.append(f"By {MEASURES[measure]}, {len(lower)} of {len(t)} steps to fewer bits lose ({listing(lower)}).")
+        lower = [
+            f"{study.labels[r['first']]} below {study.labels[r['second']]}"
+            for _, r in t.iterrows()
+            if r.high < -stats.ROUNDING
+        ]
+        parts.append(
+            f"By {MEASURES[measure]}, {len(lower)} of {len(t)} steps to fewer bits lose ({listing(lower)})."
+        )
     return " ".join(parts)
 
 
@@ -253,5 +347,7 @@ def resolution_answer(study: Study) -> str:
     for measure, title in MEASURES.items():
         t = table[(table.measure == measure) & table.variant.isin(four_bits(study))]
         parts.append(f"{int(t.resolved.sum())} by {title}")
-    return (f"Of {len(four_bits(study))} variants ({label_list([study.labels[n] for n in four_bits(study)])}), we could detect a change against the base for "
-            f"{listing(parts)} (95 %).")
+    return (
+        f"Of {len(four_bits(study))} variants ({label_list([study.labels[n] for n in four_bits(study)])}), we could detect a change against the base for "
+        f"{listing(parts)} (95 %)."
+    )

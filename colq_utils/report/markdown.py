@@ -3,6 +3,7 @@
 A number that was not measured is written as such, never as an empty cell or a zero. MB are 10^6 bytes,
 points are NDCG@5 x 100. No numbers are computed here beyond the change of unit.
 """
+
 import math
 from collections.abc import Iterable, Sequence
 
@@ -77,7 +78,11 @@ def percent_ci(diff, low, high, base) -> str:
 
 def value_ci(value, low, high, digits: int, signed: bool = False, scale: float = 1) -> str:
     """Any value with its interval, multiplied by `scale`."""
-    return MISSING if _missing(value) else number(scale * value, digits, signed) + _brackets(low, high, digits, scale, signed)
+    return (
+        MISSING
+        if _missing(value)
+        else number(scale * value, digits, signed) + _brackets(low, high, digits, scale, signed)
+    )
 
 
 def megabytes(n_bytes, digits: int = 2) -> str:
@@ -97,7 +102,9 @@ def p_value(value) -> str:
 
 def yes_no(value) -> str:
     """A truth value out of a CSV file."""
-    return MISSING if _missing(value) else "yes" if str(value).lower() in ("true", "1", "1.0", "yes") else "no"
+    return (
+        MISSING if _missing(value) else "yes" if str(value).lower() in ("true", "1", "1.0", "yes") else "no"
+    )
 
 
 def listing(items: Sequence[str]) -> str:
@@ -109,7 +116,11 @@ def listing(items: Sequence[str]) -> str:
 def label_list(items: Sequence[str]) -> str:
     """As `listing`, with semicolons between three or more names that hold commas themselves."""
     items = list(items)
-    return "; ".join(items[:-1]) + f"; and {items[-1]}" if len(items) > 2 and any("," in item for item in items) else listing(items)
+    return (
+        "; ".join(items[:-1]) + f"; and {items[-1]}"
+        if len(items) > 2 and any("," in item for item in items)
+        else listing(items)
+    )
 
 
 def frame(data: pd.DataFrame, left: int = 1) -> str:
@@ -124,7 +135,11 @@ def frame(data: pd.DataFrame, left: int = 1) -> str:
             columns.append(data[name].map(yes_no))
             header.append(name)
         else:
-            columns.append(data[name].map(lambda v, whole="int" in kind: v if isinstance(v, str) else number(v, 0 if whole else 3)))
+            columns.append(
+                data[name].map(
+                    lambda v, whole="int" in kind: v if isinstance(v, str) else number(v, 0 if whole else 3)
+                )
+            )
             header.append(name)
     return table([h.replace("_", " ") for h in header], zip(*columns), left)
 

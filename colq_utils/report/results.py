@@ -4,6 +4,7 @@ The reports read nothing else. A file that a stage has not written yet is None (
 'not measured'); only the scores are indispensable. Files are compared with each other before anything
 is computed, because a cached score under a wrong revision looks exactly like a good one.
 """
+
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +21,23 @@ REFERENCES = {"bm25": "BM25 on the text layer", "random-init": "Random weights"}
 ENTRY = ["task", "lang"]
 #: Field of `Results` -> file below results/<experiment>/.
 FILES = {
-    "architecture": "inspect/architecture.json", "towers": "inspect/towers.csv", "predicted": "inspect/predicted.csv",
+    "architecture": "inspect/architecture.json",
+    "towers": "inspect/towers.csv",
+    "predicted": "inspect/predicted.csv",
     "published": "inspect/published.csv",
-    "sets": "calibrate/sets.csv", "corpus": "calibrate/corpus.csv", "variants": "quantize/variants.csv",
-    "rows": "benchmark/rows.csv", "samples": "benchmark/samples.parquet", "memory": "benchmark/memory.csv", "census": "benchmark/census.csv",
-    "ceilings": "benchmark/ceilings.json", "scores": "evaluate/scores.csv", "queries": "evaluate/queries.parquet",
+    "sets": "calibrate/sets.csv",
+    "corpus": "calibrate/corpus.csv",
+    "variants": "quantize/variants.csv",
+    "rows": "benchmark/rows.csv",
+    "samples": "benchmark/samples.parquet",
+    "memory": "benchmark/memory.csv",
+    "census": "benchmark/census.csv",
+    "ceilings": "benchmark/ceilings.json",
+    "scores": "evaluate/scores.csv",
+    "queries": "evaluate/queries.parquet",
     "failures": "evaluate/failures.csv",
-    "quantize_environment": "quantize/environment.json", "benchmark_environment": "benchmark/environment.json",
+    "quantize_environment": "quantize/environment.json",
+    "benchmark_environment": "benchmark/environment.json",
     "evaluate_environment": "evaluate/environment.json",
 }
 COLUMNS = {
@@ -106,10 +117,14 @@ def _read(path: Path, field: str):
             return json.loads(path.read_text())
         table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
     except (ValueError, OSError) as error:  # JSON, CSV and parquet errors are ValueErrors (ArrowInvalid too)
-        raise ColqError(f"{path} cannot be read ({error}): remove it and {_again(path.parent.parent.name, path.parent.name)}") from None
+        raise ColqError(
+            f"{path} cannot be read ({error}): remove it and {_again(path.parent.parent.name, path.parent.name)}"
+        ) from None
     missing = COLUMNS.get(field, set()) - set(table.columns)
     if missing:
-        raise ColqError(f"{path} has no column {', '.join(sorted(missing))}: {_again(path.parent.parent.name, path.parent.name)}")
+        raise ColqError(
+            f"{path} has no column {', '.join(sorted(missing))}: {_again(path.parent.parent.name, path.parent.name)}"
+        )
     for column in {"error", "fallback", "calibration"} & set(table.columns):
         table[column] = table[column].fillna("")
     return table
@@ -125,10 +140,17 @@ def _check_origin(results: Results) -> None:
     name, seed = exp.name, exp.seed
     for stage in ("quantize", "benchmark", "evaluate"):
         record = getattr(results, f"{stage}_environment") or {}
-        for key, wanted in (("experiment", name), ("seed", seed), ("dtype", exp.runtime.dtype), ("max_visual_tokens", exp.model.max_visual_tokens)):
+        for key, wanted in (
+            ("experiment", name),
+            ("seed", seed),
+            ("dtype", exp.runtime.dtype),
+            ("max_visual_tokens", exp.model.max_visual_tokens),
+        ):
             if record.get(key, wanted) != wanted:
-                raise ColqError(f"results/{name}/{stage}/environment.json was made with {key} {record[key]!r}, the experiment "
-                                f"file says {wanted!r}: {_again(name, stage)}")
+                raise ColqError(
+                    f"results/{name}/{stage}/environment.json was made with {key} {record[key]!r}, the experiment "
+                    f"file says {wanted!r}: {_again(name, stage)}"
+                )
 
 
 def _check_names(results: Results) -> None:
@@ -138,11 +160,20 @@ def _check_names(results: Results) -> None:
         table = getattr(results, field)
         unknown = [] if table is None else sorted(set(table.variant) - known)
         if unknown:
-            raise ColqError(f"{FILES[field]} speaks of {', '.join(unknown)}, which the experiment file does not have: "
-                            f"{_again(name, FILES[field].split('/')[0])}")
+            raise ColqError(
+                f"{FILES[field]} speaks of {', '.join(unknown)}, which the experiment file does not have: "
+                f"{_again(name, FILES[field].split('/')[0])}"
+            )
     if results.base not in set(results.queries.variant):
-        raise ColqError(f"{FILES['queries']} has no scores of the base {results.base}: {_again(name, 'evaluate')}")
-    for field, keys in (("scores", ["variant", *ENTRY]), ("queries", ["variant", *ENTRY, "query_id"]), ("rows", ["variant", "kind", "batch"]), ("variants", ["variant", "export"])):
+        raise ColqError(
+            f"{FILES['queries']} has no scores of the base {results.base}: {_again(name, 'evaluate')}"
+        )
+    for field, keys in (
+        ("scores", ["variant", *ENTRY]),
+        ("queries", ["variant", *ENTRY, "query_id"]),
+        ("rows", ["variant", "kind", "batch"]),
+        ("variants", ["variant", "export"]),
+    ):
         if getattr(results, field) is not None:
             _unique(getattr(results, field), keys, FILES[field], name)
 
@@ -150,20 +181,26 @@ def _check_names(results: Results) -> None:
 def _unique(table: pd.DataFrame, keys: list[str], path: str, experiment: str) -> None:
     twice = table[table.duplicated(keys)]
     if len(twice):
-        raise ColqError(f"{path} has two rows for {', '.join(str(v) for v in twice.iloc[0][keys])}: "
-                        f"remove the file and {_again(experiment, path.split('/')[0])}")
+        raise ColqError(
+            f"{path} has two rows for {', '.join(str(v) for v in twice.iloc[0][keys])}: "
+            f"remove the file and {_again(experiment, path.split('/')[0])}"
+        )
 
 
 def _check_revisions(results: Results) -> None:
     """Two quantized variants under one revision would share cached scores."""
     if results.variants is None or "revision" not in results.variants:
         return
-    quantized = results.variants[results.variants.variant.isin(results.experiment.quantized)].dropna(subset="revision")
+    quantized = results.variants[results.variants.variant.isin(results.experiment.quantized)].dropna(
+        subset="revision"
+    )
     for revision, names in quantized.groupby("revision").variant:
         if names.nunique() > 1:
-            raise ColqError(f"{FILES['variants']}: {' and '.join(sorted(set(names)))} have one revision, {revision}; scores are "
-                            f"cached by revision, so one of them may be the other's: {_again(results.experiment.name, 'quantize', 'evaluate')}, or drop one "
-                            "of them from the experiment if their weights are the same")
+            raise ColqError(
+                f"{FILES['variants']}: {' and '.join(sorted(set(names)))} have one revision, {revision}; scores are "
+                f"cached by revision, so one of them may be the other's: {_again(results.experiment.name, 'quantize', 'evaluate')}, or drop one "
+                "of them from the experiment if their weights are the same"
+            )
 
 
 def _check_scores(results: Results) -> None:
@@ -171,12 +208,19 @@ def _check_scores(results: Results) -> None:
     keys = ["variant", *ENTRY]
     means = results.queries.groupby(keys).ndcg_at_5.agg(["mean", "size"]).reset_index()
     both = results.scores.merge(means, on=keys, how="outer", indicator=True)
-    lost = both[(both._merge == "right_only") | ((both._merge == "left_only") & ~both.variant.isin(REFERENCES))]
-    off = both[(both._merge == "both") & (((both["mean"] - both.ndcg_at_5).abs() > 1e-4) | (both["size"] != both.n_queries))]
+    lost = both[
+        (both._merge == "right_only") | ((both._merge == "left_only") & ~both.variant.isin(REFERENCES))
+    ]
+    off = both[
+        (both._merge == "both")
+        & (((both["mean"] - both.ndcg_at_5).abs() > 1e-4) | (both["size"] != both.n_queries))
+    ]
     for rows, what in ((lost, "only one of them has"), (off, "they disagree on")):
         if len(rows):
-            raise ColqError(f"{FILES['scores']} and {FILES['queries']} contradict each other: {what} "
-                            f"{', '.join(str(v) for v in rows.iloc[0][keys])}: {_again(results.experiment.name, 'evaluate')}")
+            raise ColqError(
+                f"{FILES['scores']} and {FILES['queries']} contradict each other: {what} "
+                f"{', '.join(str(v) for v in rows.iloc[0][keys])}: {_again(results.experiment.name, 'evaluate')}"
+            )
 
 
 def _check_queries(results: Results) -> None:
@@ -185,13 +229,17 @@ def _check_queries(results: Results) -> None:
     asked = queries.groupby([*ENTRY, "variant"]).query_id.agg(tuple)
     for entry, sets in asked.groupby(level=ENTRY):
         if sets.nunique() > 1:
-            raise ColqError(f"{FILES['queries']}: the variants answered different queries of {' '.join(entry)}: {_again(results.experiment.name, 'evaluate')}")
+            raise ColqError(
+                f"{FILES['queries']}: the variants answered different queries of {' '.join(entry)}: {_again(results.experiment.name, 'evaluate')}"
+            )
 
 
 def of_benchmark(experiment: Experiment, name: str):
     """A file of this stage as a table or dict, or an error that says how to make it."""
     path = experiment.results("benchmark") / name
-    return (files.read_json if path.suffix == ".json" else files.read_table)(path, f"benchmark EXPERIMENT={experiment.name}")
+    return (files.read_json if path.suffix == ".json" else files.read_table)(
+        path, f"benchmark EXPERIMENT={experiment.name}"
+    )
 
 
 def memory_table(experiment: Experiment) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 "Faster" and "slower" are said only where the interval of the ratio of median latencies leaves 1 out. No text but one sentence.
 """
+
 import numpy as np
 import pandas as pd
 
@@ -11,9 +12,15 @@ from colq_utils.report import results, stats, wording
 from colq_utils.report.analysis import Study
 
 KINDS = {"queries": "text queries", "pages": "pages", "queries_published": "text queries as published"}
-METRICS = {"tensors_bytes": "Tensors in memory", "rss_loaded_bytes": "Process after loading", "peak_rss_bytes": "Process at its peak",
-           "allocated_bytes": "Allocated after loading", "reserved_bytes": "Reserved after loading",
-           "peak_allocated_bytes": "Peak allocated", "peak_reserved_bytes": "Peak reserved"}
+METRICS = {
+    "tensors_bytes": "Tensors in memory",
+    "rss_loaded_bytes": "Process after loading",
+    "peak_rss_bytes": "Process at its peak",
+    "allocated_bytes": "Allocated after loading",
+    "reserved_bytes": "Reserved after loading",
+    "peak_allocated_bytes": "Peak allocated",
+    "peak_reserved_bytes": "Peak reserved",
+}
 #: Memory of common cards, in GB.
 CARDS_GB = (8, 12, 16, 24, 40)
 #: What `fits` takes for a batch of each kind.
@@ -23,7 +30,11 @@ BATCHES = (("queries", 32), ("pages", 8))
 def measured(study: Study) -> pd.DataFrame:
     """Rows that hold a measurement (no error, a latency)."""
     rows = study.results.rows
-    return pd.DataFrame(columns=["variant", "kind", "batch"]) if rows is None else rows[rows.latency_s_mean.notna()]
+    return (
+        pd.DataFrame(columns=["variant", "kind", "batch"])
+        if rows is None
+        else rows[rows.latency_s_mean.notna()]
+    )
 
 
 def packed(study: Study) -> list[str]:
@@ -35,11 +46,28 @@ def ratios(study: Study) -> pd.DataFrame:
     """Median latency of each variant over that of the base, by workload, with a 95 % interval and a word for it."""
     rows, base = measured(study), study.experiment.base
     workloads = rows[rows.variant == base].set_index(["kind", "batch"]).index
-    compared = [(r, *ratio(study, r.variant, base, r.kind, r.batch)) for _, r in rows[rows.variant != base].iterrows() if (r.kind, r.batch) in workloads]
-    return pd.DataFrame([{"variant": r.variant, "kind": r.kind, "batch": int(r.batch), "ratio": value, "low": low, "high": high,
-                          "word": wording.speed(low, high), "kernel": r.get("kernel"), "tokens_per_call": r.get("tokens_per_call")}
-                         for r, value, low, high in compared],
-                        columns=["variant", "kind", "batch", "ratio", "low", "high", "word", "kernel", "tokens_per_call"])
+    compared = [
+        (r, *ratio(study, r.variant, base, r.kind, r.batch))
+        for _, r in rows[rows.variant != base].iterrows()
+        if (r.kind, r.batch) in workloads
+    ]
+    return pd.DataFrame(
+        [
+            {
+                "variant": r.variant,
+                "kind": r.kind,
+                "batch": int(r.batch),
+                "ratio": value,
+                "low": low,
+                "high": high,
+                "word": wording.speed(low, high),
+                "kernel": r.get("kernel"),
+                "tokens_per_call": r.get("tokens_per_call"),
+            }
+            for r, value, low, high in compared
+        ],
+        columns=["variant", "kind", "batch", "ratio", "low", "high", "word", "kernel", "tokens_per_call"],
+    )
 
 
 def ratio(study: Study, above: str, below: str, kind: str, batch: int) -> tuple[float, float, float]:
@@ -56,8 +84,10 @@ def in_one_sentence(study: Study) -> str:
         return f"Speed: {md.MISSING}."
     unheld = " (base held to AVX2, ark not)" if table.kernel.astype(str).str.startswith("ark").any() else ""
     where = "the CPU" if study.experiment.runtime.device == "cpu" else "the GPU"
-    spans = [f"{study.labels[name]} ({t.kernel.iloc[0]}) takes {md.number(t.ratio.min())} to {md.number(t.ratio.max())} times the base's time per call"
-             for name, t in table.groupby("variant", sort=False)]
+    spans = [
+        f"{study.labels[name]} ({t.kernel.iloc[0]}) takes {md.number(t.ratio.min())} to {md.number(t.ratio.max())} times the base's time per call"
+        for name, t in table.groupby("variant", sort=False)
+    ]
     return f"Speed on {where}{unheld}: {md.label_list(spans)}."
 
 
@@ -68,7 +98,10 @@ def memory_table(study: Study) -> pd.DataFrame:
         return pd.DataFrame()
     largest = table.groupby(["variant", "round", "metric"], sort=False)["bytes"].max()
     wide = largest.groupby(["variant", "metric"], sort=False).mean().unstack("metric")
-    return wide.reindex(index=[n for n in study.experiment.by_id if n in wide.index], columns=[m for m in METRICS if m in wide])
+    return wide.reindex(
+        index=[n for n in study.experiment.by_id if n in wide.index],
+        columns=[m for m in METRICS if m in wide],
+    )
 
 
 def fits(study: Study) -> pd.DataFrame:
@@ -81,11 +114,17 @@ def fits(study: Study) -> pd.DataFrame:
     for r in () if table is None else table.itertuples():
         path = study.experiment.output / "results" / f"h200-{r.size}" / "benchmark" / "memory.csv"
         memory = files.read_table(path, f"benchmark EXPERIMENT=h200-{r.size}") if path.exists() else None
-        for scheme, name, weights in (("BF16", f"{r.size}-bf16", r.bf16_bytes - r.unused_head_bytes), ("W4A16", f"{r.size}-w4a16-pack", r.w4a16_bytes)):
+        for scheme, name, weights in (
+            ("BF16", f"{r.size}-bf16", r.bf16_bytes - r.unused_head_bytes),
+            ("W4A16", f"{r.size}-w4a16-pack", r.w4a16_bytes),
+        ):
             row = {"model": f"{r.size.upper()} {scheme}", "weights_bytes": weights}
             for kind, batch in BATCHES:
                 peak = weights + _beyond_weights(memory, name, kind, batch)
-                row |= {f"{kind}_bytes": peak, f"{kind}_card_gb": next((card for card in CARDS_GB if peak <= card * 1e9), np.nan)}
+                row |= {
+                    f"{kind}_bytes": peak,
+                    f"{kind}_card_gb": next((card for card in CARDS_GB if peak <= card * 1e9), np.nan),
+                }
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -95,5 +134,9 @@ def _beyond_weights(memory: pd.DataFrame | None, variant: str, kind: str, batch:
     if memory is None:
         return np.nan
     of_variant = memory[memory.variant == variant]
-    peak = of_variant[(of_variant.metric == "peak_allocated_bytes") & (of_variant.kind == kind) & (of_variant.batch == batch)].bytes.max()
+    peak = of_variant[
+        (of_variant.metric == "peak_allocated_bytes")
+        & (of_variant.kind == kind)
+        & (of_variant.batch == batch)
+    ].bytes.max()
     return peak - of_variant[of_variant.metric == "tensors_bytes"].bytes.max()

@@ -7,6 +7,7 @@ difference between two variants is a paired one. Pure numpy; one matrix product 
 Not here: which queries count, which variants are compared (`analysis`), how it is written (`report`).
 It measures the noise of the queries alone: another seed of the quantizer is another experiment.
 """
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,7 +43,9 @@ class Means:
         """Mean over the strata (those where `keep` is true): (n_variants,) and (resamples, n_variants)."""
         keep = np.ones(len(self.strata), bool) if keep is None else np.asarray(keep, bool)
         if not keep.any():
-            raise ColqError("no task is left to average over: check which tasks are counted in evaluate/scores.csv")
+            raise ColqError(
+                "no task is left to average over: check which tasks are counted in evaluate/scores.csv"
+            )
         return self.value[keep].mean(0), self.replicates[:, keep].mean(1)
 
 
@@ -63,16 +66,26 @@ def bootstrap(values, strata, clusters=None, resamples: int = RESAMPLES, seed: i
     """
     values = _matrix(values)
     labels, stratum = np.unique(np.asarray(strata), return_inverse=True)
-    cluster = np.arange(len(stratum)) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
+    cluster = (
+        np.arange(len(stratum))
+        if clusters is None
+        else np.unique(np.asarray(clusters), return_inverse=True)[1]
+    )
     family, rng = _families(stratum, cluster), np.random.default_rng(seed)
-    value, replicates = np.empty((len(labels), values.shape[1])), np.empty((resamples, len(labels), values.shape[1]))
+    value, replicates = (
+        np.empty((len(labels), values.shape[1])),
+        np.empty((resamples, len(labels), values.shape[1])),
+    )
     for number in range(family.max() + 1):
         members, position = np.unique(cluster[family[stratum] == number], return_inverse=True)
         mine = stratum[family[stratum] == number]
         strata = {s: position[mine == s] for s in np.unique(mine)}
         drawn = _resample(len(members), list(strata.values()), resamples, rng)
         for s, where in strata.items():
-            rows, weight = values[stratum == s], drawn[:, where]  # (n_queries, n_variants), (resamples, n_queries)
+            rows, weight = (
+                values[stratum == s],
+                drawn[:, where],
+            )  # (n_queries, n_variants), (resamples, n_queries)
             value[s], replicates[:, s] = rows.mean(0), weight @ rows / weight.sum(1, keepdims=True)
     return Means(tuple(labels.tolist()), value, replicates)
 
@@ -199,7 +212,9 @@ def _matrix(values) -> np.ndarray:
     return values[:, None] if values.ndim == 1 else values
 
 
-def median_ratio(above: list[np.ndarray], below: list[np.ndarray], draws: int = 2000) -> tuple[float, float, float]:
+def median_ratio(
+    above: list[np.ndarray], below: list[np.ndarray], draws: int = 2000
+) -> tuple[float, float, float]:
     """Ratio of two medians and its 95 % interval, by a bootstrap with a fixed seed of processes and of the calls in each.
 
     Calls of one process share its luck with the host, so several processes are drawn as wholes; of one, the calls alone are.
@@ -213,7 +228,10 @@ def median_ratio(above: list[np.ndarray], below: list[np.ndarray], draws: int = 
     rng, drawn = np.random.default_rng(0), []
     for calls in map(np.stack, (above, below)):  # (n_processes, n_calls)
         processes = rng.integers(len(calls), size=(draws, len(calls), 1))
-        medians = np.median(calls[processes, rng.integers(calls.shape[1], size=(draws, *calls.shape))].reshape(draws, -1), axis=1)
+        medians = np.median(
+            calls[processes, rng.integers(calls.shape[1], size=(draws, *calls.shape))].reshape(draws, -1),
+            axis=1,
+        )
         drawn.append(np.log(medians / np.median(calls)) * np.sqrt(len(calls) / max(1, len(calls) - 1)))
     ratio = float(np.median(above) / np.median(below))
     return (ratio, *map(float, ratio * np.exp(np.percentile(drawn[0] - drawn[1], [2.5, 97.5]))))

@@ -2,6 +2,7 @@
 
 The verdict codes of `stats.verdict` stay in result files, where code compares them; texts use these words instead.
 """
+
 from colq_utils.report import stats
 from colq_utils.report.markdown import MISSING, number
 

@@ -28,7 +28,11 @@ from studies.embedded.queries import Heading, Recipe, write_queries
 SEED = 20240229
 LANGUAGES = ("en", "fr", "de", "es", "it", "pt")
 PAGES = {"install_guide": 12, "debian_reference": 13, "edu_bullseye": 10, "lshort": 11, "eyes17": 21}
-WITHOUT_LSHORT = {"install_guide": 14, "debian_reference": 15, "edu_bullseye": 13}  # German: not free to share
+WITHOUT_LSHORT = {
+    "install_guide": 14,
+    "debian_reference": 15,
+    "edu_bullseye": 13,
+}  # German: not free to share
 PARALLEL = ("install_guide", "debian_reference", "edu_bullseye")
 MIN_WORDS = {"eyes17": 15}  # figures take the place of words there
 DEFAULT_MIN_WORDS = 45
@@ -61,7 +65,11 @@ def outline(pdf: Path) -> list[Entry]:
         counters = counters[: mark.level + 1] + [0] * (mark.level + 1 - len(counters))
         counters[mark.level] += 1
         page = target.get_index() if target else None
-        entries.append(Entry(number, ".".join(map(str, counters)), mark.get_title().strip(), -1 if page is None else page))
+        entries.append(
+            Entry(
+                number, ".".join(map(str, counters)), mark.get_title().strip(), -1 if page is None else page
+            )
+        )
     return entries
 
 
@@ -162,7 +170,19 @@ def build(cache: Path, out: Path = DEFAULT, recipe: Recipe | None = None) -> dic
     mark_pools(rows)
     headings = find_headings(outlines, rows)
     queries = write_queries(rows, headings, recipe or Recipe())
-    columns = ["page_id", "document", "lang", "page", "part", "image", "width", "height", "text", "scanned", "reading"]
+    columns = [
+        "page_id",
+        "document",
+        "lang",
+        "page",
+        "part",
+        "image",
+        "width",
+        "height",
+        "text",
+        "scanned",
+        "reading",
+    ]
     pages = pd.DataFrame(rows)[columns]
     pages.to_parquet(out / "pages.parquet", compression="zstd", index=False)
     queries.to_parquet(out / "queries.parquet", compression="zstd", index=False)

@@ -32,7 +32,11 @@ def page_texts(pdf: Path) -> list[str]:
     for page in regions.open_pdf(str(pdf)):
         height = page.get_height()
         words = regions.page_words(page, 1.0)
-        texts.append(" ".join(w.text for w in words if w.box[1] >= top * height - 2 and w.box[3] <= bottom * height + 2))
+        texts.append(
+            " ".join(
+                w.text for w in words if w.box[1] >= top * height - 2 and w.box[3] <= bottom * height + 2
+            )
+        )
         page.close()
     return texts
 
@@ -108,7 +112,11 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True, help="folder for packages and PDFs")
     arguments = parser.parse_args()
     corpus = build(arguments.cache)
-    print(corpus.groupby(["lang", "document"]).text.agg(["size", lambda texts: texts.str.len().sum()]).to_string())
+    print(
+        corpus.groupby(["lang", "document"])
+        .text.agg(["size", lambda texts: texts.str.len().sum()])
+        .to_string()
+    )
 
 
 if __name__ == "__main__":

@@ -75,7 +75,9 @@ class Maker:
         index = r.randrange(len(self._open(name)))
         page = self._open(name)[index]
         if (name, index) not in self.words:
-            self.words[name, index] = [(clean(w.text), np.array(w.box) / 8) for w in regions.page_words(page, 8.0)]
+            self.words[name, index] = [
+                (clean(w.text), np.array(w.box) / 8) for w in regions.page_words(page, 8.0)
+            ]
         scale = regions.SCALE if r.random() < 0.4 else r.uniform(1.15, 1.8)
         image = np.array(page.render(scale=scale, grayscale=True).to_numpy()).squeeze()  # (height, width)
         page.close()
@@ -116,15 +118,24 @@ class Maker:
             inside = (boxes[:, :2] >= -1).all(1) & (boxes[:, 2] <= WIDTH) & (boxes[:, 3] <= HEIGHT)
             here = [(words[i][0], boxes[i]) for i in np.flatnonzero(inside)]
             tokens, places = self._queries(here)
-            pair.append(dict(image=canvas, characters=self._characters(here), tokens=tokens, boxes=places,
-                             page=np.array([page, overlap], np.int32)))
+            pair.append(
+                dict(
+                    image=canvas,
+                    characters=self._characters(here),
+                    tokens=tokens,
+                    boxes=places,
+                    page=np.array([page, overlap], np.int32),
+                )
+            )
         return pair
 
     def _characters(self, words: list) -> np.ndarray:
         """Return the class of the character printed at each 4 x 4 pixels; letters of a word by usual widths."""
         grid = np.zeros((HEIGHT // CELL, WIDTH // CELL), np.uint8)
         for text, box in words:
-            widths = np.array([0.55 if c in NARROW else 1.5 if c in BROAD else 1.25 if c.isupper() else 1.0 for c in text])
+            widths = np.array(
+                [0.55 if c in NARROW else 1.5 if c in BROAD else 1.25 if c.isupper() else 1.0 for c in text]
+            )
             edges = box[0] + np.concatenate([[0], np.cumsum(widths)]) / widths.sum() * (box[2] - box[0])
             top, bottom = max(0, round(box[1] / CELL)), round(box[3] / CELL)
             bottom = max(bottom, top + 1)
@@ -169,7 +180,10 @@ class Maker:
             query = r.sample(query, len(query))
         if r.random() < 0.2:
             spoilt = set(r.sample(range(len(query)), r.randint(1, max(1, len(query) // 2))))
-            query = [(misspell(text, r), box) if i in spoilt else (text, box) for i, (text, box) in enumerate(query)]
+            query = [
+                (misspell(text, r), box) if i in spoilt else (text, box)
+                for i, (text, box) in enumerate(query)
+            ]
         return query
 
     def _pieces(self, word: str) -> list[tuple[int, float, float]]:
@@ -177,7 +191,9 @@ class Maker:
         if word not in self.pieces:
             encoded = self.tokenizer.encode(word, add_special_tokens=False)
             n = max(1, len(word))
-            self.pieces[word] = [(i, a / n, max(b, a + 1) / n) for i, (a, b) in zip(encoded.ids, encoded.offsets)]
+            self.pieces[word] = [
+                (i, a / n, max(b, a + 1) / n) for i, (a, b) in zip(encoded.ids, encoded.offsets)
+            ]
         return self.pieces[word]
 
 

@@ -112,8 +112,13 @@ def headings(words: tuple[regions.Word, ...]) -> list[str]:
     tall = np.percentile([word.box[3] - word.box[1] for word in words], 90)
     large = [line for line in lines if max(word.box[3] - word.box[1] for word in line) > 1.12 * tall]
     texts = [" ".join(text for word in line if (text := _plain(word.text))) for line in large]
-    return [text for text in texts if 2 <= len(text.split()) <= 9 and sum(map(str.isalpha, text)) >= 8
-            and sum(map(str.isalpha, text)) > 0.8 * len(text.replace(" ", ""))]
+    return [
+        text
+        for text in texts
+        if 2 <= len(text.split()) <= 9
+        and sum(map(str.isalpha, text)) >= 8
+        and sum(map(str.isalpha, text)) > 0.8 * len(text.replace(" ", ""))
+    ]
 
 
 def _plain(text: str) -> str:
@@ -123,14 +128,19 @@ def _plain(text: str) -> str:
 def save(check: Check, path: Path) -> None:
     """Write a check to an .npz file."""
     rows = [[query.text, query.kind, str(query.region)] for query in check.queries]
-    np.savez_compressed(path, images=check.images, languages=np.array(check.languages), queries=np.array(rows))
+    np.savez_compressed(
+        path, images=check.images, languages=np.array(check.languages), queries=np.array(rows)
+    )
 
 
 def load(path: Path) -> Check:
     """Read a check written by `save`."""
     file = np.load(path)
-    return Check(file["images"], file["languages"].tolist(),
-                 [Query(text, kind, int(region)) for text, kind, region in file["queries"].tolist()])
+    return Check(
+        file["images"],
+        file["languages"].tolist(),
+        [Query(text, kind, int(region)) for text, kind, region in file["queries"].tolist()],
+    )
 
 
 def degrade(images: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -141,8 +151,13 @@ def degrade(images: np.ndarray, seed: int = 0) -> np.ndarray:
         angle = torch.deg2rad(torch.empty(len(pages)).uniform_(-1, 1))
         ratio = HEIGHT / WIDTH
         zero = torch.zeros_like(angle)
-        turn = torch.stack([torch.stack([angle.cos(), -angle.sin() * ratio, zero], 1),
-                            torch.stack([angle.sin() / ratio, angle.cos(), zero], 1)], 1)
+        turn = torch.stack(
+            [
+                torch.stack([angle.cos(), -angle.sin() * ratio, zero], 1),
+                torch.stack([angle.sin() / ratio, angle.cos(), zero], 1),
+            ],
+            1,
+        )
         grid = F.affine_grid(turn, [len(pages), 1, HEIGHT, WIDTH], align_corners=False)
         pages = 255 - F.grid_sample(pages[:, None], grid, align_corners=False)[:, 0]
         pages = augment.resample(pages, 0.8)
@@ -182,8 +197,19 @@ def report(check: Check, queries: list[torch.Tensor], pages: torch.Tensor) -> di
         of_kind = np.array([query.kind == kind for query in check.queries])
         if not of_kind.any():
             continue
-        row = {language: of_kind & (language_of[relevant.numpy()] == language) for language in sorted(set(check.languages))}
-        means = {language: float(alone[torch.from_numpy(mask)].mean()) for language, mask in row.items() if mask.any()}
-        table[kind] = {**means, "mean": float(np.mean(list(means.values()))),
-                       "pooled": float(pooled[torch.from_numpy(of_kind)].mean()), "n": int(of_kind.sum())}
+        row = {
+            language: of_kind & (language_of[relevant.numpy()] == language)
+            for language in sorted(set(check.languages))
+        }
+        means = {
+            language: float(alone[torch.from_numpy(mask)].mean())
+            for language, mask in row.items()
+            if mask.any()
+        }
+        table[kind] = {
+            **means,
+            "mean": float(np.mean(list(means.values()))),
+            "pooled": float(pooled[torch.from_numpy(of_kind)].mean()),
+            "n": int(of_kind.sum()),
+        }
     return table

@@ -21,9 +21,26 @@ from studies.embedded import augment, canvases, losses
 from studies.embedded.tiny_model import HEIGHT, WIDTH, TinyConfig
 from studies.embedded.train import Trainer
 
-FONTS = ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSans-Oblique.ttf", "DejaVuSansMono.ttf", "DejaVuSerif.ttf")
-SMALL = TinyConfig(hidden=128, layers=2, heads=2, kv_heads=1, mlp=128, vision_hidden=64, vision_depth=2,
-                   vision_heads=1, vision_mlp=64, deepstack=(0,), embed_dim=32)
+FONTS = (
+    "DejaVuSans.ttf",
+    "DejaVuSans-Bold.ttf",
+    "DejaVuSans-Oblique.ttf",
+    "DejaVuSansMono.ttf",
+    "DejaVuSerif.ttf",
+)
+SMALL = TinyConfig(
+    hidden=128,
+    layers=2,
+    heads=2,
+    kv_heads=1,
+    mlp=128,
+    vision_hidden=64,
+    vision_depth=2,
+    vision_heads=1,
+    vision_mlp=64,
+    deepstack=(0,),
+    embed_dim=32,
+)
 COLOURS = {"phrase": "#0072B2", "shuffled": "#009E73", "misspelt": "#E69F00", "short": "#CC79A7"}
 
 
@@ -53,7 +70,9 @@ def lessons(example: dict[str, torch.Tensor], seed: int = 0, queries: int = 1) -
     torch.manual_seed(seed)
     views = augment.draw_views(len(example["image"]), tuple(example["image"].shape[1:]), "cpu")
     pages = augment.scan(augment.crop(example["image"], views)).byte().numpy()
-    tokens, boxes = losses.choose(example["tokens"].long(), augment.move_boxes(example["boxes"], views), (HEIGHT, WIDTH), queries)
+    tokens, boxes = losses.choose(
+        example["tokens"].long(), augment.move_boxes(example["boxes"], views), (HEIGHT, WIDTH), queries
+    )
     pictures = []
     for page, words, places, cells in zip(pages, tokens, boxes, losses.printed_cells(boxes), strict=True):
         picture = Image.fromarray(page).convert("RGB")
@@ -70,9 +89,13 @@ def lessons(example: dict[str, torch.Tensor], seed: int = 0, queries: int = 1) -
 def steps(example: dict[str, torch.Tensor], count: int, seed: int = 0) -> pd.DataFrame:
     """Train a small model `count` steps on one batch; returns the parts of the loss, a step a row."""
     torch.manual_seed(seed)
-    trainer = Trainer(SMALL, "cpu", len(example["image"]), queries=4, packed=48 * len(example["image"]), compiled=False)
+    trainer = Trainer(
+        SMALL, "cpu", len(example["image"]), queries=4, packed=48 * len(example["image"]), compiled=False
+    )
     rows = [trainer.update(example, progress=0.0, warm_steps=1) for _ in range(count)]
-    return pd.DataFrame([{name: float(value) for name, value in row.items()} for row in rows]).rename_axis("step")
+    return pd.DataFrame([{name: float(value) for name, value in row.items()} for row in rows]).rename_axis(
+        "step"
+    )
 
 
 def curves(log: Path) -> Image.Image:
@@ -81,13 +104,35 @@ def curves(log: Path) -> Image.Image:
     taught, read = frame[frame.spot.notna()], frame[frame.phrase.notna()]
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for name, label, colour in (("spot", "spotting, all regions", "#0072B2"), ("within", "spotting, own region", "#56B4E9"),
-                                ("rank", "MaxSim", "#D55E00"), ("read", "characters", "#999999")):
+    for name, label, colour in (
+        ("spot", "spotting, all regions", "#0072B2"),
+        ("within", "spotting, own region", "#56B4E9"),
+        ("rank", "MaxSim", "#D55E00"),
+        ("read", "characters", "#999999"),
+    ):
         left.plot(taught.elapsed_s, taught[name].rolling(4, min_periods=1).mean(), label=label, color=colour)
-    left.set(xlabel="training time (s)", ylabel="loss (nats)", yscale="log", title="Training losses, mean of 100 steps")
+    left.set(
+        xlabel="training time (s)",
+        ylabel="loss (nats)",
+        yscale="log",
+        title="Training losses, mean of 100 steps",
+    )
     for name, colour in COLOURS.items():
-        right.plot(read.elapsed_s, read[name], marker="o", markersize=3, color=colour, label=f"{name}, each language alone")
-        right.plot(read.elapsed_s, read[name + "_pooled"], linestyle=":", color=colour, label=f"{name}, six languages pooled")
+        right.plot(
+            read.elapsed_s,
+            read[name],
+            marker="o",
+            markersize=3,
+            color=colour,
+            label=f"{name}, each language alone",
+        )
+        right.plot(
+            read.elapsed_s,
+            read[name + "_pooled"],
+            linestyle=":",
+            color=colour,
+            label=f"{name}, six languages pooled",
+        )
     right.set(xlabel="training time (s)", ylabel="NDCG@5", title="Reading check on held-out documents")
     left.legend(fontsize=8)
     right.legend(fontsize=7, loc="lower right")

@@ -49,7 +49,9 @@ def download(package: str, folder: Path) -> Path:
             ["apt-get", "download", package], cwd=folder, capture_output=True, text=True, check=False
         )
     except FileNotFoundError:
-        raise DocumentError(f"cannot download {package}: apt-get is not installed (Debian or Ubuntu only)") from None
+        raise DocumentError(
+            f"cannot download {package}: apt-get is not installed (Debian or Ubuntu only)"
+        ) from None
     present = sorted(folder.glob(f"{package}_*.deb"))
     if result.returncode != 0 or not present:
         reason = result.stderr.strip().splitlines()
@@ -62,7 +64,9 @@ def download(package: str, folder: Path) -> Path:
 
 def version(deb: Path) -> str:
     """Return the version of a .deb file, as in `2.100`."""
-    result = subprocess.run(["dpkg-deb", "-f", str(deb), "Version"], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        ["dpkg-deb", "-f", str(deb), "Version"], capture_output=True, text=True, check=True
+    )
     return result.stdout.strip()
 
 

@@ -16,7 +16,17 @@ from tokenizers import Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from colq_utils.model.processing import ColQwen3Processor
-from studies.embedded.tiny_model import HEIGHT, IMAGE, SPECIAL_TOKENS, VISION_END, VISION_START, WIDTH, TinyColQwen3, TinyConfig, export
+from studies.embedded.tiny_model import (
+    HEIGHT,
+    IMAGE,
+    SPECIAL_TOKENS,
+    VISION_END,
+    VISION_START,
+    WIDTH,
+    TinyColQwen3,
+    TinyConfig,
+    export,
+)
 from studies.embedded.tokenizer import published
 
 PAGE_PREFIX = "".join(SPECIAL_TOKENS[i] for i in (VISION_START, IMAGE, VISION_END))
@@ -35,10 +45,22 @@ def join(shards: Path) -> TinyColQwen3:
 def processor(tokenizer: Tokenizer) -> ColQwen3Processor:
     """Return the processor of the embedded model."""
     images = Qwen2VLImageProcessorPil(
-        size={"shortest_edge": 32 * 32, "longest_edge": WIDTH * HEIGHT}, patch_size=16, temporal_patch_size=2,
-        merge_size=2, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    return ColQwen3Processor(images, published(tokenizer), visual_prompt_prefix=PAGE_PREFIX, visual_prompt_suffix="",
-                             query_prefix="", query_suffix="", page_tokens="image")
+        size={"shortest_edge": 32 * 32, "longest_edge": WIDTH * HEIGHT},
+        patch_size=16,
+        temporal_patch_size=2,
+        merge_size=2,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    return ColQwen3Processor(
+        images,
+        published(tokenizer),
+        visual_prompt_prefix=PAGE_PREFIX,
+        visual_prompt_suffix="",
+        query_prefix="",
+        query_suffix="",
+        page_tokens="image",
+    )
 
 
 def main() -> None:

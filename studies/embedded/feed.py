@@ -30,8 +30,10 @@ class Workers:
         self.arrays = {name: _shared((pairs, 2, *shape), dtype) for name, (shape, dtype) in FIELDS.items()}
         self.ready = _shared((pairs,), np.uint8)
         context = multiprocessing.get_context("fork")
-        self.processes = [context.Process(target=self._work, args=(sources, i, seed * 1000 + i), daemon=True)
-                          for i in range(count)]
+        self.processes = [
+            context.Process(target=self._work, args=(sources, i, seed * 1000 + i), daemon=True)
+            for i in range(count)
+        ]
         for process in self.processes:
             process.start()
 
@@ -65,8 +67,10 @@ class Pool:
     def __init__(self, workers: Workers, capacity: int, device: str, chunk: int = 32):
         self.workers, self.capacity, self.device = workers, capacity, device
         self.chunk = min(chunk, len(workers.ready) // 2)
-        self.data = {name: torch.zeros((capacity, 2, *shape), dtype=_torch(dtype), device=device)
-                     for name, (shape, dtype) in FIELDS.items()}
+        self.data = {
+            name: torch.zeros((capacity, 2, *shape), dtype=_torch(dtype), device=device)
+            for name, (shape, dtype) in FIELDS.items()
+        }
         self.made, self.arrived = 0, queue.Queue(maxsize=4)
         self.thread = threading.Thread(target=self._gather, daemon=True)
         self.thread.start()
@@ -74,8 +78,10 @@ class Pool:
     def _gather(self) -> None:
         cuda = self.device != "cpu"
         stream = torch.cuda.Stream() if cuda else None
-        staging = {name: torch.zeros((self.chunk, 2, *shape), dtype=_torch(dtype), pin_memory=cuda)
-                   for name, (shape, dtype) in FIELDS.items()}
+        staging = {
+            name: torch.zeros((self.chunk, 2, *shape), dtype=_torch(dtype), pin_memory=cuda)
+            for name, (shape, dtype) in FIELDS.items()
+        }
         while True:
             slots = np.flatnonzero(self.workers.ready.copy())  # workers raise flags meanwhile
             if len(slots) < self.chunk:
@@ -87,7 +93,9 @@ class Pool:
             self.workers.ready[slots] = 0
             if cuda:
                 with torch.cuda.stream(stream):
-                    batch = {name: value.to(self.device, non_blocking=True) for name, value in staging.items()}
+                    batch = {
+                        name: value.to(self.device, non_blocking=True) for name, value in staging.items()
+                    }
                 stream.synchronize()
             else:
                 batch = {name: value.clone() for name, value in staging.items()}

@@ -3,6 +3,7 @@
 Every report shows this floor, it depends on no variant and takes minutes, so it is measured when the
 benchmark, the architecture or the seed changes: ``python -m studies.embedded.floor tiny``.
 """
+
 import sys
 
 from colq_utils.base import config, files

@@ -16,7 +16,9 @@ def printed_cells(boxes: torch.Tensor) -> torch.Tensor:
     """Return which of the 264 cells print a token, (..., 264) bool, from boxes (..., 4) in pixels."""
     x0, y0, x1, y1 = (boxes[..., i, None] for i in range(4))
     left, top = (torch.arange(k, device=boxes.device) * 32 for k in (COLUMNS, ROWS))
-    x = torch.minimum(x1, left + 32) - torch.maximum(x0, left) >= torch.minimum(0.35 * (x1 - x0), torch.full_like(x0, 8))
+    x = torch.minimum(x1, left + 32) - torch.maximum(x0, left) >= torch.minimum(
+        0.35 * (x1 - x0), torch.full_like(x0, 8)
+    )
     y = torch.minimum(y1, top + 32) - torch.maximum(y0, top) >= 0.35 * (y1 - y0)
     return (y[..., :, None] & x[..., None, :]).flatten(-2)
 

@@ -44,4 +44,6 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_lerp_(gradients, moments, group["momentum"])
                 update = orthogonalise(torch.stack(gradients))
                 torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(params, list(update.unbind(0)), alpha=-group["lr"] * max(1, shape[0] / shape[1]) ** 0.5)
+                torch._foreach_add_(
+                    params, list(update.unbind(0)), alpha=-group["lr"] * max(1, shape[0] / shape[1]) ** 0.5
+                )

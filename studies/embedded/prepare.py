@@ -41,7 +41,9 @@ def prepare(cache: Path, data: Path, manifest: Path, new_tokenizer: bool) -> Non
         train_tokenizer(entries, data).save(str(data / "tokenizer.json"))
     else:
         shutil.copy(ROOT / "models/tiny-colqwen3/tokenizer.json", data / "tokenizer.json")
-    check.save(check.build([d for d in entries if d["split"] == "held_out"], data / "pdf"), data / "check.npz")
+    check.save(
+        check.build([d for d in entries if d["split"] == "held_out"], data / "pdf"), data / "check.npz"
+    )
 
 
 def limited(lines, limit: int) -> Iterator[str]:
@@ -58,10 +60,16 @@ def train_tokenizer(entries: list[dict], data: Path) -> Tokenizer:
     """Train the tokenizer on the texts (from their end) and on the training manuals."""
     lines = []
     for language in sources.LANGUAGES:
-        texts = gzip.decompress((data / "texts" / f"{language}.txt.gz").read_bytes()).decode("utf-8").splitlines()
+        texts = (
+            gzip.decompress((data / "texts" / f"{language}.txt.gz").read_bytes()).decode("utf-8").splitlines()
+        )
         lines += [line.removeprefix("# ") for line in limited(reversed(texts), TOKENIZER_TEXT)]
-        names = [entry["name"] for entry in entries if entry["lang"] == language and entry["split"] == "train"]
-        lines += limited((line for name in names for line in manual_lines(data / "pdf" / f"{name}.pdf")), TOKENIZER_MANUALS)
+        names = [
+            entry["name"] for entry in entries if entry["lang"] == language and entry["split"] == "train"
+        ]
+        lines += limited(
+            (line for name in names for line in manual_lines(data / "pdf" / f"{name}.pdf")), TOKENIZER_MANUALS
+        )
     return tokenizer.train(lines, TinyConfig().vocab_size)
 
 

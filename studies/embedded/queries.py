@@ -70,9 +70,17 @@ def phrases(corpus: Corpus, row: dict, span: Span, rng: random.Random) -> list[Q
             length = rng.randint(*span.words)
             piece = [bare(word) for word in run[start : start + length]]
             words = tokens(" ".join(piece))
-            if len(piece) < length or not all(piece) or not (corpus.is_content(words[0]) and corpus.is_content(words[-1])):
+            if (
+                len(piece) < length
+                or not all(piece)
+                or not (corpus.is_content(words[0]) and corpus.is_content(words[-1]))
+            ):
                 continue
-            if sum(map(corpus.is_content, words)) < min(2, length) or len(words) > length + 2 or not corpus.fits(words, span):
+            if (
+                sum(map(corpus.is_content, words)) < min(2, length)
+                or len(words) > length + 2
+                or not corpus.fits(words, span)
+            ):
                 continue
             relevant = corpus.printing(words)
             if 0 < len(relevant) <= span.max_relevant:
@@ -83,7 +91,9 @@ def phrases(corpus: Corpus, row: dict, span: Span, rng: random.Random) -> list[Q
 
 def keywords(corpus: Corpus, row: dict, span: Span, rng: random.Random) -> list[Query]:
     """Return single words, and pairs of words that need not stand together."""
-    words = sorted({word for word in corpus.words[row["page_id"]] if corpus.is_content(word) and len(word) > 4})
+    words = sorted(
+        {word for word in corpus.words[row["page_id"]] if corpus.is_content(word) and len(word) > 4}
+    )
     candidates = []
     for _ in range(20):
         count = rng.randint(*span.words)
@@ -105,7 +115,9 @@ def shuffled(corpus: Corpus, row: dict, span: Span, window: int, rng: random.Ran
         chosen = rng.sample(near, rng.randint(*span.words))
         relevant = corpus.having(chosen)
         if corpus.fits(chosen, span) and 0 < len(relevant) <= span.max_relevant:
-            candidates.append(Query(row["lang"], " ".join(chosen), f"{len(chosen)} words", tuple(sorted(relevant))))
+            candidates.append(
+                Query(row["lang"], " ".join(chosen), f"{len(chosen)} words", tuple(sorted(relevant)))
+            )
     return candidates
 
 
@@ -192,16 +204,31 @@ def write_queries(rows: list[dict], headings: list[Heading], recipe: Recipe) -> 
 
     add("Headings", lambda rng: per_language(titles(corpus, named, recipe.heading, rng), recipe.headings))
     add("Phrases", spans(corpus, manual, recipe.phrase, recipe.phrases))
-    add("Keywords", lambda rng: spread(manual, lambda row: keywords(corpus, row, recipe.keyword, rng), recipe.keywords, rng))
+    add(
+        "Keywords",
+        lambda rng: spread(
+            manual, lambda row: keywords(corpus, row, recipe.keyword, rng), recipe.keywords, rng
+        ),
+    )
     add("Misspelt", misspelt)
     add("Shuffled", scattered)
     add("Science", spans(corpus, science, recipe.experiment, recipe.science))
-    add("ScannedHeadings", lambda rng: per_language(titles(scanned, named, recipe.scanned_heading, rng), recipe.headings))
+    add(
+        "ScannedHeadings",
+        lambda rng: per_language(titles(scanned, named, recipe.scanned_heading, rng), recipe.headings),
+    )
     add("ScannedPhrases", spans(scanned, scans, recipe.scanned_phrase, recipe.phrases))
     add("Crosslingual", lambda rng: per_language(crosslingual(corpus, headings, rng), recipe.crosslingual))
     add("Reading", lambda rng: reading([row for row in manual if row["reading"]], named, recipe, rng))
     return pd.DataFrame(
-        dict(query_id=f"{task.lower()}-{i:04d}", task=task, lang=q.lang, text=q.text, type=q.type, relevant=list(q.relevant))
+        dict(
+            query_id=f"{task.lower()}-{i:04d}",
+            task=task,
+            lang=q.lang,
+            text=q.text,
+            type=q.type,
+            relevant=list(q.relevant),
+        )
         for task, queries in sets.items()
         for i, q in enumerate(queries)
     )
@@ -215,10 +242,16 @@ def reading(rows: list[dict], headings: list[Heading], recipe: Recipe, rng: rand
         small = Corpus(pool, recipe.common)
         names = titles(small, headings, recipe.long_heading, rng)[: recipe.reading // 2]
         rest = recipe.reading - len(names)
-        queries += names + spread(pool, lambda row, small=small: phrases(small, row, recipe.long_phrase, rng), rest, rng)
+        queries += names + spread(
+            pool, lambda row, small=small: phrases(small, row, recipe.long_phrase, rng), rest, rng
+        )
     return queries
 
 
 def per_language(queries: list[Query], count: int) -> list[Query]:
     """Return the first `count` queries of each language."""
-    return [query for lang in sorted({q.lang for q in queries}) for query in [q for q in queries if q.lang == lang][:count]]
+    return [
+        query
+        for lang in sorted({q.lang for q in queries})
+        for query in [q for q in queries if q.lang == lang][:count]
+    ]

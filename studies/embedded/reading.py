@@ -63,8 +63,12 @@ def main() -> None:
         torch.manual_seed(0)
         model.load_state_dict(TinyColQwen3(TinyConfig()).state_dict())
     images = check.degrade(data.images) if args.scanned else data.images
-    report = check.report(data, *vectors(model, processing.from_pretrained(args.model), images,
-                                         [query.text for query in data.queries]))
+    report = check.report(
+        data,
+        *vectors(
+            model, processing.from_pretrained(args.model), images, [query.text for query in data.queries]
+        ),
+    )
     print(table(report).to_string())
 
 

@@ -28,8 +28,24 @@ INK = 200  # a pixel darker than this is ink
 SHRINK = 1.15  # a page at most this much too wide is scaled down, a wider one is cut into columns
 
 HYPHEN = "\ufffe"  # PDFium's mark for a hyphen at a line's end
-LIGATURES = {"\ufb00": "ff", "\ufb01": "fi", "\ufb02": "fl", "\ufb03": "ffi", "\ufb04": "ffl", "\ufb05": "st", "\ufb06": "st"}
-ACCENTS = {"´": "\u0301", "`": "\u0300", "¨": "\u0308", "ˆ": "\u0302", "^": "\u0302", "˜": "\u0303", "¸": "\u0327"}
+LIGATURES = {
+    "\ufb00": "ff",
+    "\ufb01": "fi",
+    "\ufb02": "fl",
+    "\ufb03": "ffi",
+    "\ufb04": "ffl",
+    "\ufb05": "st",
+    "\ufb06": "st",
+}
+ACCENTS = {
+    "´": "\u0301",
+    "`": "\u0300",
+    "¨": "\u0308",
+    "ˆ": "\u0302",
+    "^": "\u0302",
+    "˜": "\u0303",
+    "¸": "\u0327",
+}
 BAND = 0.16  # running headers and footers lie in this share of the page's height, at either end
 SAMPLES = 24  # pages looked at to find a document's running header and footer
 
@@ -211,7 +227,9 @@ def body(path: str) -> tuple[float, float]:
         page.close()
         if len(lines) >= 3:
             heads.append((lines[0][1] / height, lines[1][0] / height, (lines[0][1] - lines[0][0]) / height))
-            feet.append((1 - lines[-1][0] / height, 1 - lines[-2][1] / height, (lines[-1][1] - lines[-1][0]) / height))
+            feet.append(
+                (1 - lines[-1][0] / height, 1 - lines[-2][1] / height, (lines[-1][1] - lines[-1][0]) / height)
+            )
     return _edge(heads), 1 - _edge(feet)
 
 
@@ -261,7 +279,9 @@ def _shift(word: Word, dx: int, dy: int, shape: tuple[int, int]) -> Word:
     return Word(word.text, (x0, y0, x1, y1))
 
 
-def _inside(words: tuple[Word, ...], span: tuple[int, int, int, int], left: int, top: int) -> tuple[Word, ...]:
+def _inside(
+    words: tuple[Word, ...], span: tuple[int, int, int, int], left: int, top: int
+) -> tuple[Word, ...]:
     """Return the words inside a span of the page, moved to the region; boxes may stick out by 2 pixels of blur."""
     x0, y0, x1, y1 = span
     return tuple(
@@ -275,7 +295,9 @@ def _resize(page: Page, factor: float) -> Page:
     height, width = page.image.shape
     size = (int(width * factor), max(1, round(height * factor)))
     image = np.asarray(Image.fromarray(page.image).resize(size, Image.Resampling.LANCZOS))
-    return Page(image, tuple(Word(word.text, _outward([v * factor for v in word.box])) for word in page.words))
+    return Page(
+        image, tuple(Word(word.text, _outward([v * factor for v in word.box])) for word in page.words)
+    )
 
 
 def _spans(ink: np.ndarray, limit: int) -> list[tuple[int, int]]:

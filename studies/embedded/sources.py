@@ -24,10 +24,144 @@ HELP = {"en": "en-US", "fr": "fr", "de": "de", "es": "es", "it": "it", "pt": "pt
 MANUALS = {"fr": "fr", "de": "de", "es": "es", "it": "it", "pt": "pt_BR"}
 TEXT_PACKAGES = (
     *(f"libreoffice-help-{name}" for name in ("en-us", "fr", "de", "es", "it", "pt", "pt-br")),
-    *(f"manpages-{name}" for name in ("fr", "de", "es", "it", "pt-br", "es-dev", "it-dev", "pt-br-dev")))
-FONT_PACKAGES = tuple(f"fonts-{name}" for name in ["lmodern", "texgyre", "dejavu-core", "dejavu-extra", "liberation2", "open-sans", "roboto-unhinted", "lato", "linuxlibertine", "crosextra-carlito", "crosextra-caladea", "cantarell", "freefont-ttf", "inconsolata", "ebgaramond", "gfs-didot", "gfs-neohellenic", "go", "oxygen", "play", "quicksand", "sil-charis", "sil-doulos", "sora", "urw-base35", "vollkorn", "adf-accanthis", "adf-baskervald", "adf-gillius", "adf-romande", "adf-universalis", "adf-verana", "cabin", "cmu", "dosis", "jura", "sil-andika", "junicode"])
+    *(f"manpages-{name}" for name in ("fr", "de", "es", "it", "pt-br", "es-dev", "it-dev", "pt-br-dev")),
+)
+FONT_PACKAGES = tuple(
+    f"fonts-{name}"
+    for name in [
+        "lmodern",
+        "texgyre",
+        "dejavu-core",
+        "dejavu-extra",
+        "liberation2",
+        "open-sans",
+        "roboto-unhinted",
+        "lato",
+        "linuxlibertine",
+        "crosextra-carlito",
+        "crosextra-caladea",
+        "cantarell",
+        "freefont-ttf",
+        "inconsolata",
+        "ebgaramond",
+        "gfs-didot",
+        "gfs-neohellenic",
+        "go",
+        "oxygen",
+        "play",
+        "quicksand",
+        "sil-charis",
+        "sil-doulos",
+        "sora",
+        "urw-base35",
+        "vollkorn",
+        "adf-accanthis",
+        "adf-baskervald",
+        "adf-gillius",
+        "adf-romande",
+        "adf-universalis",
+        "adf-verana",
+        "cabin",
+        "cmu",
+        "dosis",
+        "jura",
+        "sil-andika",
+        "junicode",
+    ]
+)
 #: Font files by the start of their names; regular, bold and italic faces of text families.
-FAMILIES = tuple(["lmroman10-", "lmroman8-", "lmsans10-", "lmmono10-", "lmromandemi10-", "texgyrepagella-", "texgyretermes-", "texgyreheros-", "texgyrebonum-", "texgyreschola-", "texgyreadventor-", "texgyrecursor-", "texgyreheroscn-", "DejaVuSans.", "DejaVuSans-Bold.", "DejaVuSans-Oblique.", "DejaVuSansCondensed", "DejaVuSerif.", "DejaVuSerif-Bold.", "DejaVuSerif-Italic.", "DejaVuSansMono.", "DejaVuSansMono-Bold.", "LiberationSans-", "LiberationSerif-", "LiberationMono-Regular", "OpenSans-Regular", "OpenSans-Bold.", "OpenSans-Italic", "Roboto-Regular", "Roboto-Bold.", "Roboto-Italic", "RobotoCondensed-Regular", "Lato-Regular", "Lato-Bold.", "Lato-Italic", "LinLibertine_R.", "LinLibertine_RB.", "LinLibertine_RI.", "LinBiolinum_R", "Carlito-", "Caladea-", "Cantarell-Regular", "Cantarell-Bold", "FreeSerif.", "FreeSerifItalic", "FreeSans.", "FreeMono.", "Inconsolata", "EBGaramond12-", "GFSDidot.", "GFSNeohellenic.", "Go-Regular", "Go-Mono.", "Oxygen-Sans", "Oxygen-Regular", "Play-", "Quicksand-Regular", "CharisSIL-Regular", "CharisSIL-Italic", "DoulosSIL", "Sora-Regular", "C059-Roman", "C059-Bold", "P052-Roman", "P052-Italic", "URWBookman-Light", "URWGothic-Book", "NimbusRoman-Regular", "NimbusSans-Regular", "NimbusMonoPS-Regular", "NimbusSansNarrow-Regular", "Vollkorn-Regular", "AccanthisADFStd-Regular", "BaskervaldADFStd.", "GilliusADF-Regular", "RomandeADFStd-Regular", "UniversalisADFStd-Regular", "VeranaSans-Regular", "Cabin-Regular", "cmunrm", "cmunbx", "cmunti", "cmunss.", "cmuntt.", "Dosis-Medium", "Jura-Medium", "Andika-Regular", "JunicodeTwoBeta-Regular"])
+FAMILIES = tuple(
+    [
+        "lmroman10-",
+        "lmroman8-",
+        "lmsans10-",
+        "lmmono10-",
+        "lmromandemi10-",
+        "texgyrepagella-",
+        "texgyretermes-",
+        "texgyreheros-",
+        "texgyrebonum-",
+        "texgyreschola-",
+        "texgyreadventor-",
+        "texgyrecursor-",
+        "texgyreheroscn-",
+        "DejaVuSans.",
+        "DejaVuSans-Bold.",
+        "DejaVuSans-Oblique.",
+        "DejaVuSansCondensed",
+        "DejaVuSerif.",
+        "DejaVuSerif-Bold.",
+        "DejaVuSerif-Italic.",
+        "DejaVuSansMono.",
+        "DejaVuSansMono-Bold.",
+        "LiberationSans-",
+        "LiberationSerif-",
+        "LiberationMono-Regular",
+        "OpenSans-Regular",
+        "OpenSans-Bold.",
+        "OpenSans-Italic",
+        "Roboto-Regular",
+        "Roboto-Bold.",
+        "Roboto-Italic",
+        "RobotoCondensed-Regular",
+        "Lato-Regular",
+        "Lato-Bold.",
+        "Lato-Italic",
+        "LinLibertine_R.",
+        "LinLibertine_RB.",
+        "LinLibertine_RI.",
+        "LinBiolinum_R",
+        "Carlito-",
+        "Caladea-",
+        "Cantarell-Regular",
+        "Cantarell-Bold",
+        "FreeSerif.",
+        "FreeSerifItalic",
+        "FreeSans.",
+        "FreeMono.",
+        "Inconsolata",
+        "EBGaramond12-",
+        "GFSDidot.",
+        "GFSNeohellenic.",
+        "Go-Regular",
+        "Go-Mono.",
+        "Oxygen-Sans",
+        "Oxygen-Regular",
+        "Play-",
+        "Quicksand-Regular",
+        "CharisSIL-Regular",
+        "CharisSIL-Italic",
+        "DoulosSIL",
+        "Sora-Regular",
+        "C059-Roman",
+        "C059-Bold",
+        "P052-Roman",
+        "P052-Italic",
+        "URWBookman-Light",
+        "URWGothic-Book",
+        "NimbusRoman-Regular",
+        "NimbusSans-Regular",
+        "NimbusMonoPS-Regular",
+        "NimbusSansNarrow-Regular",
+        "Vollkorn-Regular",
+        "AccanthisADFStd-Regular",
+        "BaskervaldADFStd.",
+        "GilliusADF-Regular",
+        "RomandeADFStd-Regular",
+        "UniversalisADFStd-Regular",
+        "VeranaSans-Regular",
+        "Cabin-Regular",
+        "cmunrm",
+        "cmunbx",
+        "cmunti",
+        "cmunss.",
+        "cmuntt.",
+        "Dosis-Medium",
+        "Jura-Medium",
+        "Andika-Regular",
+        "JunicodeTwoBeta-Regular",
+    ]
+)
 REQUIRED = "abcxyzABCXYZ0123456789àáâãäçèéêëìíîïñòóôõöùúûüßÀÉÖÜ¿¡.,;:()'-"
 CHARACTERS = "".join(map(chr, [*range(0x20, 0x7F), *range(0xA0, 0x180)])) + "–—‘’‚“”„†•…‹›€™ﬁﬂ"
 
@@ -54,7 +188,12 @@ def manual_paragraphs(page: str) -> list[str]:
     """Return the headings (marked `# `) and paragraphs of a man page, its macros stripped."""
     paragraphs, lines = [], []
     for line in [*page.splitlines(), ".PP"]:
-        line = re.sub(r"\\f.|\\[&|/,^%]", "", line).replace("\\-", "-").replace("\\(aq", "'").replace("\\(bu", "•")
+        line = (
+            re.sub(r"\\f.|\\[&|/,^%]", "", line)
+            .replace("\\-", "-")
+            .replace("\\(aq", "'")
+            .replace("\\(bu", "•")
+        )
         line = re.sub(r"\\\[?\(?[a-zA-Z]{2}\]?", " ", line)
         macro = re.match(r"\.\s*([A-Z]+)\s*(.*)", line)
         if macro and macro[1] in ("SH", "SS"):
@@ -86,8 +225,10 @@ def texts(cache: Path) -> dict[str, list[str]]:
                 root = folder / "usr/share/libreoffice/help" / name / "text"
                 pages += [help_paragraphs(path.read_text("utf-8")) for path in sorted(root.rglob("*.html"))]
             root = folder / "usr/share/man" / MANUALS.get(language, "-")
-            pages += [manual_paragraphs(gzip.decompress(path.read_bytes()).decode("utf-8", errors="ignore"))
-                      for path in sorted(root.rglob("*.gz"))]
+            pages += [
+                manual_paragraphs(gzip.decompress(path.read_bytes()).decode("utf-8", errors="ignore"))
+                for path in sorted(root.rglob("*.gz"))
+            ]
         random.Random(0).shuffle(pages)
         seen = dict.fromkeys(paragraph for page in pages for paragraph in page if len(paragraph) > 12)
         found[language] = list(seen)

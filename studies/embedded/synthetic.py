@@ -72,7 +72,9 @@ class Writer:
                 y = self._block(sheet, text, (x, y), each, body, head, size)
         return np.asarray(image).copy(), sheet.words
 
-    def _block(self, sheet: Sheet, text: str, at: tuple[float, float], width: int, body: str, head: str, size: float):
+    def _block(
+        self, sheet: Sheet, text: str, at: tuple[float, float], width: int, body: str, head: str, size: float
+    ):
         """Set one paragraph or heading at (x, y) and return the y below it."""
         r, (x, y) = self.random, at
         kind = r.random()
@@ -100,18 +102,26 @@ class Writer:
         justify = font == body and r.random() < 0.6
         for number, line in enumerate(lines):
             room = width - indent - sum(w for _, _, w in line)
-            space = room / max(1, len(line) - 1) if justify and number < len(lines) - 1 else face(font, size).getlength(" ")
+            space = (
+                room / max(1, len(line) - 1)
+                if justify and number < len(lines) - 1
+                else face(font, size).getlength(" ")
+            )
             self._line(sheet, line, (x + indent, y), min(space, 1.6 * size), size)
             y += leading
         return y + size * r.choice((0.1, 0.4, 0.8, 1.2))
 
-    def _heading(self, sheet: Sheet, text: str, at: tuple[float, float], width: int, font: str, size: float) -> float:
+    def _heading(
+        self, sheet: Sheet, text: str, at: tuple[float, float], width: int, font: str, size: float
+    ) -> float:
         r, (x, y) = self.random, at
         bold = bolder(font)
         large = size * r.choice((1.0, 1.2, 1.2, 1.4, 1.7, 2.2))
         words = text.split()[:14]
         if r.random() < 0.4:
-            words.insert(0, ".".join(str(r.randint(1, 19)) for _ in range(r.randint(1, 3))) + r.choice(("", ".")))
+            words.insert(
+                0, ".".join(str(r.randint(1, 19)) for _ in range(r.randint(1, 3))) + r.choice(("", "."))
+            )
         y += size * r.uniform(0.2, 1.2)
         for line in self._fill(words, width, bold, large):
             room = width - sum(w + 0.3 * large for _, _, w in line)
@@ -122,17 +132,23 @@ class Writer:
             sheet.pen.line((x, y + 2, x + width, y + 2), fill=sheet.ink)
         return y + size * r.uniform(0.2, 0.8)
 
-    def _table(self, sheet: Sheet, words: list[str], at: tuple[float, float], width: int, font: str, size: float) -> float:
+    def _table(
+        self, sheet: Sheet, words: list[str], at: tuple[float, float], width: int, font: str, size: float
+    ) -> float:
         r, (x, y) = self.random, at
         columns, ruled = r.randint(2, 4), r.random() < 0.6
         cell, step = width / columns, size * r.uniform(1.3, 1.7)
         for _row in range(r.randint(2, 6)):
             for column in range(columns):
-                take, words = words[: r.randint(1, 3)], words[r.randint(1, 3):]
+                take, words = words[: r.randint(1, 3)], words[r.randint(1, 3) :]
                 for line in self._fill(take, cell - 8, font, size)[:1]:
-                    self._line(sheet, line, (x + column * cell + 4, y + 1), face(font, size).getlength(" "), size)
+                    self._line(
+                        sheet, line, (x + column * cell + 4, y + 1), face(font, size).getlength(" "), size
+                    )
                 if ruled:
-                    sheet.pen.rectangle((x + column * cell, y - 1, x + (column + 1) * cell, y + step - 1), outline=sheet.ink)
+                    sheet.pen.rectangle(
+                        (x + column * cell, y - 1, x + (column + 1) * cell, y + step - 1), outline=sheet.ink
+                    )
             y += step
         return y + size
 
@@ -152,7 +168,9 @@ class Writer:
                 used += advance + space
         return [line for line in lines if line]
 
-    def _line(self, sheet: Sheet, line: list[tuple], at: tuple[float, float], space: float, size: float) -> None:
+    def _line(
+        self, sheet: Sheet, line: list[tuple], at: tuple[float, float], space: float, size: float
+    ) -> None:
         x, y = at
         for word, chosen, advance in line:
             sheet.pen.text((x, y + size * 0.95), word, fill=sheet.ink, font=chosen, anchor="ls")

@@ -19,8 +19,15 @@ from torch import nn
 ROWS, COLUMNS = 12, 22  # visual tokens of a region, 32 x 32 pixels each
 HEIGHT, WIDTH = 32 * ROWS, 32 * COLUMNS  # pixels
 PAGE_TOKENS = ROWS * COLUMNS
-SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
-                  "<|image_pad|>", "<|video_pad|>")
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
 PAD, VISION_START, VISION_END, IMAGE, VIDEO = 0, 3, 4, 5, 6  # ids of the special tokens
 
 
@@ -48,22 +55,54 @@ class TinyConfig:
     def published(self) -> dict:
         """Return the checkpoint's config.json in the published layout."""
         text = dict(
-            model_type="qwen3_vl_text", vocab_size=self.vocab_size, hidden_size=self.hidden,
-            intermediate_size=self.mlp, num_hidden_layers=self.layers, num_attention_heads=self.heads,
-            num_key_value_heads=self.kv_heads, head_dim=self.head_dim, hidden_act="silu",
-            max_position_embeddings=4096, rms_norm_eps=1e-6, attention_bias=False, pad_token_id=PAD,
-            rope_parameters=dict(rope_type="default", rope_theta=self.rope_theta,
-                                 mrope_section=list(self.mrope_section), mrope_interleaved=True))
+            model_type="qwen3_vl_text",
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden,
+            intermediate_size=self.mlp,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            hidden_act="silu",
+            max_position_embeddings=4096,
+            rms_norm_eps=1e-6,
+            attention_bias=False,
+            pad_token_id=PAD,
+            rope_parameters=dict(
+                rope_type="default",
+                rope_theta=self.rope_theta,
+                mrope_section=list(self.mrope_section),
+                mrope_interleaved=True,
+            ),
+        )
         vision = dict(
-            model_type="qwen3_vl_vision", depth=self.vision_depth, hidden_size=self.vision_hidden,
-            intermediate_size=self.vision_mlp, num_heads=self.vision_heads, in_channels=3, patch_size=16,
-            spatial_merge_size=2, temporal_patch_size=2, out_hidden_size=self.hidden,
-            num_position_embeddings=self.vision_positions, deepstack_visual_indexes=list(self.deepstack),
-            hidden_act="gelu_pytorch_tanh")
+            model_type="qwen3_vl_vision",
+            depth=self.vision_depth,
+            hidden_size=self.vision_hidden,
+            intermediate_size=self.vision_mlp,
+            num_heads=self.vision_heads,
+            in_channels=3,
+            patch_size=16,
+            spatial_merge_size=2,
+            temporal_patch_size=2,
+            out_hidden_size=self.hidden,
+            num_position_embeddings=self.vision_positions,
+            deepstack_visual_indexes=list(self.deepstack),
+            hidden_act="gelu_pytorch_tanh",
+        )
         return dict(
-            model_type="colqwen3", architectures=["ColQwen3"], embed_dim=self.embed_dim, dtype="bfloat16",
-            image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=VISION_START,
-            vision_end_token_id=VISION_END, tie_word_embeddings=True, text_config=text, vision_config=vision)
+            model_type="colqwen3",
+            architectures=["ColQwen3"],
+            embed_dim=self.embed_dim,
+            dtype="bfloat16",
+            image_token_id=IMAGE,
+            video_token_id=VIDEO,
+            vision_start_token_id=VISION_START,
+            vision_end_token_id=VISION_END,
+            tie_word_embeddings=True,
+            text_config=text,
+            vision_config=vision,
+        )
 
 
 class VisionBlock(nn.Module):
@@ -72,7 +111,10 @@ class VisionBlock(nn.Module):
     def __init__(self, c: TinyConfig):
         super().__init__()
         self.heads = c.vision_heads
-        self.norm1, self.norm2 = nn.LayerNorm(c.vision_hidden, eps=1e-6), nn.LayerNorm(c.vision_hidden, eps=1e-6)
+        self.norm1, self.norm2 = (
+            nn.LayerNorm(c.vision_hidden, eps=1e-6),
+            nn.LayerNorm(c.vision_hidden, eps=1e-6),
+        )
         self.attn = nn.Module()
         self.attn.qkv = nn.Linear(c.vision_hidden, 3 * c.vision_hidden)
         self.attn.proj = nn.Linear(c.vision_hidden, c.vision_hidden)
@@ -123,7 +165,7 @@ class VisionTower(nn.Module):
         angle = torch.cat([angle, angle], dim=-1)  # (n_patches, head_dim)
         self.register_buffer("cos", angle.cos(), persistent=False)
         self.register_buffer("sin", angle.sin(), persistent=False)
-        indices, weights = interpolation(row, column, int(c.vision_positions ** 0.5))
+        indices, weights = interpolation(row, column, int(c.vision_positions**0.5))
         self.register_buffer("indices", indices, persistent=False)
         self.register_buffer("weights", weights, persistent=False)
 
@@ -134,7 +176,11 @@ class VisionTower(nn.Module):
         and the patches' last hidden state (n_pages, 1056, vision_hidden) in merge-block order.
         """
         n = pages.shape[0]
-        x = pages.view(n, ROWS, 2, 16, COLUMNS, 2, 16).permute(0, 1, 4, 2, 5, 3, 6).reshape(n, 4 * PAGE_TOKENS, 256)
+        x = (
+            pages.view(n, ROWS, 2, 16, COLUMNS, 2, 16)
+            .permute(0, 1, 4, 2, 5, 3, 6)
+            .reshape(n, 4 * PAGE_TOKENS, 256)
+        )
         kernel = self.patch_embed.proj.weight.sum((1, 2)).flatten(1)  # three equal colours, two equal frames
         x = F.linear(x, kernel, self.patch_embed.proj.bias)
         x = x + (self.pos_embed(self.indices) * self.weights[..., None]).sum(1)
@@ -243,7 +289,9 @@ def interpolation(row: torch.Tensor, column: torch.Tensor, side: int) -> tuple[t
     for place, count in ((row, 2 * ROWS), (column, 2 * COLUMNS)):
         at = torch.linspace(0, side - 1, count)[place]
         low = at.long()
-        taps.append((torch.stack([low, (low + 1).clamp(max=side - 1)], 1), torch.stack([1 - (at - low), at - low], 1)))
+        taps.append(
+            (torch.stack([low, (low + 1).clamp(max=side - 1)], 1), torch.stack([1 - (at - low), at - low], 1))
+        )
     (ri, rw), (ci, cw) = taps
     return (ri[:, :, None] * side + ci[:, None, :]).flatten(1), (rw[:, :, None] * cw[:, None, :]).flatten(1)
 
@@ -278,15 +326,21 @@ def initialise(module: nn.Module) -> None:
 def export(model: TinyColQwen3, folder: Path) -> None:
     """Write config.json and model.safetensors (bf16) in the published layout."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: value.detach().to(torch.bfloat16).contiguous().cpu() for name, value in model.state_dict().items()}
+    tensors = {
+        name: value.detach().to(torch.bfloat16).contiguous().cpu()
+        for name, value in model.state_dict().items()
+    }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(model.c.published(), indent=2) + "\n", encoding="utf-8")
 
 
 def towers(model: TinyColQwen3) -> dict[str, int]:
     """Return the number of parameters of the vision tower, the language model and the projection."""
-    parts = {"vision tower": model.vlm.model.visual, "language model": model.vlm.model.language_model,
-             "projection": model.embedding_proj_layer}
+    parts = {
+        "vision tower": model.vlm.model.visual,
+        "language model": model.vlm.model.language_model,
+        "projection": model.embedding_proj_layer,
+    }
     return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
 
 

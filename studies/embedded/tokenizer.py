@@ -19,8 +19,12 @@ def train(lines: Iterable[str], vocab_size: int) -> Tokenizer:
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     tokenizer.train_from_iterator((clean(line) for line in lines), trainer)
     return tokenizer
 
@@ -33,6 +37,11 @@ def clean(text: str) -> str:
 def published(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     """Wrap for transformers, padded on the left."""
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=SPECIAL_TOKENS[PAD], eos_token=SPECIAL_TOKENS[PAD],
-        additional_special_tokens=list(SPECIAL_TOKENS[1:]), padding_side="left", model_max_length=4096,
-        clean_up_tokenization_spaces=False)
+        tokenizer_object=tokenizer,
+        pad_token=SPECIAL_TOKENS[PAD],
+        eos_token=SPECIAL_TOKENS[PAD],
+        additional_special_tokens=list(SPECIAL_TOKENS[1:]),
+        padding_side="left",
+        model_max_length=4096,
+        clean_up_tokenization_spaces=False,
+    )

@@ -31,15 +31,18 @@ from studies.embedded.tiny_model import HEIGHT, WIDTH, TinyColQwen3, TinyConfig,
 class Trainer:
     """The model, what is learned beside it and its optimizers."""
 
-    def __init__(self, config: TinyConfig, device: str, batch: int, queries: int, packed: int, compiled: bool):
+    def __init__(
+        self, config: TinyConfig, device: str, batch: int, queries: int, packed: int, compiled: bool
+    ):
         self.device, self.batch, self.queries_each, self.packed = device, batch, queries, packed
         self.model = TinyColQwen3(config).to(device)
         self.reader = nn.Linear(config.vision_hidden, 8 * (len(CLASSES) + 1)).to(device)
         self.scales = nn.Parameter(torch.tensor([math.log(12.0), math.log(8.0)], device=device))
         matrices, others = split_parameters(self.model)
         self.muon = Muon(matrices, lr=0.02, weight_decay=0.01)
-        self.adamw = torch.optim.AdamW([*others, *self.reader.parameters(), self.scales], lr=1.5e-3,
-                                       betas=(0.9, 0.98), weight_decay=0.01)
+        self.adamw = torch.optim.AdamW(
+            [*others, *self.reader.parameters(), self.scales], lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.01
+        )
         self.step, self.elapsed_s = 0, 0.0
         self.retrieval = losses.retrieval_losses
         self.reading = reading_loss
@@ -49,7 +52,9 @@ class Trainer:
             self.retrieval = torch.compile(self.retrieval, dynamic=False)
             self.reading = torch.compile(self.reading, dynamic=False)
 
-    def loss(self, example: dict[str, torch.Tensor], progress: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def loss(
+        self, example: dict[str, torch.Tensor], progress: float
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the loss of a batch of canvases and its parts; `progress` in 0..1 sets their weights."""
         with torch.no_grad():
             views = augment.draw_views(len(example["image"]), tuple(example["image"].shape[1:]), self.device)
@@ -66,14 +71,17 @@ class Trainer:
             cells, patches = self.model.pages(pages)
             words = self.model.queries(tokens.flatten(0, 1)).flatten(0, 1)[places]
             read = self.reading(self.reader, patches, classes)
-        spot, within, rank, right = self.retrieval(words, cells, self.scales, places // width, printed, real,
-                                                   rivals_off, n_queries)
+        spot, within, rank, right = self.retrieval(
+            words, cells, self.scales, places // width, printed, real, rivals_off, n_queries
+        )
         rank_weight = 0.1 + 1.9 * ramp(progress, 0.1, 0.6)
         read_weight = 3.0 - 2.75 * ramp(progress, 0.05, 0.4)
         total = spot + 0.3 * within + rank_weight * rank + read_weight * read
         return total, dict(spot=spot, within=within, rank=rank, read=read, right=right)
 
-    def update(self, example: dict[str, torch.Tensor], progress: float, warm_steps: int = 150) -> dict[str, torch.Tensor]:
+    def update(
+        self, example: dict[str, torch.Tensor], progress: float, warm_steps: int = 150
+    ) -> dict[str, torch.Tensor]:
         """Take one optimizer step and return the parts of the loss."""
         rate = min(1.0, (self.step + 1) / warm_steps) * schedule(progress)
         self.muon.param_groups[0]["lr"], self.adamw.param_groups[0]["lr"] = 0.02 * rate, 1.5e-3 * rate
@@ -87,8 +95,15 @@ class Trainer:
         return {name: value.detach() for name, value in parts.items()}
 
     def state(self) -> dict:
-        return dict(model=self.model.state_dict(), reader=self.reader.state_dict(), scales=self.scales.data,
-                    muon=self.muon.state_dict(), adamw=self.adamw.state_dict(), step=self.step, elapsed_s=self.elapsed_s)
+        return dict(
+            model=self.model.state_dict(),
+            reader=self.reader.state_dict(),
+            scales=self.scales.data,
+            muon=self.muon.state_dict(),
+            adamw=self.adamw.state_dict(),
+            step=self.step,
+            elapsed_s=self.elapsed_s,
+        )
 
     def load(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
@@ -129,7 +144,10 @@ def schedule(progress: float) -> float:
 def encode(model: TinyColQwen3, tokenizer: Tokenizer, images: np.ndarray, texts: list[str], device: str):
     """Return vectors of queries, a list of (t, d), and of regions (n, 264, d)."""
     pages, queries = [], []
-    with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"), torch.compiler.set_stance("force_eager"):
+    with (
+        torch.autocast(device, torch.bfloat16, enabled=device != "cpu"),
+        torch.compiler.set_stance("force_eager"),
+    ):
         for start in range(0, len(images), 32):
             part = torch.from_numpy(images[start : start + 32]).to(device).float() / 127.5 - 1
             pages.append(model.pages(part)[0])
@@ -141,15 +159,21 @@ def encode(model: TinyColQwen3, tokenizer: Tokenizer, images: np.ndarray, texts:
     return [vectors[i, : len(ids)] for i, ids in enumerate(queries)], torch.cat(pages)
 
 
-def evaluate(model: TinyColQwen3, tokenizer: Tokenizer, data: check.Check, device: str, scanned: bool = False) -> dict:
+def evaluate(
+    model: TinyColQwen3, tokenizer: Tokenizer, data: check.Check, device: str, scanned: bool = False
+) -> dict:
     """Run the reading check with the compact model."""
     images = check.degrade(data.images) if scanned else data.images
-    return check.report(data, *encode(model, tokenizer, images, [query.text for query in data.queries], device))
+    return check.report(
+        data, *encode(model, tokenizer, images, [query.text for query in data.queries], device)
+    )
 
 
 def save_shards(model: TinyColQwen3, folder: Path) -> None:
     """Write the weights in bf16 as two safetensors files of about equal size."""
-    items = [(name, value.to(torch.bfloat16).contiguous().cpu()) for name, value in model.state_dict().items()]
+    items = [
+        (name, value.to(torch.bfloat16).contiguous().cpu()) for name, value in model.state_dict().items()
+    ]
     half, shards = sum(value.numel() for _, value in items) / 2, ({}, {})
     for name, value in sorted(items, key=lambda item: -item[1].numel()):
         sizes = [sum(v.numel() for v in shard.values()) for shard in shards]
@@ -161,8 +185,14 @@ def save_shards(model: TinyColQwen3, folder: Path) -> None:
 def sources(data: Path) -> tuple[Sources, list[dict]]:
     """Return the training sources in a data folder and the held-out documents."""
     documents = json.loads((data / "documents.json").read_text(encoding="utf-8"))
-    pdfs = {language: [str(data / "pdf" / f"{d['name']}.pdf") for d in documents
-                       if d["lang"] == language and d["split"] == "train"] for language in LANGUAGES}
+    pdfs = {
+        language: [
+            str(data / "pdf" / f"{d['name']}.pdf")
+            for d in documents
+            if d["lang"] == language and d["split"] == "train"
+        ]
+        for language in LANGUAGES
+    }
     held_out = [d for d in documents if d["split"] == "held_out"]
     return Sources(pdfs, str(data / "texts"), str(data / "fonts"), str(data / "tokenizer.json")), held_out
 
@@ -208,8 +238,11 @@ def run(args: argparse.Namespace) -> None:
         torch.manual_seed(args.seed + trainer.step)
     note(event="start", step=trainer.step, elapsed_s=trainer.elapsed_s, **describe(trainer.model))
     pool = Pool(workers, args.capacity, args.device)
-    data = check.load(args.check) if args.check and args.check.exists() else check.build(
-        held_out, args.data / "pdf", args.per_language)
+    data = (
+        check.load(args.check)
+        if args.check and args.check.exists()
+        else check.build(held_out, args.data / "pdf", args.per_language)
+    )
     if args.check:
         check.save(data, args.check)
     tokenizer = Tokenizer.from_file(feed.tokenizer)
@@ -234,10 +267,15 @@ def run(args: argparse.Namespace) -> None:
             means = torch.stack(rows).mean(0).tolist()  # waits for the accelerator
             now = time.monotonic()
             trainer.elapsed_s += now - last
-            note(step=trainer.step, elapsed_s=round(trainer.elapsed_s, 1), ms=round(1e3 * (now - last) / len(rows), 1),
-                 **{name: round(value, 4) for name, value in zip(parts, means)}, made=2 * pool.made,
-                 rate=round(schedule(trainer.elapsed_s / args.total_s), 4),
-                 scales=[round(value, 2) for value in trainer.scales.exp().tolist()])
+            note(
+                step=trainer.step,
+                elapsed_s=round(trainer.elapsed_s, 1),
+                ms=round(1e3 * (now - last) / len(rows), 1),
+                **{name: round(value, 4) for name, value in zip(parts, means)},
+                made=2 * pool.made,
+                rate=round(schedule(trainer.elapsed_s / args.total_s), 4),
+                scales=[round(value, 2) for value in trainer.scales.exp().tolist()],
+            )
             rows = []
             if trainer.elapsed_s - measured > 60:
                 measure()
@@ -245,7 +283,11 @@ def run(args: argparse.Namespace) -> None:
             last = time.monotonic()
     measure()
     for scanned in (False, True):
-        note(event="final", scanned=scanned, table=evaluate(trainer.model, tokenizer, data, args.device, scanned))
+        note(
+            event="final",
+            scanned=scanned,
+            table=evaluate(trainer.model, tokenizer, data, args.device, scanned),
+        )
     workers.stop()
 
 

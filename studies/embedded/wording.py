@@ -91,7 +91,9 @@ def runs(row: dict) -> list[list[str]]:
     found, run, last = [], [], None
     for word, box in zip(row["words"], row["boxes"], strict=True):
         height = box[3] - box[1]
-        apart = last is not None and not (-3 * height < last[1] - box[1] < height and box[3] - last[3] < 3 * height)
+        apart = last is not None and not (
+            -3 * height < last[1] - box[1] < height and box[3] - last[3] < 3 * height
+        )
         if apart or not any(letter.isalnum() for letter in word):
             found.append(run)
             run = []

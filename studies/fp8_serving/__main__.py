@@ -1,4 +1,5 @@
 """``python -m studies.fp8_serving run nutrition-fp8``: the study's notebook through the driver of the retrieval notebooks."""
+
 import sys
 
 from colq_utils.__main__ import main

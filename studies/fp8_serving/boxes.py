@@ -1,4 +1,5 @@
 """The answer of the detector as text and as numbers: ``[x1, y1, x2, y2]``, fractions of the picture's width and height."""
+
 import re
 
 import numpy as np

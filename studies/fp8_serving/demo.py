@@ -1,4 +1,5 @@
 """The detector's training shown in small, for the appendix notebook: the same code on a handful of scenes, on a CPU."""
+
 import numpy as np
 import pandas as pd
 import torch
@@ -18,7 +19,9 @@ def parts(model: torch.nn.Module) -> pd.DataFrame:
 def scenes_of(seed: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Scenes of the training stream, wide ones: images ``(n, 336, 448, 3)`` as uint8 and boxes ``(n, 4)``."""
     drawn = [scenes.draw([scenes.TRAINING, seed, i], scenes.SHAPES[0]) for i in range(count)]
-    return torch.from_numpy(np.stack([np.array(s.image) for s in drawn])), torch.tensor([s.box for s in drawn])
+    return torch.from_numpy(np.stack([np.array(s.image) for s in drawn])), torch.tensor(
+        [s.box for s in drawn]
+    )
 
 
 def lessons(images: torch.Tensor, truth: torch.Tensor) -> Figure:

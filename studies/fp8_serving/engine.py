@@ -3,6 +3,7 @@
 An answer that failed is an answer with a reason, never an exception: a picture that does not decode, a text that is no
 box, a server that refused. Reasons are counted in the results.
 """
+
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -16,7 +17,13 @@ from colq_utils.base.errors import ColqError
 from studies.fp8_serving import boxes, fp8, generate, pictures
 
 #: Reasons an answer may fail for.
-UNDECODABLE, NO_BOX, REFUSED, LATE, UNREACHABLE = "picture does not decode", "no box in the answer", "refused by the server", "no answer in time", "server not reachable"
+UNDECODABLE, NO_BOX, REFUSED, LATE, UNREACHABLE = (
+    "picture does not decode",
+    "no box in the answer",
+    "refused by the server",
+    "no answer in time",
+    "server not reachable",
+)
 
 
 @dataclass
@@ -37,7 +44,9 @@ class Answer:
     def of(cls, text: str, **times) -> "Answer":
         """An answer from its text; a text that is no box is kept and named."""
         box = boxes.parse(text)
-        return cls(text=text, box=box, reason=None if box else NO_BOX, detail=None if box else text[:80], **times)
+        return cls(
+            text=text, box=box, reason=None if box else NO_BOX, detail=None if box else text[:80], **times
+        )
 
 
 def reasons(answers: list[Answer]) -> dict[str, int]:
@@ -51,7 +60,9 @@ def prompt_of(folder: Path, tokenizer) -> generate.Prompt:
     text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
     image = "<|image_pad|>"
     if text.count(image) != 1:
-        raise ColqError(f"the chat template of {folder.name} puts {text.count(image)} pictures into a prompt with one")
+        raise ColqError(
+            f"the chat template of {folder.name} puts {text.count(image)} pictures into a prompt with one"
+        )
     ahead, behind = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in text.split(image))
     return generate.Prompt(ahead, behind, tokenizer.eos_token_id)
 
@@ -76,8 +87,15 @@ class InProcess:
         self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         self.prompt = prompt_of(Path(folder), self.tokenizer)
         fields = files.read_json(Path(folder) / "preprocessor_config.json", "help")
-        size = fields.get("size") or {"shortest_edge": fields["min_pixels"], "longest_edge": fields["max_pixels"]}  # older checkpoints
-        self.mean, self.std, self.limits = fields["image_mean"], fields["image_std"], (size["shortest_edge"], size["longest_edge"])
+        size = fields.get("size") or {
+            "shortest_edge": fields["min_pixels"],
+            "longest_edge": fields["max_pixels"],
+        }  # older checkpoints
+        self.mean, self.std, self.limits = (
+            fields["image_mean"],
+            fields["image_std"],
+            (size["shortest_edge"], size["longest_edge"]),
+        )
         self.generators: dict[tuple, generate.Generator] = {}
         self.load_s = time.perf_counter() - start
 
@@ -103,7 +121,7 @@ class InProcess:
             waiting.setdefault(image.size, []).append((i, image, time.perf_counter() - start))
         for size, items in waiting.items():
             for first in range(0, len(items), self.batch):
-                for i, answer in self._together(size, items[first:first + self.batch]):
+                for i, answer in self._together(size, items[first : first + self.batch]):
                     answers[i] = answer
         return answers
 
@@ -112,9 +130,20 @@ class InProcess:
         given = generate.patches([image for _, image, _ in items], self.mean, self.std, self.device)
         prepared = time.perf_counter() - start + sum(seconds for *_, seconds in items)
         rows, timing = self.generator(size, len(items))(given)
-        return [(i, Answer.of(self.tokenizer.decode(row, skip_special_tokens=True), latency_s=prepared + timing.prefill_s + timing.decode_s,
-                              prepare_s=prepared, prefill_s=timing.prefill_s, decode_s=timing.decode_s, tokens=timing.tokens))
-                for (i, _, _), row in zip(items, rows)]
+        return [
+            (
+                i,
+                Answer.of(
+                    self.tokenizer.decode(row, skip_special_tokens=True),
+                    latency_s=prepared + timing.prefill_s + timing.decode_s,
+                    prepare_s=prepared,
+                    prefill_s=timing.prefill_s,
+                    decode_s=timing.decode_s,
+                    tokens=timing.tokens,
+                ),
+            )
+            for (i, _, _), row in zip(items, rows)
+        ]
 
     @property
     def cache_bytes(self) -> int:
@@ -125,7 +154,9 @@ class InProcess:
 def in_process(experiment, variant: str, batch: int = 1) -> InProcess:
     """The in-process engine of a variant, with the experiment's device and threads."""
     if experiment.runtime.device == "cuda" and not torch.cuda.is_available():
-        raise ColqError("the experiment asks for device cuda and no CUDA device is visible; set runtime.device to cpu")
+        raise ColqError(
+            "the experiment asks for device cuda and no CUDA device is visible; set runtime.device to cpu"
+        )
     if experiment.runtime.threads:
         torch.set_num_threads(experiment.runtime.threads)
     folder = experiment.folder(variant)

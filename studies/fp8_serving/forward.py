@@ -5,6 +5,7 @@ more than the arithmetic of a short answer. Here positions are tables, the cache
 place, and a layer is one function of tensors: it can be compiled once for all layers and recorded in a CUDA graph.
 Tests hold it to the tokens of ``model.generate``. Only pictures, no videos; no padding: a batch has one prompt length.
 """
+
 from dataclasses import dataclass
 
 import torch
@@ -15,26 +16,44 @@ from torch import Tensor, nn
 def picture_angles(config, rows: int, columns: int, device) -> Tensor:
     """Rotary angles of the vision tower, ``(rows * columns, head_dim / 2)``, patches in the order of merged cells."""
     head = config.embed_dim // config.num_heads
-    frequency = 1.0 / (10000.0 ** (torch.arange(0, head // 2, 2, dtype=torch.float, device=device) / (head // 2)))
+    frequency = 1.0 / (
+        10000.0 ** (torch.arange(0, head // 2, 2, dtype=torch.float, device=device) / (head // 2))
+    )
     merge = config.spatial_merge_size
-    y, x = torch.meshgrid(torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij")
-    order = [grid.view(rows // merge, merge, columns // merge, merge).transpose(1, 2).reshape(-1) for grid in (y, x)]
+    y, x = torch.meshgrid(
+        torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij"
+    )
+    order = [
+        grid.view(rows // merge, merge, columns // merge, merge).transpose(1, 2).reshape(-1)
+        for grid in (y, x)
+    ]
     return torch.cat([axis[:, None].float() * frequency for axis in order], -1)
 
 
 def text_positions(before: int, rows: int, columns: int, after: int, device) -> Tensor:
     """Positions in time, height and width, ``(3, n_tokens)``: text, merged picture cells, text. Source: Qwen2-VL's M-RoPE."""
-    y, x = torch.meshgrid(torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij")
+    y, x = torch.meshgrid(
+        torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij"
+    )
     picture = torch.stack((torch.zeros_like(y), y, x)).reshape(3, -1) + before
-    ahead, behind = torch.arange(before, device=device), torch.arange(after, device=device) + before + max(rows, columns)
+    ahead, behind = (
+        torch.arange(before, device=device),
+        torch.arange(after, device=device) + before + max(rows, columns),
+    )
     return torch.cat((ahead.expand(3, -1), picture, behind.expand(3, -1)), 1)
 
 
 def text_angles(config, positions: Tensor) -> Tensor:
     """Rotary angles of the language model, ``(n_tokens, head_dim / 2)``: each frequency follows one of the three positions."""
     head = config.hidden_size // config.num_attention_heads
-    frequency = 1.0 / (config.rope_parameters["rope_theta"] ** (torch.arange(0, head, 2, dtype=torch.float, device=positions.device) / head))
-    axes = [positions[axis].float()[:, None] * part for axis, part in enumerate(frequency.split(list(config.rope_parameters["mrope_section"])))]
+    frequency = 1.0 / (
+        config.rope_parameters["rope_theta"]
+        ** (torch.arange(0, head, 2, dtype=torch.float, device=positions.device) / head)
+    )
+    axes = [
+        positions[axis].float()[:, None] * part
+        for axis, part in enumerate(frequency.split(list(config.rope_parameters["mrope_section"])))
+    ]
     return torch.cat(axes, -1)
 
 
@@ -52,7 +71,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def normed(x: Tensor, norm: nn.Module) -> Tensor:
     """Root-mean-square norm, in fp32 as transformers does."""
     wide = x.float()
-    return norm.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.variance_epsilon)).to(x.dtype)
+    return norm.weight * (
+        wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.variance_epsilon)
+    ).to(x.dtype)
 
 
 def vision_block(block: nn.Module, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -66,8 +87,16 @@ def vision_block(block: nn.Module, x: Tensor, cos: Tensor, sin: Tensor) -> Tenso
     return x + block.mlp(block.norm2(x))
 
 
-def text_block(layer: nn.Module, x: Tensor, cos: Tensor, sin: Tensor, keys: Tensor | None = None, values: Tensor | None = None,
-               slot: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+def text_block(
+    layer: nn.Module,
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    keys: Tensor | None = None,
+    values: Tensor | None = None,
+    slot: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
     """One layer of the language model on ``(batch, n_tokens, width)``.
 
     Args:
@@ -88,12 +117,16 @@ def text_block(layer: nn.Module, x: Tensor, cos: Tensor, sin: Tensor, keys: Tens
         values.index_copy_(2, slot, v)
     if mask is None:
         repeats = attention.num_key_value_groups
-        mixed = F.scaled_dot_product_attention(q, k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1), is_causal=True)
+        mixed = F.scaled_dot_product_attention(
+            q, k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1), is_causal=True
+        )
         mixed = mixed.transpose(1, 2).reshape(batch, n, width)
     else:  # Heads that share a key head stand as its queries. Written out: fused kernels give a head of one query to one processor.
         grouped = q.view(batch, keys.shape[1], -1, attention.head_dim)
         score = (grouped @ keys.transpose(-1, -2)).float() * attention.scaling
-        mixed = (score.masked_fill(~mask, float("-inf")).softmax(-1).to(values.dtype) @ values).reshape(batch, 1, width)
+        mixed = (score.masked_fill(~mask, float("-inf")).softmax(-1).to(values.dtype) @ values).reshape(
+            batch, 1, width
+        )
     x = x + attention.o_proj(mixed)
     inner = normed(x, layer.post_attention_layernorm)
     if hasattr(layer.mlp, "gate_up_proj"):
@@ -127,7 +160,7 @@ def see(model: nn.Module, patches: Tensor, rows: int, columns: int, blocks: Bloc
 def embed(model: nn.Module, ids: Tensor, cells: Tensor, before: int) -> Tensor:
     """Token vectors with the picture's cells in the place of its tokens, which start after `before` tokens of text."""
     text = model.model.language_model.embed_tokens(ids)
-    return torch.cat((text[:, :before], cells.to(text.dtype), text[:, before + cells.shape[1]:]), 1)
+    return torch.cat((text[:, :before], cells.to(text.dtype), text[:, before + cells.shape[1] :]), 1)
 
 
 def logits(model: nn.Module, x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ A `Generator` belongs to one picture size and batch. Its two parts, reading the 
 token, are the same functions on every device; on CUDA they are replayed as graphs, so that a time is the work's and
 not Python's.
 """
+
 import time
 from dataclasses import dataclass
 
@@ -49,8 +50,21 @@ class Generator:
         blocks: layer functions, compiled for CUDA.
     """
 
-    def __init__(self, model, prompt: Prompt, size: tuple[int, int], batch: int = 1, longest: int = 32, blocks: forward.Blocks | None = None):
-        self.model, self.prompt, self.longest, self.blocks = model, prompt, longest, blocks or forward.Blocks()
+    def __init__(
+        self,
+        model,
+        prompt: Prompt,
+        size: tuple[int, int],
+        batch: int = 1,
+        longest: int = 32,
+        blocks: forward.Blocks | None = None,
+    ):
+        self.model, self.prompt, self.longest, self.blocks = (
+            model,
+            prompt,
+            longest,
+            blocks or forward.Blocks(),
+        )
         weight = model.lm_head.weight
         self.device, dtype = weight.device, weight.dtype
         text, self.rows, self.columns = model.config.text_config, size[1] // 28, size[0] // 28
@@ -60,7 +74,9 @@ class Generator:
         head = text.hidden_size // text.num_attention_heads
         cache = (text.num_hidden_layers, batch, text.num_key_value_heads, capacity, head)
         self.keys, self.values = (torch.zeros(cache, dtype=dtype, device=self.device) for _ in range(2))
-        where = forward.text_positions(len(prompt.ahead), self.rows, self.columns, len(prompt.behind) + longest, self.device)
+        where = forward.text_positions(
+            len(prompt.ahead), self.rows, self.columns, len(prompt.behind) + longest, self.device
+        )
         self.cos, self.sin = forward.rotation(forward.text_angles(text, where), dtype)
         ids = prompt.ahead + [model.config.image_token_id] * cells + prompt.behind
         self.ids = torch.tensor(ids, device=self.device).expand(batch, -1).contiguous()
@@ -81,7 +97,9 @@ class Generator:
         x = forward.embed(self.model, self.ids, cells, len(self.prompt.ahead))
         n = self.length
         for i, layer in enumerate(self.model.model.language_model.layers):
-            x = self.blocks.text(layer, x, self.cos[:n], self.sin[:n], self.keys[i], self.values[i], self.slots[:n])
+            x = self.blocks.text(
+                layer, x, self.cos[:n], self.sin[:n], self.keys[i], self.values[i], self.slots[:n]
+            )
         self.token.copy_(forward.logits(self.model, x[:, -1:]).argmax(-1))
         self.written[:, :1].copy_(self.token)
         self.place.fill_(n)
@@ -133,7 +151,9 @@ class Generator:
             Token ids of each answer without the stop token, and the times.
         """
         read, write = [graph.replay for graph in self.graphs] if self.graphs else (self._read, self._write)
-        together = 4 if self.graphs else 1  # tokens between two looks at the answer: looking makes the device wait
+        together = (
+            4 if self.graphs else 1
+        )  # tokens between two looks at the answer: looking makes the device wait
         timing, start = Timing(), self._sync()
         self.patches.copy_(patches)
         read()
@@ -147,12 +167,15 @@ class Generator:
             rows = self.written[:, :made].tolist()
             timing.decode_s += -now + (now := time.perf_counter())
         timing.tokens = made
-        return [row[:row.index(self.prompt.stop)] if self.prompt.stop in row else row for row in rows], timing
+        return [
+            row[: row.index(self.prompt.stop)] if self.prompt.stop in row else row for row in rows
+        ], timing
 
 
 def fitted(image: Image.Image, smallest: int, largest: int) -> Image.Image:
     """A picture resized as Qwen2-VL's image processor does: sides multiples of 28, pixels between two limits."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
     height, width = smart_resize(image.height, image.width, 28, smallest, largest)
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
 

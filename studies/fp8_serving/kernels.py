@@ -4,6 +4,7 @@ torch's FP8 product works on tiles of 64 tokens and more; with one token it take
 program holds 64 output channels against at most 16 tokens and a share of the inputs; the shares are added outside.
 Hopper or later. Source of the idea: split-K, as in any matrix-vector product.
 """
+
 import torch
 import triton
 import triton.language as tl
@@ -21,8 +22,16 @@ def _product(x, w, out, m, n, k, steps, TOKENS: tl.constexpr, CHANNELS: tl.const
     first = tl.program_id(1) * steps * INPUTS
     for step in range(steps):
         place = first + step * INPUTS + tl.arange(0, INPUTS)
-        weights = tl.load(w + channel[:, None] * k + place[None, :], mask=(channel < n)[:, None] & (place < k)[None, :], other=0.0)
-        inputs = tl.load(x + token[None, :] * k + place[:, None], mask=(token < m)[None, :] & (place < k)[:, None], other=0.0)
+        weights = tl.load(
+            w + channel[:, None] * k + place[None, :],
+            mask=(channel < n)[:, None] & (place < k)[None, :],
+            other=0.0,
+        )
+        inputs = tl.load(
+            x + token[None, :] * k + place[:, None],
+            mask=(token < m)[None, :] & (place < k)[:, None],
+            other=0.0,
+        )
         total += tl.dot(weights, inputs)
     where = out + tl.program_id(1) * m * n + token[None, :] * n + channel[:, None]
     tl.store(where, total, mask=(channel < n)[:, None] & (token < m)[None, :])
@@ -42,7 +51,19 @@ def _few_tokens(x: Tensor, w: Tensor) -> Tensor:
     inputs, steps, parts, stages = plan(n, k)
     out = torch.empty((parts, m, n), dtype=torch.float32, device=x.device)
     wrap_triton(_product)[(triton.cdiv(n, CHANNELS), parts)](
-        x, w, out, m, n, k, steps, TOKENS=TOKENS, CHANNELS=CHANNELS, INPUTS=inputs, num_warps=4, num_stages=stages)
+        x,
+        w,
+        out,
+        m,
+        n,
+        k,
+        steps,
+        TOKENS=TOKENS,
+        CHANNELS=CHANNELS,
+        INPUTS=inputs,
+        num_warps=4,
+        num_stages=stages,
+    )
     return out
 
 

@@ -3,6 +3,7 @@
 Drawn with PIL in the fonts that matplotlib brings, at the size at which they are seen. Words and numbers are made up;
 a table's energy in kcal follows from its fat, carbohydrate and protein.
 """
+
 from functools import lru_cache
 from pathlib import Path
 
@@ -10,30 +11,166 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-_FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSansMono", "STIXGeneral", "STIXGeneralBol")
-_BOLD = {"DejaVuSans": "DejaVuSans-Bold", "DejaVuSerif": "DejaVuSerif-Bold", "DejaVuSansMono": "DejaVuSansMono-Bold", "STIXGeneral": "STIXGeneralBol"}
+_FONTS = (
+    "DejaVuSans",
+    "DejaVuSans-Bold",
+    "DejaVuSerif",
+    "DejaVuSerif-Bold",
+    "DejaVuSansMono",
+    "STIXGeneral",
+    "STIXGeneralBol",
+)
+_BOLD = {
+    "DejaVuSans": "DejaVuSans-Bold",
+    "DejaVuSerif": "DejaVuSerif-Bold",
+    "DejaVuSansMono": "DejaVuSansMono-Bold",
+    "STIXGeneral": "STIXGeneralBol",
+}
 
 #: Words of a table by language: title, first and second column, energy, fat, saturates, carbohydrate, sugars, fibre, protein, salt.
 WORDS = {
-    "en-us": ("Nutrition Facts", "Amount", "", "Calories", "Total Fat", "Saturated Fat", "Total Carbohydrate", "Sugars",
-              "Dietary Fiber", "Protein", "Sodium"),
-    "en": ("Nutrition", "per 100 g", "per portion", "Energy", "Fat", "of which saturates", "Carbohydrate", "of which sugars", "Fibre",
-           "Protein", "Salt"),
-    "de": ("Nährwerte", "je 100 g", "je Portion", "Energie", "Fett", "davon gesättigt", "Kohlenhydrate", "davon Zucker", "Ballaststoffe",
-           "Eiweiß", "Salz"),
-    "fr": ("Valeurs nutritionnelles", "pour 100 g", "par portion", "Énergie", "Matières grasses", "dont saturés", "Glucides", "dont sucres",
-           "Fibres", "Protéines", "Sel"),
-    "es": ("Información nutricional", "por 100 g", "por ración", "Energía", "Grasas", "saturadas", "Hidratos de carbono", "azúcares", "Fibra",
-           "Proteínas", "Sal"),
-    "it": ("Valori nutrizionali", "per 100 g", "per porzione", "Energia", "Grassi", "di cui saturi", "Carboidrati", "di cui zuccheri", "Fibre",
-           "Proteine", "Sale"),
+    "en-us": (
+        "Nutrition Facts",
+        "Amount",
+        "",
+        "Calories",
+        "Total Fat",
+        "Saturated Fat",
+        "Total Carbohydrate",
+        "Sugars",
+        "Dietary Fiber",
+        "Protein",
+        "Sodium",
+    ),
+    "en": (
+        "Nutrition",
+        "per 100 g",
+        "per portion",
+        "Energy",
+        "Fat",
+        "of which saturates",
+        "Carbohydrate",
+        "of which sugars",
+        "Fibre",
+        "Protein",
+        "Salt",
+    ),
+    "de": (
+        "Nährwerte",
+        "je 100 g",
+        "je Portion",
+        "Energie",
+        "Fett",
+        "davon gesättigt",
+        "Kohlenhydrate",
+        "davon Zucker",
+        "Ballaststoffe",
+        "Eiweiß",
+        "Salz",
+    ),
+    "fr": (
+        "Valeurs nutritionnelles",
+        "pour 100 g",
+        "par portion",
+        "Énergie",
+        "Matières grasses",
+        "dont saturés",
+        "Glucides",
+        "dont sucres",
+        "Fibres",
+        "Protéines",
+        "Sel",
+    ),
+    "es": (
+        "Información nutricional",
+        "por 100 g",
+        "por ración",
+        "Energía",
+        "Grasas",
+        "saturadas",
+        "Hidratos de carbono",
+        "azúcares",
+        "Fibra",
+        "Proteínas",
+        "Sal",
+    ),
+    "it": (
+        "Valori nutrizionali",
+        "per 100 g",
+        "per porzione",
+        "Energia",
+        "Grassi",
+        "di cui saturi",
+        "Carboidrati",
+        "di cui zuccheri",
+        "Fibre",
+        "Proteine",
+        "Sale",
+    ),
 }
-_EXTRAS = ("Vitamin A", "Vitamin C", "Vitamin D", "Calcium", "Iron", "Potassium", "Magnesium", "Zinc", "Vitamin B12", "Folic acid")
-_FOODS = ("oats", "wheat flour", "sugar", "palm oil", "cocoa butter", "skimmed milk powder", "salt", "barley malt", "hazelnuts", "soya lecithin",
-          "tomato", "onion", "rapeseed oil", "vinegar", "garlic", "pepper", "rice", "maize starch", "yeast", "honey", "almonds", "raisins")
-_STEPS = ("Pour into a bowl.", "Add cold milk.", "Heat for two minutes.", "Stir well.", "Leave to stand.", "Serve at once.", "Keep dry.",
-          "Shake before use.", "Boil the water.", "Drain and rinse.", "Season to taste.", "Store below 20 degrees.")
-_DAYS = ("Monday", "Tuesday", "Thursday", "Saturday", "Small cup", "Large pan", "Oven", "Grill", "Microwave", "Soft", "Firm")
+_EXTRAS = (
+    "Vitamin A",
+    "Vitamin C",
+    "Vitamin D",
+    "Calcium",
+    "Iron",
+    "Potassium",
+    "Magnesium",
+    "Zinc",
+    "Vitamin B12",
+    "Folic acid",
+)
+_FOODS = (
+    "oats",
+    "wheat flour",
+    "sugar",
+    "palm oil",
+    "cocoa butter",
+    "skimmed milk powder",
+    "salt",
+    "barley malt",
+    "hazelnuts",
+    "soya lecithin",
+    "tomato",
+    "onion",
+    "rapeseed oil",
+    "vinegar",
+    "garlic",
+    "pepper",
+    "rice",
+    "maize starch",
+    "yeast",
+    "honey",
+    "almonds",
+    "raisins",
+)
+_STEPS = (
+    "Pour into a bowl.",
+    "Add cold milk.",
+    "Heat for two minutes.",
+    "Stir well.",
+    "Leave to stand.",
+    "Serve at once.",
+    "Keep dry.",
+    "Shake before use.",
+    "Boil the water.",
+    "Drain and rinse.",
+    "Season to taste.",
+    "Store below 20 degrees.",
+)
+_DAYS = (
+    "Monday",
+    "Tuesday",
+    "Thursday",
+    "Saturday",
+    "Small cup",
+    "Large pan",
+    "Oven",
+    "Grill",
+    "Microwave",
+    "Soft",
+    "Firm",
+)
 Ink = tuple[int, int, int]
 
 
@@ -67,20 +204,36 @@ def colours(rng: np.random.Generator, paper: Ink) -> tuple[Ink, Ink]:
 def _amounts(rng: np.random.Generator) -> dict[str, float]:
     """Grams per 100 g that add up to at most 100, and the energy that follows."""
     carbohydrate, fat, protein = rng.dirichlet((2.0, 1.0, 0.8)) * rng.uniform(20, 98)
-    return {"energy": 4 * carbohydrate + 9 * fat + 4 * protein, "fat": fat, "saturates": fat * rng.uniform(0.1, 0.7), "carbohydrate": carbohydrate,
-            "sugars": carbohydrate * rng.uniform(0.05, 0.9), "fibre": rng.uniform(0, 9), "protein": protein, "salt": rng.uniform(0, 2.5)}
+    return {
+        "energy": 4 * carbohydrate + 9 * fat + 4 * protein,
+        "fat": fat,
+        "saturates": fat * rng.uniform(0.1, 0.7),
+        "carbohydrate": carbohydrate,
+        "sugars": carbohydrate * rng.uniform(0.05, 0.9),
+        "fibre": rng.uniform(0, 9),
+        "protein": protein,
+        "salt": rng.uniform(0, 2.5),
+    }
 
 
 def _rows(rng: np.random.Generator, words: tuple, american: bool) -> list[tuple[str, str, str, bool]]:
     """Name, value, second value and whether the name is indented, a table row each."""
     amount, portion = _amounts(rng), rng.uniform(0.2, 0.6)
     rows = []
-    for key, name in zip(("energy", "fat", "saturates", "carbohydrate", "sugars", "fibre", "protein", "salt"), words[3:]):
+    for key, name in zip(
+        ("energy", "fat", "saturates", "carbohydrate", "sugars", "fibre", "protein", "salt"), words[3:]
+    ):
         if key in ("fibre",) and rng.random() < 0.4:
             continue
         value = amount[key]
         if key == "energy":
-            first = f"{value * portion:.0f}" if american else f"{value * 4.184:.0f} kJ" if rng.random() < 0.5 else f"{value:.0f} kcal"
+            first = (
+                f"{value * portion:.0f}"
+                if american
+                else f"{value * 4.184:.0f} kJ"
+                if rng.random() < 0.5
+                else f"{value:.0f} kcal"
+            )
             second = "" if american else f"{value * portion:.0f} kcal"
         elif american:
             first, second = f"{value * portion:.0f} g", f"{value * portion * rng.uniform(1, 3):.0f} %"
@@ -88,7 +241,14 @@ def _rows(rng: np.random.Generator, words: tuple, american: bool) -> list[tuple[
             first, second = f"{value:.1f} g", f"{value * portion:.1f} g"
         rows.append((name, first, second, key in ("saturates", "sugars")))
     for name in rng.permutation(_EXTRAS)[: rng.integers(0, 6) if rng.random() < 0.5 else 0]:
-        rows.append((str(name), f"{rng.integers(2, 900)} {'mg' if rng.random() < 0.7 else 'µg'}", f"{rng.integers(2, 90)} %", False))
+        rows.append(
+            (
+                str(name),
+                f"{rng.integers(2, 900)} {'mg' if rng.random() < 0.7 else 'µg'}",
+                f"{rng.integers(2, 90)} %",
+                False,
+            )
+        )
     return rows
 
 
@@ -98,16 +258,22 @@ def nutrition(rng: np.random.Generator, paper: Ink, size: int) -> Image.Image:
     words = WORDS["en-us" if american else str(rng.choice([k for k in WORDS if k != "en-us"]))]
     regular, bold = typeface(rng)
     body, strong = font(regular, size), font(bold, size)
-    title = font(bold, max(size, round(size * (rng.uniform(1.4, 2.0) if american else rng.uniform(1.0, 1.4)))))
+    title = font(
+        bold, max(size, round(size * (rng.uniform(1.4, 2.0) if american else rng.uniform(1.0, 1.4))))
+    )
     rows, two = _rows(rng, words, american), bool(rng.random() < 0.65)
     ground, ink = colours(rng, paper)
     pad, step = max(2, round(size * rng.uniform(0.3, 0.7))), round(size * rng.uniform(1.25, 1.6))
     heads = (words[1], "% DV*" if american else words[2])
     names = max(body.getlength(name) + size * indented for name, _, _, indented in rows)
-    values = max(body.getlength(text) for text in (heads[0] if two or not american else "", *(row[1] for row in rows)))
+    values = max(
+        body.getlength(text) for text in (heads[0] if two or not american else "", *(row[1] for row in rows))
+    )
     seconds = max(body.getlength(text) for text in (heads[1], *(row[2] for row in rows))) if two else 0
     gap = size * rng.uniform(0.7, 2.2)
-    width = round(max(names + values + seconds + gap * (2 if two else 1), title.getlength(words[0])) + 2 * pad + 2)
+    width = round(
+        max(names + values + seconds + gap * (2 if two else 1), title.getlength(words[0])) + 2 * pad + 2
+    )
     head, foot = round(title.size * 1.25), step if american or rng.random() < 0.3 else 0
     header = step if two or not american else 0
     height = head + header + len(rows) * step + foot + 2 * pad
@@ -138,12 +304,19 @@ def nutrition(rng: np.random.Generator, paper: Ink, size: int) -> Image.Image:
         y += step
     if foot:
         pen.line((pad, y, right, y), fill=ink, width=max(1, thick // 2))
-        pen.text((pad, y + 1), "* Reference intake of an average adult"[: max(8, int(width / size * 1.7))], fill=ink, font=font(regular, max(5, size - 2)))
+        pen.text(
+            (pad, y + 1),
+            "* Reference intake of an average adult"[: max(8, int(width / size * 1.7))],
+            fill=ink,
+            font=font(regular, max(5, size - 2)),
+        )
     if two and rng.random() < 0.35:
         x = round(middle - values - gap / 2)
         pen.line((x, pad + head, x, height - foot - pad), fill=ink, width=1)
     if rng.random() < 0.75:
-        pen.rectangle((0, 0, width - 1, height - 1), outline=ink, width=1 if size < 9 else int(rng.integers(1, 3)))
+        pen.rectangle(
+            (0, 0, width - 1, height - 1), outline=ink, width=1 if size < 9 else int(rng.integers(1, 3))
+        )
     return image
 
 
@@ -152,7 +325,10 @@ def ingredients(rng: np.random.Generator, paper: Ink, size: int) -> Image.Image:
     ground, ink = colours(rng, paper)
     regular, bold = typeface(rng)
     face, width = font(regular, size), int(rng.integers(60, 190))
-    words = " ".join(f"{food}{f' ({rng.integers(1, 60)} %)' if rng.random() < 0.2 else ''}," for food in rng.choice(_FOODS, rng.integers(8, 26))).split()
+    words = " ".join(
+        f"{food}{f' ({rng.integers(1, 60)} %)' if rng.random() < 0.2 else ''},"
+        for food in rng.choice(_FOODS, rng.integers(8, 26))
+    ).split()
     lines, line = [], "Ingredients:" if rng.random() < 0.7 else "Zutaten:"
     for word in words:
         if face.getlength(f"{line} {word}") > width - 8:
@@ -164,7 +340,12 @@ def ingredients(rng: np.random.Generator, paper: Ink, size: int) -> Image.Image:
     image = Image.new("RGB", (width, (len(lines) + 1) * step + 8), ground)
     pen = ImageDraw.Draw(image)
     for number, content in enumerate([*lines, line.rstrip(",") + "."]):
-        pen.text((4, 4 + number * step), content, fill=ink, font=font(bold, size) if number == 0 and rng.random() < 0.5 else face)
+        pen.text(
+            (4, 4 + number * step),
+            content,
+            fill=ink,
+            font=font(bold, size) if number == 0 and rng.random() < 0.5 else face,
+        )
     return _framed(image, ink, rng)
 
 
@@ -178,7 +359,12 @@ def barcode(rng: np.random.Generator, paper: Ink, size: int) -> Image.Image:
     for bar, space in widths.reshape(-1, 2):
         pen.rectangle((x, 4, x + bar - 1, height), fill=(0, 0, 0))
         x += int(bar + space)
-    pen.text((8, height + 1), " ".join(str(d) for d in rng.integers(0, 10, 13)), fill=(0, 0, 0), font=font("DejaVuSans", 9))
+    pen.text(
+        (8, height + 1),
+        " ".join(str(d) for d in rng.integers(0, 10, 13)),
+        fill=(0, 0, 0),
+        font=font("DejaVuSans", 9),
+    )
     return image.rotate(90, expand=True) if rng.random() < 0.25 else image
 
 
@@ -220,8 +406,13 @@ def badge(rng: np.random.Generator, paper: Ink, size: int) -> Image.Image:
     pen, fill = ImageDraw.Draw(image), tuple(int(v) for v in rng.integers(0, 256, 3))
     (pen.ellipse if rng.random() < 0.6 else pen.rectangle)((0, 0, width - 1, height - 1), fill=fill)
     ink = (255, 255, 255) if sum(fill) < 390 else (20, 20, 20)
-    pen.text((width // 2, height // 2), str(rng.choice(("BIO", "NEW", "500 g", "VEGAN", "2+1", "EXTRA", "1 L"))), fill=ink,
-             font=font("DejaVuSans-Bold", int(rng.integers(8, 16))), anchor="mm")
+    pen.text(
+        (width // 2, height // 2),
+        str(rng.choice(("BIO", "NEW", "500 g", "VEGAN", "2+1", "EXTRA", "1 L"))),
+        fill=ink,
+        font=font("DejaVuSans-Bold", int(rng.integers(8, 16))),
+        anchor="mm",
+    )
     return image
 
 

@@ -2,6 +2,7 @@
 
 Training draws its scenes from the same generator and another stream of seeds, so that no picture is shared.
 """
+
 import io
 import json
 from dataclasses import dataclass
@@ -39,8 +40,16 @@ def build(folder: Path = HOME, count: int = COUNT) -> Path:
         scene = scenes.draw([scenes.HELD_OUT, number])
         stream = io.BytesIO()
         scene.image.save(stream, "WEBP", quality=QUALITY, method=6)
-        rows.append({"id": f"n{number:03d}", "package": scene.package, "width": scene.image.width, "height": scene.image.height,
-                     **dict(zip(("x1", "y1", "x2", "y2"), scene.box)), "image": stream.getvalue()})
+        rows.append(
+            {
+                "id": f"n{number:03d}",
+                "package": scene.package,
+                "width": scene.image.width,
+                "height": scene.image.height,
+                **dict(zip(("x1", "y1", "x2", "y2"), scene.box)),
+                "image": stream.getvalue(),
+            }
+        )
     path = files.write_table(folder / "pictures.parquet", pd.DataFrame(rows))
     files.write_json(folder / "fingerprint.json", {"pictures": count, "sha256": fingerprint(load(folder))})
     return path
@@ -56,7 +65,10 @@ def load(folder: Path = HOME, count: int | None = None) -> list[Picture]:
     if not path.exists():
         raise ColqError(f"{path} is not there: python -m studies.fp8_serving.pictures draws it")
     table = pd.read_parquet(path)[:count]
-    return [Picture(r.id, r.image, r.width, r.height, (r.x1, r.y1, r.x2, r.y2), r.package) for r in table.itertuples()]
+    return [
+        Picture(r.id, r.image, r.width, r.height, (r.x1, r.y1, r.x2, r.y2), r.package)
+        for r in table.itertuples()
+    ]
 
 
 def decode(data: bytes) -> Image.Image:
@@ -68,12 +80,18 @@ def decode(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data)).convert("RGB")
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise ColqError(f"the picture does not decode ({len(data)} bytes): {str(error).splitlines()[0][:120]}") from None
+        raise ColqError(
+            f"the picture does not decode ({len(data)} bytes): {str(error).splitlines()[0][:120]}"
+        ) from None
 
 
 def fingerprint(pictures: list[Picture]) -> str:
     """Digest of ids, bytes and boxes (boxes to six decimals)."""
-    return files.sha256_bytes(b"".join(f"{p.id} {p.width} {p.height} {[round(v, 6) for v in p.box]}".encode() + p.data for p in pictures))
+    return files.sha256_bytes(
+        b"".join(
+            f"{p.id} {p.width} {p.height} {[round(v, 6) for v in p.box]}".encode() + p.data for p in pictures
+        )
+    )
 
 
 def stated(folder: Path = HOME) -> dict:

@@ -4,6 +4,7 @@ A package front is composed of panels that do not overlap, bent round a cylinder
 through a random camera, put on a cluttered ground, lit, blurred and made noisy. The truth is the bounding box of the
 table's projected edge, computed from the same geometry and not from the pixels. One seed, one picture.
 """
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,11 +47,15 @@ def draw(seed: int | list[int], shape: tuple[int, int] | None = None) -> Scene:
     ground = _ground(rng, width, height)
     if kind == "can":
         front = _rolled(front)
-    cover = _silhouette(rng, front.size, kind).transform((width, height), Image.Transform.PERSPECTIVE, _coefficients(matrix), Image.Resampling.BILINEAR)
+    cover = _silhouette(rng, front.size, kind).transform(
+        (width, height), Image.Transform.PERSPECTIVE, _coefficients(matrix), Image.Resampling.BILINEAR
+    )
     shadow = Image.eval(cover.filter(ImageFilter.GaussianBlur(8)), lambda v: v // 2)
     offset = (int(rng.integers(-12, 13)), int(rng.integers(0, 13)))
     ground.paste((20, 18, 16), offset, shadow)
-    seen = front.transform((width, height), Image.Transform.PERSPECTIVE, _coefficients(matrix), Image.Resampling.BICUBIC)
+    seen = front.transform(
+        (width, height), Image.Transform.PERSPECTIVE, _coefficients(matrix), Image.Resampling.BICUBIC
+    )
     ground.paste(seen, (0, 0), cover)
     return Scene(_photographed(rng, ground), tuple(float(v) for v in box), kind)
 
@@ -61,7 +66,9 @@ def _front(rng: np.random.Generator, kind: str) -> tuple[Image.Image, tuple[int,
     table = labels.nutrition(rng, paper, int(rng.integers(6, 14)))
     if rng.random() < 0.08:
         table = table.rotate(90, expand=True)
-    width = int(table.width * rng.uniform(1.05, 1.5) if kind == "can" else table.width + rng.integers(10, 260))
+    width = int(
+        table.width * rng.uniform(1.05, 1.5) if kind == "can" else table.width + rng.integers(10, 260)
+    )
     height = int(table.height + rng.integers(10, 240))
     front = Image.new("RGB", (width, height), paper)
     _decorate(rng, front)
@@ -70,7 +77,9 @@ def _front(rng: np.random.Generator, kind: str) -> tuple[Image.Image, tuple[int,
     front.paste(table, (x, y))
     taken.append((x, y, x + table.width, y + table.height))
     for _ in range(int(rng.integers(2, 9))):
-        panel = labels.DISTRACTORS[rng.choice(5, p=(0.3, 0.2, 0.2, 0.1, 0.2))](rng, paper, int(rng.integers(6, 12)))
+        panel = labels.DISTRACTORS[rng.choice(5, p=(0.3, 0.2, 0.2, 0.1, 0.2))](
+            rng, paper, int(rng.integers(6, 12))
+        )
         _place(rng, front, panel, taken)
     return front, taken[0]
 
@@ -82,7 +91,10 @@ def _place(rng: np.random.Generator, front: Image.Image, panel: Image.Image, tak
         return
     for _ in range(6):
         x, y = int(rng.integers(1, room[0])), int(rng.integers(1, room[1]))
-        if all(x + panel.width + 3 < a or c + 3 < x or y + panel.height + 3 < b or d + 3 < y for a, b, c, d in taken):
+        if all(
+            x + panel.width + 3 < a or c + 3 < x or y + panel.height + 3 < b or d + 3 < y
+            for a, b, c, d in taken
+        ):
             front.paste(panel, (x, y))
             taken.append((x, y, x + panel.width, y + panel.height))
             return
@@ -95,18 +107,28 @@ def _decorate(rng: np.random.Generator, front: Image.Image) -> None:
         x, y = rng.integers(0, front.width), rng.integers(0, front.height)
         w, h = rng.integers(10, front.width), rng.integers(10, front.height)
         fill = tuple(int(v) for v in rng.integers(0, 256, 3))
-        (pen.ellipse if rng.random() < 0.5 else pen.rectangle)((int(x - w // 2), int(y - h // 2), int(x + w // 2), int(y + h // 2)), fill=fill)
+        (pen.ellipse if rng.random() < 0.5 else pen.rectangle)(
+            (int(x - w // 2), int(y - h // 2), int(x + w // 2), int(y + h // 2)), fill=fill
+        )
     if rng.random() < 0.7:
-        name = "".join(rng.choice(("ba", "lo", "mi", "ta", "ke", "ro", "su", "vi", "no", "ra"), rng.integers(2, 4))).capitalize()
-        pen.text((int(rng.integers(0, max(1, front.width // 2))), int(rng.integers(0, max(1, front.height - 30)))), name,
-                 fill=tuple(int(v) for v in rng.integers(0, 256, 3)), font=labels.font("DejaVuSerif-Bold", int(rng.integers(18, 54))))
+        name = "".join(
+            rng.choice(("ba", "lo", "mi", "ta", "ke", "ro", "su", "vi", "no", "ra"), rng.integers(2, 4))
+        ).capitalize()
+        pen.text(
+            (int(rng.integers(0, max(1, front.width // 2))), int(rng.integers(0, max(1, front.height - 30)))),
+            name,
+            fill=tuple(int(v) for v in rng.integers(0, 256, 3)),
+            font=labels.font("DejaVuSerif-Bold", int(rng.integers(18, 54))),
+        )
 
 
 def _edge(place: tuple[int, int, int, int], steps: int = 24) -> np.ndarray:
     """Points along the border of a rectangle, ``(4 * steps, 2)``."""
     x1, y1, x2, y2 = place
     xs, ys = np.linspace(x1, x2, steps), np.linspace(y1, y2, steps)
-    sides = [np.stack((xs, np.full(steps, y)), 1) for y in (y1, y2)] + [np.stack((np.full(steps, x), ys), 1) for x in (x1, x2)]
+    sides = [np.stack((xs, np.full(steps, y)), 1) for y in (y1, y2)] + [
+        np.stack((np.full(steps, x), ys), 1) for x in (x1, x2)
+    ]
     return np.concatenate(sides)
 
 
@@ -132,13 +154,19 @@ def _rolled(front: Image.Image) -> Image.Image:
     return Image.fromarray((rolled * (0.35 + 0.65 * np.cos(angle))[None, :, None]).astype(np.uint8))
 
 
-def _camera(rng: np.random.Generator, size: tuple[int, int], place: tuple[int, int, int, int], frame: tuple[int, int]) -> np.ndarray:
+def _camera(
+    rng: np.random.Generator, size: tuple[int, int], place: tuple[int, int, int, int], frame: tuple[int, int]
+) -> np.ndarray:
     """A homography from front to picture, 3 x 3: zoom, turn, tilt, and a place for the table."""
     corners = np.array([(0, 0), (size[0], 0), (size[0], size[1]), (0, size[1])], float)
     table = np.array([place[2] - place[0], place[3] - place[1]], float)
     middle = np.array([place[0] + place[2], place[1] + place[3]], float) / 2
     fill = np.sqrt(rng.uniform(0.06, 0.5))
-    zoom = min(np.sqrt(frame[0] * frame[1]) * fill / np.sqrt(table.prod()), 0.92 * frame[0] / table[0], 0.92 * frame[1] / table[1])
+    zoom = min(
+        np.sqrt(frame[0] * frame[1]) * fill / np.sqrt(table.prod()),
+        0.92 * frame[0] / table[0],
+        0.92 * frame[1] / table[1],
+    )
     turn = np.deg2rad(rng.normal(0, 5) if rng.random() < 0.85 else rng.uniform(-20, 20))
     rotation = np.array([(np.cos(turn), -np.sin(turn)), (np.sin(turn), np.cos(turn))])
     target = (corners - middle) * zoom @ rotation.T
@@ -170,29 +198,46 @@ def _project(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
 def _silhouette(rng: np.random.Generator, size: tuple[int, int], kind: str) -> Image.Image:
     """What of the front is package: sharp corners, round ones for a pouch."""
     mask = Image.new("L", size, 0)
-    ImageDraw.Draw(mask).rounded_rectangle((1, 1, size[0] - 2, size[1] - 2), radius=int(rng.integers(4, 14)) if kind == "pouch" else 1, fill=255)
+    ImageDraw.Draw(mask).rounded_rectangle(
+        (1, 1, size[0] - 2, size[1] - 2), radius=int(rng.integers(4, 14)) if kind == "pouch" else 1, fill=255
+    )
     return mask
 
 
 def _ground(rng: np.random.Generator, width: int, height: int) -> Image.Image:
     """Table, shelf or wall: a shaded colour, boards or noise, with things lying about."""
     a, b = rng.integers(20, 240, 3), rng.integers(20, 240, 3)
-    ramp = np.linspace(0, 1, height)[:, None, None] if rng.random() < 0.5 else np.linspace(0, 1, width)[None, :, None]
-    coarse = Image.fromarray(rng.integers(0, 256, (int(rng.integers(3, 40)), int(rng.integers(3, 40))), dtype=np.uint8)).resize((width, height))
+    ramp = (
+        np.linspace(0, 1, height)[:, None, None]
+        if rng.random() < 0.5
+        else np.linspace(0, 1, width)[None, :, None]
+    )
+    coarse = Image.fromarray(
+        rng.integers(0, 256, (int(rng.integers(3, 40)), int(rng.integers(3, 40))), dtype=np.uint8)
+    ).resize((width, height))
     pixels = a * (1 - ramp) + b * ramp + (np.asarray(coarse, float)[:, :, None] - 128) * rng.uniform(0, 0.4)
     image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
     pen = ImageDraw.Draw(image)
     if rng.random() < 0.3:
         for x in range(0, width, int(rng.integers(20, 80))):
-            pen.line((x, 0, x + int(rng.integers(-20, 20)), height), fill=tuple(int(v) for v in a // 2), width=2)
+            pen.line(
+                (x, 0, x + int(rng.integers(-20, 20)), height), fill=tuple(int(v) for v in a // 2), width=2
+            )
     for _ in range(int(rng.integers(0, 7))):
-        x, y, w, h = rng.integers(-40, width), rng.integers(-40, height), rng.integers(15, 150), rng.integers(15, 150)
+        x, y, w, h = (
+            rng.integers(-40, width),
+            rng.integers(-40, height),
+            rng.integers(15, 150),
+            rng.integers(15, 150),
+        )
         shape = pen.ellipse if rng.random() < 0.5 else pen.rectangle
         shape((int(x), int(y), int(x + w), int(y + h)), fill=tuple(int(v) for v in rng.integers(0, 256, 3)))
     for _ in range(int(rng.integers(0, 3))):
         panel = labels.DISTRACTORS[rng.integers(5)](rng, tuple(int(v) for v in a), int(rng.integers(6, 12)))
-        image.paste(panel.rotate(float(rng.uniform(-30, 30)), expand=True, fillcolor=tuple(int(v) for v in a)),
-                    (int(rng.integers(-20, width)), int(rng.integers(-20, height))))
+        image.paste(
+            panel.rotate(float(rng.uniform(-30, 30)), expand=True, fillcolor=tuple(int(v) for v in a)),
+            (int(rng.integers(-20, width)), int(rng.integers(-20, height))),
+        )
     return image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.3, 2.0))))
 
 

@@ -3,6 +3,7 @@
 A server that does not become healthy costs one error with its command and last log lines, and leaves nothing running.
 A server given by url is used and not touched. Answers come through the OpenAI chat API with the picture as a data URL.
 """
+
 import base64
 import contextlib
 import http.client
@@ -45,9 +46,16 @@ class Server:
     def memory(self) -> dict[str, float]:
         """What vLLM says of its memory in its log, in bytes; empty where it says nothing."""
         text = self.log.read_text(errors="replace") if self.log else ""
-        patterns = {"weight_bytes": r"[Mm]odel loading took ([\d.]+) ?(GiB|GB)", "kv_bytes": r"(?:[Kk][Vv] cache memory: |\()([\d.]+)(?:/[\d.]+\))? ?(GiB|GB)"}
+        patterns = {
+            "weight_bytes": r"[Mm]odel loading took ([\d.]+) ?(GiB|GB)",
+            "kv_bytes": r"(?:[Kk][Vv] cache memory: |\()([\d.]+)(?:/[\d.]+\))? ?(GiB|GB)",
+        }
         found = {name: re.findall(pattern, text) for name, pattern in patterns.items()}
-        return {name: float(hits[-1][0]) * (2**30 if hits[-1][1] == "GiB" else 1e9) for name, hits in found.items() if hits}
+        return {
+            name: float(hits[-1][0]) * (2**30 if hits[-1][1] == "GiB" else 1e9)
+            for name, hits in found.items()
+            if hits
+        }
 
     def resident_bytes(self) -> int | None:
         """Memory of the server's processes on the host; None for a server that is not ours."""
@@ -73,14 +81,32 @@ def serving(folder: Path, name: str, settings, log: Path):
         return
     program = shutil.which("vllm")
     if program is None:
-        raise ColqError("engine vllm: no `vllm` on the PATH and no serving.url in the experiment; install vLLM, give a url, or use engine transformers")
+        raise ColqError(
+            "engine vllm: no `vllm` on the PATH and no serving.url in the experiment; install vLLM, give a url, or use engine transformers"
+        )
     _free(settings.port)
-    command = [program, "serve", str(folder), "--host", "127.0.0.1", "--port", str(settings.port), "--served-model-name", name,
-               "--max-model-len", str(settings.max_model_len), "--gpu-memory-utilization", str(settings.memory), *settings.extra]
+    command = [
+        program,
+        "serve",
+        str(folder),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(settings.port),
+        "--served-model-name",
+        name,
+        "--max-model-len",
+        str(settings.max_model_len),
+        "--gpu-memory-utilization",
+        str(settings.memory),
+        *settings.extra,
+    ]
     log.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     with log.open("wb") as stream:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True
+        )
     try:
         server = Server(f"http://127.0.0.1:{settings.port}", name, process, log, command=command)
         _wait(server, settings.healthy_s)
@@ -108,15 +134,24 @@ def _free(port: int) -> None:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
-            raise ColqError(f"port {port} is taken: set serving.port to a free one, or serving.url to use the server that runs there") from None
+            raise ColqError(
+                f"port {port} is taken: set serving.port to a free one, or serving.url to use the server that runs there"
+            ) from None
 
 
 def _wait(server: Server, limit_s: float) -> None:
     end = time.monotonic() + limit_s
     while time.monotonic() < end:
         if server.process.poll() is not None:
-            raise ColqError(_complaint(server, f"vllm ended with status {server.process.returncode} before it was healthy"))
-        with contextlib.suppress(OSError, http.client.HTTPException), urllib.request.urlopen(f"{server.url}/health", timeout=2) as reply:
+            raise ColqError(
+                _complaint(
+                    server, f"vllm ended with status {server.process.returncode} before it was healthy"
+                )
+            )
+        with (
+            contextlib.suppress(OSError, http.client.HTTPException),
+            urllib.request.urlopen(f"{server.url}/health", timeout=2) as reply,
+        ):
             if reply.status == 200:
                 return
         time.sleep(0.1)
@@ -129,7 +164,9 @@ def _complaint(server: Server, what: str) -> str:
 
 
 def _tail(path: Path, count: int) -> list[str]:
-    return [line.rstrip()[:300] for line in path.read_text(errors="replace").splitlines() if line.strip()][-count:]
+    return [line.rstrip()[:300] for line in path.read_text(errors="replace").splitlines() if line.strip()][
+        -count:
+    ]
 
 
 def _checked(server: Server) -> Server:
@@ -138,9 +175,13 @@ def _checked(server: Server) -> Server:
         with urllib.request.urlopen(f"{server.url}/v1/models", timeout=10) as reply:
             served = [entry["id"] for entry in json.load(reply)["data"]]
     except (OSError, ValueError, KeyError, http.client.HTTPException) as error:
-        raise ColqError(f"{server.url} does not answer as an OpenAI API ({type(error).__name__}: {error}); is vLLM running there?") from None
+        raise ColqError(
+            f"{server.url} does not answer as an OpenAI API ({type(error).__name__}: {error}); is vLLM running there?"
+        ) from None
     if server.model not in served:
-        raise ColqError(f"{server.url} does not serve {server.model!r}; it serves: {', '.join(served) or 'nothing'}")
+        raise ColqError(
+            f"{server.url} does not serve {server.model!r}; it serves: {', '.join(served) or 'nothing'}"
+        )
     return server
 
 
@@ -151,15 +192,32 @@ def ask(server: Server, data: bytes, timeout_s: float, tokens: int = 32) -> Answ
     except ColqError as error:
         return Answer(reason=UNDECODABLE, detail=str(error))
     kind = _TYPES.get(data[:2], "jpeg")
-    content = [{"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{base64.b64encode(data).decode()}"}},
-               {"type": "text", "text": boxes.PROMPT}]
-    body = json.dumps({"model": server.model, "messages": [{"role": "user", "content": content}], "max_tokens": tokens, "temperature": 0.0})
-    request = urllib.request.Request(f"{server.url}/v1/chat/completions", body.encode(), {"Content-Type": "application/json"})
+    content = [
+        {
+            "type": "image_url",
+            "image_url": {"url": f"data:image/{kind};base64,{base64.b64encode(data).decode()}"},
+        },
+        {"type": "text", "text": boxes.PROMPT},
+    ]
+    body = json.dumps(
+        {
+            "model": server.model,
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": tokens,
+            "temperature": 0.0,
+        }
+    )
+    request = urllib.request.Request(
+        f"{server.url}/v1/chat/completions", body.encode(), {"Content-Type": "application/json"}
+    )
     start = time.perf_counter()
     try:
         with urllib.request.urlopen(request, timeout=timeout_s) as reply:
             fields = json.load(reply)
-        text, used = fields["choices"][0]["message"]["content"], (fields.get("usage") or {}).get("completion_tokens")
+        text, used = (
+            fields["choices"][0]["message"]["content"],
+            (fields.get("usage") or {}).get("completion_tokens"),
+        )
     except urllib.error.HTTPError as error:
         return Answer(reason=REFUSED, detail=f"HTTP {error.code}: {_message(error)}")
     except TimeoutError:

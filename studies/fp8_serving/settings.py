@@ -1,4 +1,5 @@
 """The experiment file of a detection study (``task: detection``); the other one is `colq_utils.base.config.Experiment`."""
+
 from pathlib import Path
 from typing import Literal
 
@@ -68,7 +69,12 @@ class DetectionExperiment(Section):
     pictures: Pictures = Pictures()
     output: Path = ROOT
 
-    results, build, figures, model_path = Experiment.results, Experiment.build, Experiment.figures, Experiment.model_path
+    results, build, figures, model_path = (
+        Experiment.results,
+        Experiment.build,
+        Experiment.figures,
+        Experiment.model_path,
+    )
 
     @model_validator(mode="after")
     def consistent(self):
@@ -78,7 +84,9 @@ class DetectionExperiment(Section):
             if name not in RECIPES:
                 raise ValueError(f"unknown variant {name!r}; known after bf16: {', '.join(RECIPES)}")
         if self.serving.url and len(self.variants) > 1:
-            raise ValueError("a server given by url serves one model: name one variant, bf16, and compare the results of two experiments")
+            raise ValueError(
+                "a server given by url serves one model: name one variant, bf16, and compare the results of two experiments"
+            )
         return self
 
     def variant_id(self, variant: str) -> str:
@@ -87,7 +95,11 @@ class DetectionExperiment(Section):
 
     def folder(self, variant: str) -> Path:
         """The checkpoint of a variant, whether or not it exists yet."""
-        return Path(self.model_path) if variant == "bf16" else self.build("checkpoints", self.variant_id(variant))
+        return (
+            Path(self.model_path)
+            if variant == "bf16"
+            else self.build("checkpoints", self.variant_id(variant))
+        )
 
     def notebook(self, stage: str) -> Path:
         """The notebook of the whole study."""
@@ -104,7 +116,19 @@ def step(experiment: DetectionExperiment, stage: str) -> Step:
     results, home = experiment.output / "results" / experiment.name, Path(__file__).parent
     model = sorted(p for p in Path(experiment.model_path).glob("*") if p.suffix in (".json", ".safetensors"))
     made = [experiment.folder(variant) / "model.safetensors" for variant in experiment.variants[1:]]
-    return Step(stage, experiment.notebook(stage), experiment.model_dump(mode="json", exclude={"output"}),
-                files.sha256(*sorted(home.glob("*.py"))) + cache.digest("base", "report/stats.py", "report/markdown.py"),
-                (*model, ROOT / "data" / "nutrition" / "pictures.parquet", ROOT / "results" / "nutrition-fp8-7b"),
-                (results / "quantize", results / "benchmark", results / "evaluate", results / "reports", results / "notebooks" / "fp8_serving.ipynb", *made))
+    return Step(
+        stage,
+        experiment.notebook(stage),
+        experiment.model_dump(mode="json", exclude={"output"}),
+        files.sha256(*sorted(home.glob("*.py")))
+        + cache.digest("base", "report/stats.py", "report/markdown.py"),
+        (*model, ROOT / "data" / "nutrition" / "pictures.parquet", ROOT / "results" / "nutrition-fp8-7b"),
+        (
+            results / "quantize",
+            results / "benchmark",
+            results / "evaluate",
+            results / "reports",
+            results / "notebooks" / "fp8_serving.ipynb",
+            *made,
+        ),
+    )

@@ -5,6 +5,7 @@ model, a picture of 1024 x 759 pixels and an answer of 25 tokens, and says nothi
 the base, then FP8 from the same weights, and times them in turns; every request decodes its JPEG, makes patches, reads
 picture and prompt, and writes its tokens one by one. Run: ``python -m studies.fp8_serving.seven OUT``.
 """
+
 import copy
 import gc
 import io
@@ -35,10 +36,22 @@ PICTURE = (1024, 759)
 def configuration(layers: int = 28, depth: int = 32) -> Qwen2VLConfig:
     """The published dimensions of Qwen2-VL-7B."""
     return Qwen2VLConfig(
-        text_config=dict(vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_hidden_layers=layers, num_attention_heads=28,
-                         num_key_value_heads=4, max_position_embeddings=32768, rms_norm_eps=1e-6, bos_token_id=None, eos_token_id=None,
-                         rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[16, 24, 24])),
-        vision_config=dict(depth=depth, embed_dim=1280, hidden_size=3584, num_heads=16, mlp_ratio=4), tie_word_embeddings=False)
+        text_config=dict(
+            vocab_size=152064,
+            hidden_size=3584,
+            intermediate_size=18944,
+            num_hidden_layers=layers,
+            num_attention_heads=28,
+            num_key_value_heads=4,
+            max_position_embeddings=32768,
+            rms_norm_eps=1e-6,
+            bos_token_id=None,
+            eos_token_id=None,
+            rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[16, 24, 24]),
+        ),
+        vision_config=dict(depth=depth, embed_dim=1280, hidden_size=3584, num_heads=16, mlp_ratio=4),
+        tie_word_embeddings=False,
+    )
 
 
 def requests(count: int) -> list[bytes]:
@@ -54,7 +67,10 @@ def requests(count: int) -> list[bytes]:
 def ask(generator: generate.Generator, batch: list[bytes]) -> generate.Timing:
     """Serve a batch of encoded pictures; the answer's tokens are not looked at."""
     start = time.perf_counter()
-    images = [generate.fitted(Image.open(io.BytesIO(data)).convert("RGB"), 56 * 56, 28 * 28 * 1280) for data in batch]
+    images = [
+        generate.fitted(Image.open(io.BytesIO(data)).convert("RGB"), 56 * 56, 28 * 28 * 1280)
+        for data in batch
+    ]
     given = generate.patches(images, MEAN, STD, "cuda")
     torch.cuda.synchronize()
     prepared = time.perf_counter() - start
@@ -66,8 +82,12 @@ def ask(generator: generate.Generator, batch: list[bytes]) -> generate.Timing:
 def memory() -> dict[str, int]:
     """Bytes that tensors hold, that the allocator holds, and that are taken on the card by anyone."""
     free, total = torch.cuda.mem_get_info()
-    return {"allocated_bytes": torch.cuda.memory_allocated(), "reserved_bytes": torch.cuda.memory_reserved(), "card_used_bytes": total - free,
-            "card_bytes": total}
+    return {
+        "allocated_bytes": torch.cuda.memory_allocated(),
+        "reserved_bytes": torch.cuda.memory_reserved(),
+        "card_used_bytes": total - free,
+        "card_bytes": total,
+    }
 
 
 def copy_rate() -> float:
@@ -99,18 +119,26 @@ def profiled(generator: generate.Generator, batch: list[bytes], rows: int = 14) 
     with profile(activities=[ProfilerActivity.CUDA]) as trace:
         ask(generator, batch)
     events = sorted(trace.key_averages(), key=lambda e: -e.self_device_time_total)[:rows]
-    return [{"kernel": e.key[:110], "calls": e.count, "ms": round(e.self_device_time_total / 1e3, 3)} for e in events]
+    return [
+        {"kernel": e.key[:110], "calls": e.count, "ms": round(e.self_device_time_total / 1e3, 3)}
+        for e in events
+    ]
 
 
 class Run:
     """The models, their generators and what was measured, step by step."""
 
     def __init__(self, layers: int, depth: int):
-        self.encoded, self.prompt = requests(8), generate.Prompt(list(range(AHEAD)), list(range(100, 100 + BEHIND)), -1)
+        self.encoded, self.prompt = (
+            requests(8),
+            generate.Prompt(list(range(AHEAD)), list(range(100, 100 + BEHIND)), -1),
+        )
         self.size = generate.fitted(Image.open(io.BytesIO(self.encoded[0])), 56 * 56, 28 * 28 * 1280).size
         start = time.perf_counter()
         with torch.device("cuda"):
-            base = Qwen2VLForConditionalGeneration._from_config(configuration(layers, depth), dtype=torch.bfloat16)
+            base = Qwen2VLForConditionalGeneration._from_config(
+                configuration(layers, depth), dtype=torch.bfloat16
+            )
         self.models = {"bf16": fp8.fuse(base.eval().requires_grad_(False))}
         torch.cuda.synchronize()
         self.log, self.generators = {"build_s": time.perf_counter() - start}, {}
@@ -119,21 +147,32 @@ class Run:
         """Add FP8 made from the base; returns the relative error of each kind of layer."""
         self.models["fp8"] = fp8.quantize(copy.deepcopy(self.models["bf16"]), "fp8-dynamic")
         layer = "model.language_model.layers.0."
-        return {f"{name}, {tokens} tokens": kernel_error(self.models["fp8"].get_submodule(layer + name), tokens)
-                for name in ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj") for tokens in (1, 8, 200)}
+        return {
+            f"{name}, {tokens} tokens": kernel_error(self.models["fp8"].get_submodule(layer + name), tokens)
+            for name in ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
+            for tokens in (1, 8, 200)
+        }
 
     def prepare(self, name: str, batch: int) -> None:
         """Compile, record and call once; ``fp8 scaled_mm`` is FP8 with torch's product alone."""
         start, model = time.perf_counter(), self.models[name.split()[0]]
         if "scaled_mm" in name:
             fp8.use_kernel(model, "scaled_mm")
-        blocks = forward.Blocks(*(torch.compile(f, dynamic=False) for f in (forward.vision_block, forward.text_block)))
+        blocks = forward.Blocks(
+            *(torch.compile(f, dynamic=False) for f in (forward.vision_block, forward.text_block))
+        )
         made = generate.Generator(model, self.prompt, self.size, batch, ANSWER, blocks).record()
         fp8.use_kernel(model, "few_tokens")
         first = ask(made, self.encoded[:batch]).total_s
         self.generators[name, batch] = made
-        self.log[f"{name}, batch {batch}"] = {"compile_and_record_s": time.perf_counter() - start, "first_request_s": first}
-        print(f"{name} batch {batch}: ready in {time.perf_counter() - start:.1f} s, first request {1e3 * first:.1f} ms", flush=True)
+        self.log[f"{name}, batch {batch}"] = {
+            "compile_and_record_s": time.perf_counter() - start,
+            "first_request_s": first,
+        }
+        print(
+            f"{name} batch {batch}: ready in {time.perf_counter() - start:.1f} s, first request {1e3 * first:.1f} ms",
+            flush=True,
+        )
 
     def measure(self, rounds: int, counts: dict[int, int]) -> list[dict]:
         """Times of every request, variants in turns; `counts` gives the calls of each batch size a round."""
@@ -145,14 +184,26 @@ class Run:
                 for call in range(counts[batch]):
                     chosen = [self.encoded[(call + i) % len(self.encoded)] for i in range(batch)]
                     timing = ask(made, chosen)
-                    samples.append({"variant": name, "batch": batch, "round": number, "prepare_s": timing.prepare_s, "prefill_s": timing.prefill_s,
-                                    "decode_s": timing.decode_s, "latency_s": timing.total_s, "new_tokens": timing.tokens})
+                    samples.append(
+                        {
+                            "variant": name,
+                            "batch": batch,
+                            "round": number,
+                            "prepare_s": timing.prepare_s,
+                            "prefill_s": timing.prefill_s,
+                            "decode_s": timing.decode_s,
+                            "latency_s": timing.total_s,
+                            "new_tokens": timing.tokens,
+                        }
+                    )
         return samples
 
     def drop(self, *keep: tuple[str, int]) -> None:
         """Forget generators, and models that no generator uses any more."""
         self.generators = {key: made for key, made in self.generators.items() if key in keep}
-        self.models = {name: model for name, model in self.models.items() if any(key[0] == name for key in keep)}
+        self.models = {
+            name: model for name, model in self.models.items() if any(key[0] == name for key in keep)
+        }
         torch._dynamo.reset()
         gc.collect()
         torch.cuda.empty_cache()
@@ -161,8 +212,14 @@ class Run:
 def embedded(folder: Path, pictures: Path) -> dict[str, list[str]]:
     """Answers of the embedded detector to the held-out pictures, BF16 and FP8 on this device's kernels, 16 pictures a call."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    prompt = generate.Prompt(*(tokenizer.encode(part).ids for part in tiny.PROMPTED.split("<|image_pad|>")), tokenizer.token_to_id("<|im_end|>"))
-    images = [Image.open(io.BytesIO(data)).convert("RGB") for data in pd.read_parquet(pictures, columns=["image"])["image"]]
+    prompt = generate.Prompt(
+        *(tokenizer.encode(part).ids for part in tiny.PROMPTED.split("<|image_pad|>")),
+        tokenizer.token_to_id("<|im_end|>"),
+    )
+    images = [
+        Image.open(io.BytesIO(data)).convert("RGB")
+        for data in pd.read_parquet(pictures, columns=["image"])["image"]
+    ]
     answers = {}
     for name in ("bf16", "fp8"):
         model = fp8.load(folder, "cuda")
@@ -172,7 +229,7 @@ def embedded(folder: Path, pictures: Path) -> dict[str, list[str]]:
             made = generate.Generator(model, prompt, size, 16)
             mine = [i for i, image in enumerate(images) if image.size == size]
             for start in range(0, len(mine), 16):
-                chosen = mine[start:start + 16]
+                chosen = mine[start : start + 16]
                 padded = [images[i] for i in chosen + chosen[:1] * (16 - len(chosen))]
                 for i, ids in zip(chosen, made(generate.patches(padded, MEAN, STD, "cuda"))[0]):
                     texts[i] = tokenizer.decode(ids)
@@ -180,15 +237,30 @@ def embedded(folder: Path, pictures: Path) -> dict[str, list[str]]:
     return answers
 
 
-def main(out: Path, layers: int = 28, depth: int = 32, rounds: int = 2, counts: tuple[int, int] = (40, 8)) -> None:
+def main(
+    out: Path, layers: int = 28, depth: int = 32, rounds: int = 2, counts: tuple[int, int] = (40, 8)
+) -> None:
     """Run everything; write ``run.json`` and ``samples.json`` to `out` after every step that cost something."""
     torch.manual_seed(0)
     torch._dynamo.config.recompile_limit = 64
-    found = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "cuda": torch.version.cuda, "python": platform.python_version(),
-             "picture": PICTURE, "answer_tokens": ANSWER, "layers": layers, "vision_layers": depth, "weights": "random, seed 0"}
+    found = {
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "python": platform.python_version(),
+        "picture": PICTURE,
+        "answer_tokens": ANSWER,
+        "layers": layers,
+        "vision_layers": depth,
+        "weights": "random, seed 0",
+    }
     run = Run(layers, depth)
-    found |= {"prompt_tokens": AHEAD + BEHIND + run.size[0] * run.size[1] // 28**2, "fitted_picture": run.size,
-              "bytes": {"bf16": fp8.bytes_by_part(run.models["bf16"])}, "copy_bytes_per_s": copy_rate()}
+    found |= {
+        "prompt_tokens": AHEAD + BEHIND + run.size[0] * run.size[1] // 28**2,
+        "fitted_picture": run.size,
+        "bytes": {"bf16": fp8.bytes_by_part(run.models["bf16"])},
+        "copy_bytes_per_s": copy_rate(),
+    }
     torch.cuda.empty_cache()
     run.prepare("bf16", 1)
     found["memory"] = {"bf16": memory() | {"kv_bytes": run.generators["bf16", 1].cache_bytes}}
@@ -199,16 +271,33 @@ def main(out: Path, layers: int = 28, depth: int = 32, rounds: int = 2, counts: 
         run.prepare(name, batch)
     samples = run.measure(rounds, {1: counts[0], 8: counts[1]})
     (out / "samples.json").write_text(json.dumps(samples))
-    found |= {"cold": run.log, "profile": {f"{name}, batch {batch}": profiled(made, run.encoded[:batch])
-                                           for (name, batch), made in run.generators.items() if batch == 1}}
+    found |= {
+        "cold": run.log,
+        "profile": {
+            f"{name}, batch {batch}": profiled(made, run.encoded[:batch])
+            for (name, batch), made in run.generators.items()
+            if batch == 1
+        },
+    }
     run.drop(("fp8", 1))
     found["memory"]["fp8"] = memory() | {"kv_bytes": run.generators["fp8", 1].cache_bytes}
-    found["embedded_answers"] = embedded(Path("models/tiny-qwen2vl-nutrition"), Path("data/nutrition/pictures.parquet"))
-    print("embedded detector, exact answers alike:", np.mean([a == b for a, b in zip(*found["embedded_answers"].values())]))
+    found["embedded_answers"] = embedded(
+        Path("models/tiny-qwen2vl-nutrition"), Path("data/nutrition/pictures.parquet")
+    )
+    print(
+        "embedded detector, exact answers alike:",
+        np.mean([a == b for a, b in zip(*found["embedded_answers"].values())]),
+    )
     (out / "run.json").write_text(json.dumps(found, indent=1))
     for name, batch in dict.fromkeys((s["variant"], s["batch"]) for s in samples):
         mine = [s for s in samples if (s["variant"], s["batch"]) == (name, batch)]
-        print(f"{name:14} batch {batch}", {k: round(1e3 * float(np.median([s[k] for s in mine])), 2) for k in ("latency_s", "prepare_s", "prefill_s", "decode_s")})
+        print(
+            f"{name:14} batch {batch}",
+            {
+                k: round(1e3 * float(np.median([s[k] for s in mine])), 2)
+                for k in ("latency_s", "prepare_s", "prefill_s", "decode_s")
+            },
+        )
     print(json.dumps(found["memory"]), json.dumps(found["bytes"]), found["copy_bytes_per_s"] / 1e12)
 
 

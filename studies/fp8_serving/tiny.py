@@ -4,6 +4,7 @@ Built from transformers' own classes with the tensor names of the published chec
 load it. Departures from the 7B, all in config.json: narrow and shallow; a rotary base of 10, because positions here
 run to fifty and not to thousands; a vocabulary of bytes, digits and the prompt's words.
 """
+
 import json
 from pathlib import Path
 
@@ -14,13 +15,22 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from colq_utils.base import files
 from studies.fp8_serving.boxes import PROMPT
 
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
 VOCABULARY = 320
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
     "{% if part['type'] in ('image', 'image_url') %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 #: What the template makes of one picture and the prompt; the image token stands once.
 PROMPTED = f"<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{PROMPT}<|im_end|>\n<|im_start|>assistant\n"
 
@@ -29,12 +39,37 @@ def configuration() -> Qwen2VLConfig:
     """Four layers of 192 with three query heads on one key head; a vision tower of four layers of 160."""
     return Qwen2VLConfig(
         text_config=dict(
-            vocab_size=VOCABULARY, hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=3, num_key_value_heads=1,
-            max_position_embeddings=2048, rms_norm_eps=1e-6, use_sliding_window=False, bos_token_id=None, eos_token_id=2, pad_token_id=0,
-            rope_parameters=dict(rope_type="default", rope_theta=10.0, mrope_section=[4, 14, 14])),
-        vision_config=dict(depth=4, embed_dim=160, hidden_size=192, num_heads=5, mlp_ratio=4, patch_size=14, spatial_merge_size=2,
-                           temporal_patch_size=2, in_channels=3),
-        image_token_id=5, video_token_id=6, vision_start_token_id=3, vision_end_token_id=4, tie_word_embeddings=False)
+            vocab_size=VOCABULARY,
+            hidden_size=192,
+            intermediate_size=512,
+            num_hidden_layers=4,
+            num_attention_heads=3,
+            num_key_value_heads=1,
+            max_position_embeddings=2048,
+            rms_norm_eps=1e-6,
+            use_sliding_window=False,
+            bos_token_id=None,
+            eos_token_id=2,
+            pad_token_id=0,
+            rope_parameters=dict(rope_type="default", rope_theta=10.0, mrope_section=[4, 14, 14]),
+        ),
+        vision_config=dict(
+            depth=4,
+            embed_dim=160,
+            hidden_size=192,
+            num_heads=5,
+            mlp_ratio=4,
+            patch_size=14,
+            spatial_merge_size=2,
+            temporal_patch_size=2,
+            in_channels=3,
+        ),
+        image_token_id=5,
+        video_token_id=6,
+        vision_start_token_id=3,
+        vision_end_token_id=4,
+        tie_word_embeddings=False,
+    )
 
 
 def new(seed: int = 0) -> Qwen2VLForConditionalGeneration:
@@ -47,10 +82,22 @@ def tokenizer() -> Tokenizer:
     """Bytes, every digit alone, and merges for the words of the prompt and the template."""
     raw = Tokenizer(models.BPE())
     pieces = Regex(r"\p{L}+|\p{N}|[^\s\p{L}\p{N}]|\s")
-    raw.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(pieces, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    raw.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(pieces, "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     raw.decoder = decoders.ByteLevel()
-    raw.train_from_iterator([PROMPT, "user assistant"] * 4, trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=list(SPECIAL), initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False))
+    raw.train_from_iterator(
+        [PROMPT, "user assistant"] * 4,
+        trainers.BpeTrainer(
+            vocab_size=VOCABULARY,
+            special_tokens=list(SPECIAL),
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        ),
+    )
     return raw
 
 
@@ -58,16 +105,42 @@ def save_processing(folder: Path) -> None:
     """Write tokenizer, chat template and picture preprocessing as transformers and vLLM read them."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer().save(str(folder / "tokenizer.json"))
-    files.write_json(folder / "tokenizer_config.json", {
-        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 2048, "pad_token": SPECIAL[0], "eos_token": SPECIAL[2],
-        "additional_special_tokens": list(SPECIAL[1:2] + SPECIAL[3:]), "clean_up_tokenization_spaces": False, "padding_side": "left"})
+    files.write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": 2048,
+            "pad_token": SPECIAL[0],
+            "eos_token": SPECIAL[2],
+            "additional_special_tokens": list(SPECIAL[1:2] + SPECIAL[3:]),
+            "clean_up_tokenization_spaces": False,
+            "padding_side": "left",
+        },
+    )
     files.write_text(folder / "chat_template.jinja", TEMPLATE)
-    files.write_json(folder / "preprocessor_config.json", {
-        "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2VLProcessor", "patch_size": 14, "merge_size": 2,
-        "temporal_patch_size": 2, "do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True, "resample": 3,
-        "rescale_factor": 1 / 255, "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
-        "size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 256}})
-    files.write_json(folder / "generation_config.json", {"do_sample": False, "eos_token_id": 2, "pad_token_id": 0, "max_new_tokens": 32})
+    files.write_json(
+        folder / "preprocessor_config.json",
+        {
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "processor_class": "Qwen2VLProcessor",
+            "patch_size": 14,
+            "merge_size": 2,
+            "temporal_patch_size": 2,
+            "do_resize": True,
+            "do_rescale": True,
+            "do_normalize": True,
+            "do_convert_rgb": True,
+            "resample": 3,
+            "rescale_factor": 1 / 255,
+            "image_mean": [0.48145466, 0.4578275, 0.40821073],
+            "image_std": [0.26862954, 0.26130258, 0.27577711],
+            "size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 256},
+        },
+    )
+    files.write_json(
+        folder / "generation_config.json",
+        {"do_sample": False, "eos_token_id": 2, "pad_token_id": 0, "max_new_tokens": 32},
+    )
 
 
 def save(model: Qwen2VLForConditionalGeneration, folder: Path) -> None:

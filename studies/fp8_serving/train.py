@@ -5,6 +5,7 @@ rate is flat, then falls to zero over the second half. Drawn scenes stay in a po
 shifted, zoomed and recoloured. Weights are saved at every check; with ``--resume`` a run goes on from them (momenta
 start anew). Run: ``python -m studies.fp8_serving.train --out FOLDER --total-s 250``.
 """
+
 import argparse
 import csv
 import multiprocessing
@@ -33,7 +34,13 @@ def draw_chunks(output, worker: int, workers: int, stream: int, chunks: int | No
     while chunks is None or number < chunks:
         shape = number % len(scenes.SHAPES)
         drawn = [scenes.draw([stream, number * CHUNK + i], scenes.SHAPES[shape]) for i in range(CHUNK)]
-        output.put((shape, np.stack([np.asarray(s.image) for s in drawn]), np.array([s.box for s in drawn], np.float32)))
+        output.put(
+            (
+                shape,
+                np.stack([np.asarray(s.image) for s in drawn]),
+                np.array([s.box for s in drawn], np.float32),
+            )
+        )
         number += workers
 
 
@@ -41,21 +48,27 @@ class Pool:
     """Scenes on the device, by shape; the oldest give way once `capacity` of a shape are there."""
 
     def __init__(self, capacity: int, device: str):
-        self.images = [torch.empty((capacity, h, w, 3), dtype=torch.uint8, device=device) for w, h in scenes.SHAPES]
-        self.boxes = [torch.empty((capacity, 4)) for _ in scenes.SHAPES]  # on the host: answers are written there
+        self.images = [
+            torch.empty((capacity, h, w, 3), dtype=torch.uint8, device=device) for w, h in scenes.SHAPES
+        ]
+        self.boxes = [
+            torch.empty((capacity, 4)) for _ in scenes.SHAPES
+        ]  # on the host: answers are written there
         self.count, self.drawn, self.capacity = [0] * len(scenes.SHAPES), 0, capacity
 
     def add(self, shape: int, images: np.ndarray, truth: np.ndarray) -> None:
         start = self.count[shape] % (self.capacity - self.capacity % CHUNK)
-        self.images[shape][start:start + CHUNK] = torch.from_numpy(images)
-        self.boxes[shape][start:start + CHUNK] = torch.from_numpy(truth)
+        self.images[shape][start : start + CHUNK] = torch.from_numpy(images)
+        self.boxes[shape][start : start + CHUNK] = torch.from_numpy(truth)
         self.count[shape] += CHUNK
         self.drawn += CHUNK
 
     def batch(self, shape: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Scenes at random: images ``(size, height, width, 3)`` as uint8 on the device, boxes ``(size, 4)`` on the host."""
         chosen = torch.randint(min(self.count[shape], self.capacity - self.capacity % CHUNK), (size,))
-        return self.images[shape][chosen.to(self.images[shape].device, non_blocking=True)], self.boxes[shape][chosen]
+        return self.images[shape][chosen.to(self.images[shape].device, non_blocking=True)], self.boxes[shape][
+            chosen
+        ]
 
 
 def vary(images: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,7 +78,9 @@ def vary(images: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch
     low, high = truth[:, :2], truth[:, 2:]
     zoom = torch.minimum(zoom, 0.97 / (high - low))
     half = (high - low) / 2 * zoom
-    middle = torch.clamp((low + high) / 2 + torch.empty((n, 2)).uniform_(-0.15, 0.15), min=half + 0.006, max=1 - half - 0.006)
+    middle = torch.clamp(
+        (low + high) / 2 + torch.empty((n, 2)).uniform_(-0.15, 0.15), min=half + 0.006, max=1 - half - 0.006
+    )
     moved = torch.cat((middle - half, middle + half), 1)
     theta = torch.zeros((n, 2, 3))
     theta[:, 0, 0], theta[:, 1, 1] = 1 / zoom[:, 0], 1 / zoom[:, 1]
@@ -86,7 +101,11 @@ def patches(pixels: torch.Tensor) -> torch.Tensor:
     """Pictures 0..1 ``(n, 3, height, width)`` to normalised patches in merged order, ``(n, n_patches, 1176)``."""
     n, _, height, width = pixels.shape
     mean, std = (torch.tensor(v, device=pixels.device).view(1, 3, 1, 1) for v in (MEAN, STD))
-    x = ((pixels - mean) / std).view(n, 3, height // 28, 2, 14, width // 28, 2, 14).permute(0, 2, 5, 3, 6, 1, 4, 7)
+    x = (
+        ((pixels - mean) / std)
+        .view(n, 3, height // 28, 2, 14, width // 28, 2, 14)
+        .permute(0, 2, 5, 3, 6, 1, 4, 7)
+    )
     return x.unsqueeze(6).expand(-1, -1, -1, -1, -1, -1, 2, -1, -1).reshape(n, -1, 3 * 2 * 14 * 14)
 
 
@@ -97,12 +116,29 @@ class Trainer:
         self.device, self.batch = device, batch
         self.model = tiny.new().to(device)
         self.tokenizer = tiny.tokenizer()
-        matrices = [p for name, p in self.model.named_parameters() if (".layers." in name or ".blocks." in name) and p.ndim == 2]
+        matrices = [
+            p
+            for name, p in self.model.named_parameters()
+            if (".layers." in name or ".blocks." in name) and p.ndim == 2
+        ]
         kept = {id(p) for p in matrices}
         self.muon = Muon(matrices, lr=0.02)
-        self.adam = torch.optim.AdamW([p for p in self.model.parameters() if id(p) not in kept], lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0)
-        self.blocks = forward.Blocks(*(torch.compile(f, dynamic=False) for f in (forward.vision_block, forward.text_block))) if compiled else forward.Blocks()
-        self.ahead, self.behind = (self.tokenizer.encode(part).ids for part in tiny.PROMPTED.split("<|image_pad|>"))
+        self.adam = torch.optim.AdamW(
+            [p for p in self.model.parameters() if id(p) not in kept],
+            lr=2e-3,
+            betas=(0.9, 0.98),
+            weight_decay=0.0,
+        )
+        self.blocks = (
+            forward.Blocks(
+                *(torch.compile(f, dynamic=False) for f in (forward.vision_block, forward.text_block))
+            )
+            if compiled
+            else forward.Blocks()
+        )
+        self.ahead, self.behind = (
+            self.tokenizer.encode(part).ids for part in tiny.PROMPTED.split("<|image_pad|>")
+        )
 
     def answers(self, truth: torch.Tensor) -> torch.Tensor:
         """Answer tokens of boxes, padded with 0, ``(n, ANSWER)``."""
@@ -122,11 +158,13 @@ class Trainer:
             cells = forward.see(self.model, patches(pixels), 2 * rows, 2 * columns, self.blocks)
             ids = torch.cat((self.prompt(n, rows * columns), given), 1)
             x = forward.embed(self.model, ids, cells, len(self.ahead))
-            where = forward.text_positions(len(self.ahead), rows, columns, len(self.behind) + given.shape[1], self.device)
+            where = forward.text_positions(
+                len(self.ahead), rows, columns, len(self.behind) + given.shape[1], self.device
+            )
             cos, sin = forward.rotation(forward.text_angles(self.model.config.text_config, where), x.dtype)
             for layer in self.model.model.language_model.layers:
                 x = self.blocks.text(layer, x, cos, sin)
-            return forward.logits(self.model, x[:, -1 - given.shape[1]:]).float()
+            return forward.logits(self.model, x[:, -1 - given.shape[1] :]).float()
 
     def update(self, pixels: torch.Tensor, truth: torch.Tensor, rate: float) -> torch.Tensor:
         """One step on pictures 0..1 and their boxes; returns the loss, on the device."""
@@ -157,11 +195,24 @@ class Trainer:
 
 def rate(progress: float, step: int) -> float:
     """Share of the peak learning rate: 100 steps of warm-up, flat to the middle, then a cosine to zero."""
-    return min(1.0, (step + 1) / 100) * (1.0 if progress < 0.45 else 0.5 + 0.5 * np.cos(np.pi * min(1.0, (progress - 0.45) / 0.55)))
+    return min(1.0, (step + 1) / 100) * (
+        1.0 if progress < 0.45 else 0.5 + 0.5 * np.cos(np.pi * min(1.0, (progress - 0.45) / 0.55))
+    )
 
 
-def train(out: Path, total_s: float, batch: int = 256, workers: int = 15, warm: int = 2048, capacity: int = 40000, check_s: float = 25,
-          device: str = "cuda", compiled: bool = True, resume: bool = False, steps: int | None = None) -> Path:
+def train(
+    out: Path,
+    total_s: float,
+    batch: int = 256,
+    workers: int = 15,
+    warm: int = 2048,
+    capacity: int = 40000,
+    check_s: float = 25,
+    device: str = "cuda",
+    compiled: bool = True,
+    resume: bool = False,
+    steps: int | None = None,
+) -> Path:
     """Train for `total_s` seconds (or `steps`); weights and ``training_log.csv`` land in `out`.
 
     Args:
@@ -172,7 +223,10 @@ def train(out: Path, total_s: float, batch: int = 256, workers: int = 15, warm: 
     torch.manual_seed(0)
     context = multiprocessing.get_context("spawn")
     feed = context.Queue(4 * workers)
-    drawers = [context.Process(target=draw_chunks, args=(feed, i, workers, scenes.TRAINING, None), daemon=True) for i in range(workers)]
+    drawers = [
+        context.Process(target=draw_chunks, args=(feed, i, workers, scenes.TRAINING, None), daemon=True)
+        for i in range(workers)
+    ]
     for process in drawers:
         process.start()
     trainer, pool = Trainer(device, batch, compiled), Pool(capacity, device)
@@ -189,11 +243,31 @@ def train(out: Path, total_s: float, batch: int = 256, workers: int = 15, warm: 
             progress = step / steps if steps else elapsed / total_s
             if elapsed >= next_check or progress >= 1:
                 next_check += check_s
-                found = [value for shape, (images, truth) in enumerate(held) for value in trainer.check(shape, images, truth)]
-                log.writerow([round(elapsed, 1), step, pool.drawn, *[round(float(v), 4) for v in (
-                    torch.stack(losses).mean() if losses else np.nan, np.mean(found), np.mean(np.array(found) > 0))]])
+                found = [
+                    value
+                    for shape, (images, truth) in enumerate(held)
+                    for value in trainer.check(shape, images, truth)
+                ]
+                log.writerow(
+                    [
+                        round(elapsed, 1),
+                        step,
+                        pool.drawn,
+                        *[
+                            round(float(v), 4)
+                            for v in (
+                                torch.stack(losses).mean() if losses else np.nan,
+                                np.mean(found),
+                                np.mean(np.array(found) > 0),
+                            )
+                        ],
+                    ]
+                )
                 file.flush()
-                print(f"{elapsed:6.0f} s  step {step}  {pool.drawn} scenes  IoU {np.mean(found):.4f}", flush=True)
+                print(
+                    f"{elapsed:6.0f} s  step {step}  {pool.drawn} scenes  IoU {np.mean(found):.4f}",
+                    flush=True,
+                )
                 save_file(trainer.model.state_dict(), out / "weights.safetensors")
                 losses = []
                 if progress >= 1:
@@ -208,13 +282,22 @@ def train(out: Path, total_s: float, batch: int = 256, workers: int = 15, warm: 
     return out
 
 
-def _held(feed, trainer: Trainer, pool: Pool, warm: int, shapes: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _held(
+    feed, trainer: Trainer, pool: Pool, warm: int, shapes: int
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Wait for the first scenes and draw those of the check, which no training step sees: images and boxes by shape."""
     held = []
     for shape in range(shapes):
-        drawn = [scenes.draw([scenes.CHECK, shape * 1000 + i], scenes.SHAPES[shape]) for i in range(64 if warm > 500 else 4)]
-        held.append((torch.from_numpy(np.stack([np.asarray(s.image) for s in drawn])).to(trainer.device),
-                     torch.tensor([s.box for s in drawn], device=trainer.device)))
+        drawn = [
+            scenes.draw([scenes.CHECK, shape * 1000 + i], scenes.SHAPES[shape])
+            for i in range(64 if warm > 500 else 4)
+        ]
+        held.append(
+            (
+                torch.from_numpy(np.stack([np.asarray(s.image) for s in drawn])).to(trainer.device),
+                torch.tensor([s.box for s in drawn], device=trainer.device),
+            )
+        )
     while pool.drawn < warm or min(pool.count) == 0:
         pool.add(*feed.get())
     return held

@@ -3,6 +3,7 @@
 Sentences are chosen by the measured ratios and their intervals. Reads the inspect and benchmark stages alone; the folded
 tables, which include every row of the published benchmark, come from `tables` and `detail`.
 """
+
 from pathlib import Path
 
 from colq_utils.base import config, files
@@ -45,15 +46,26 @@ def write(experiment: Experiment) -> Path:
     Raises:
         ColqError: the benchmark stage has not run.
     """
-    return files.write_text(experiment.results("reports") / f"benchmark_{experiment.model.size}.md", text(Speed(experiment)))
+    return files.write_text(
+        experiment.results("reports") / f"benchmark_{experiment.model.size}.md", text(Speed(experiment))
+    )
 
 
 def text(speed: Speed) -> str:
     """The whole report."""
     return md.document(
-        f"# Benchmark: {speed.experiment.title}", "## The question", _question(speed), "## The answer", _answer(speed),
-        "## The numbers", _numbers(speed), tables.picture(speed, "gemms.png"), "## What was not measured", _not_measured(speed),
-        *(md.fold(title, part(speed)) for title, part in FOLDED))
+        f"# Benchmark: {speed.experiment.title}",
+        "## The question",
+        _question(speed),
+        "## The answer",
+        _answer(speed),
+        "## The numbers",
+        _numbers(speed),
+        tables.picture(speed, "gemms.png"),
+        "## What was not measured",
+        _not_measured(speed),
+        *(md.fold(title, part(speed)) for title, part in FOLDED),
+    )
 
 
 def _question(speed: Speed) -> str:
@@ -64,11 +76,18 @@ def _question(speed: Speed) -> str:
         f"with 4-bit weights (W4A16)? The model has {what}, so speed and bytes can be measured and retrieval quality cannot.\n\n"
         "*Plain* is transformers' own forward pass. *Fast* is the encode path of this repository: matrix multiplications (GEMMs) that share "
         "an input are stacked, each element-wise step between them is one kernel, queries are packed without padding, and calls are "
-        "recorded as CUDA graphs. A speed ratio of 2 means half the time; brackets are 95 % intervals of the ratio of medians.")
+        "recorded as CUDA graphs. A speed ratio of 2 means half the time; brackets are 95 % intervals of the ratio of medians."
+    )
 
 
 def _answer(speed: Speed) -> str:
-    lines = (_path_answer(speed), _four_bit_answer(speed), _fp8_answer(speed), _memory_answer(speed), _target_answer(speed))
+    lines = (
+        _path_answer(speed),
+        _four_bit_answer(speed),
+        _fp8_answer(speed),
+        _memory_answer(speed),
+        _target_answer(speed),
+    )
     return "\n".join(f"- {line}" for line in lines if line) + "\n\n" + _rounds(speed)
 
 
@@ -83,15 +102,29 @@ def _said(values: dict) -> str:
 
 
 def _path_answer(speed: Speed) -> str:
-    values = _ratios(speed, "base", "eager", (("1 query", QUERIES, 1), ("32 queries", QUERIES, 32), ("8 pages", PAGES, 8)))
+    values = _ratios(
+        speed, "base", "eager", (("1 query", QUERIES, 1), ("32 queries", QUERIES, 32), ("8 pages", PAGES, 8))
+    )
     if not values:
         return ""
-    title = "The fast path is faster." if min(low for _, low, _ in values.values()) > 1 else "The fast path is not always faster."
-    return (f"**{title}** In bf16 its speed relative to the plain path is {_said(values)}. With few items the "
-            "plain path waits for the host processor, so that ratio says as much about this host as about the GPU.")
+    title = (
+        "The fast path is faster."
+        if min(low for _, low, _ in values.values()) > 1
+        else "The fast path is not always faster."
+    )
+    return (
+        f"**{title}** In bf16 its speed relative to the plain path is {_said(values)}. With few items the "
+        "plain path waits for the host processor, so that ratio says as much about this host as about the GPU."
+    )
 
 
-LOADS = (("1 query", QUERIES, 1), ("8 queries", QUERIES, 8), ("32 queries", QUERIES, 32), ("128 queries", QUERIES, 128), ("8 pages", PAGES, 8))
+LOADS = (
+    ("1 query", QUERIES, 1),
+    ("8 queries", QUERIES, 8),
+    ("32 queries", QUERIES, 32),
+    ("128 queries", QUERIES, 128),
+    ("8 pages", PAGES, 8),
+)
 #: What a difference has to be to count in a headline: speeds of one sweep differ by a few per cent from another's.
 CLEAR = 1.05
 
@@ -101,10 +134,19 @@ def _four_bit_answer(speed: Speed) -> str:
     if not values:
         return ""
     faster = [words for words, (_, low, _) in values.items() if low > CLEAR]
-    title = "4 bits are faster for small calls only." if faster and "1 query" in faster and len(faster) < len(values) else (
-        "4 bits are faster throughout." if faster else "4 bits are not faster.")
-    why = (" A small call waits for weights to be read, and 4 bits leave fewer bytes to read; a large one waits for multiplications, "
-           "which are the same.") if "only" in title else ""
+    title = (
+        "4 bits are faster for small calls only."
+        if faster and "1 query" in faster and len(faster) < len(values)
+        else ("4 bits are faster throughout." if faster else "4 bits are not faster.")
+    )
+    why = (
+        (
+            " A small call waits for weights to be read, and 4 bits leave fewer bytes to read; a large one waits for multiplications, "
+            "which are the same."
+        )
+        if "only" in title
+        else ""
+    )
     return f"**{title}** The speed of W4A16 relative to bf16 on the same path is {_said(values)}.{why}"
 
 
@@ -114,7 +156,13 @@ def _fp8_answer(speed: Speed) -> str:
         return ""
     faster = [words for words, (_, low, _) in values.items() if low > CLEAR]
     large = {"128 queries", "8 pages"} & set(values)
-    title = "FP8 is faster for large calls." if large and large <= set(faster) else "FP8 is faster for some calls." if faster else "FP8 is not faster."
+    title = (
+        "FP8 is faster for large calls."
+        if large and large <= set(faster)
+        else "FP8 is faster for some calls."
+        if faster
+        else "FP8 is not faster."
+    )
     return f"**{title}** Its speed relative to bf16 on the same path is {_said(values)}."
 
 
@@ -124,25 +172,36 @@ def _memory_answer(speed: Speed) -> str:
     if len(peaks) < 2:
         return ""
     first = peaks[0][1]
-    return ("**Memory.** Encoding text queries takes " + md.listing(
-        [f"{peak / 1e9:.2f} GB in {tables.spoken(speed, name)}" + ("" if peak == first else f" (−{100 * (1 - peak / first):.0f} %)") for name, peak in peaks])
-        + " at its peak.")
+    return (
+        "**Memory.** Encoding text queries takes "
+        + md.listing(
+            [
+                f"{peak / 1e9:.2f} GB in {tables.spoken(speed, name)}"
+                + ("" if peak == first else f" (−{100 * (1 - peak / first):.0f} %)")
+                for name, peak in peaks
+            ]
+        )
+        + " at its peak."
+    )
 
 
 def _target_answer(speed: Speed) -> str:
     table = targets.reached(speed)
     known = table[table.met.notna()]
     missed = [row.what for row in known.itertuples() if not row.met]
-    return (f"**Targets.** Of {len(known)} targets set for this size, {len(known) - len(missed)} were met"
-            + (f"; missed: {'; '.join(missed)}." if missed else "."))
+    return f"**Targets.** Of {len(known)} targets set for this size, {len(known) - len(missed)} were met" + (
+        f"; missed: {'; '.join(missed)}." if missed else "."
+    )
 
 
 def _rounds(speed: Speed) -> str:
     rounds = speed.samples.groupby("variant")["round"].nunique()
     count = "–".join(dict.fromkeys(map(str, sorted(rounds))))
-    return (f"Each variant was timed in {count} fresh process{'' if count == '1' else 'es'}. "
-            + ("The intervals therefore cover the calls of that process, not another process or machine." if rounds.max() == 1 else
-               "The intervals cover processes and calls, but so few processes make them too narrow; another machine is not covered."))
+    return f"Each variant was timed in {count} fresh process{'' if count == '1' else 'es'}. " + (
+        "The intervals therefore cover the calls of that process, not another process or machine."
+        if rounds.max() == 1
+        else "The intervals cover processes and calls, but so few processes make them too narrow; another machine is not covered."
+    )
 
 
 def _numbers(speed: Speed) -> str:
@@ -152,20 +211,38 @@ def _numbers(speed: Speed) -> str:
     for name in tables.shown(speed):
         cells = [speed.row(name, *column) for column in columns]
         peak = speed.peak(name, PUBLISHED)
-        rows.append((tables.spoken(speed, name), *(None if cell is None else tables.digits(1e3 * cell.latency_s_median) for cell in cells),
-                     None if peak is None else md.number(peak / 1e9, 2)))
-    header = ["Variant", "1 query (ms)", "8 queries (ms)", "32 queries (ms)", "8 pages (ms)", "Peak memory, queries (GB)"]
+        rows.append(
+            (
+                tables.spoken(speed, name),
+                *(None if cell is None else tables.digits(1e3 * cell.latency_s_median) for cell in cells),
+                None if peak is None else md.number(peak / 1e9, 2),
+            )
+        )
+    header = [
+        "Variant",
+        "1 query (ms)",
+        "8 queries (ms)",
+        "32 queries (ms)",
+        "8 pages (ms)",
+        "Peak memory, queries (GB)",
+    ]
     return md.table(header, rows) + (
         "\n\nMedian time of a forward pass; queries have the lengths of real ones, pages 1,280 visual tokens at most. GB are 10⁹ bytes. "
-        "FP8 weights are made from the bf16 checkpoint on the GPU, which has to hold that once.")
+        "FP8 weights are made from the bf16 checkpoint on the GPU, which has to hold that once."
+    )
 
 
 def _not_measured(speed: Speed) -> str:
-    lines = ["Retrieval quality: what a scheme does to it is measured by the evaluation stage on a trained checkpoint."]
+    lines = [
+        "Retrieval quality: what a scheme does to it is measured by the evaluation stage on a trained checkpoint."
+    ]
     lines += list(speed.environment.get("left_out", []))
     lines += [f"{md.listing([f'`{name}`' for name in speed.missing])}."] if speed.missing else []
     failed = speed.rows[speed.rows.error.fillna("") != ""]
-    lines += [f"`{row.variant}`, {KINDS.get(row.kind, row.kind)}, batch {int(row.batch)}: {row.error}" for _, row in failed.iterrows()]
+    lines += [
+        f"`{row.variant}`, {KINDS.get(row.kind, row.kind)}, batch {int(row.batch)}: {row.error}"
+        for _, row in failed.iterrows()
+    ]
     return "\n".join(f"- {line}" for line in lines)
 
 

@@ -1,4 +1,5 @@
 """The benchmark results of one experiment on a GPU, as the report and the targets ask for them."""
+
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,7 +11,11 @@ from colq_utils.base.config import Experiment
 from colq_utils.report import results
 
 QUERIES, PUBLISHED, PAGES = "queries", "queries_published", "pages"
-KINDS = {PUBLISHED: "text queries as published", QUERIES: "text queries of real lengths", PAGES: "pages at the budget of 1,280 visual tokens"}
+KINDS = {
+    PUBLISHED: "text queries as published",
+    QUERIES: "text queries of real lengths",
+    PAGES: "pages at the budget of 1,280 visual tokens",
+}
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,10 @@ class Speed:
 
     @cached_property
     def architecture(self) -> dict:
-        return files.read_json(self.experiment.results("inspect") / "architecture.json", f"inspect EXPERIMENT={self.experiment.name}")
+        return files.read_json(
+            self.experiment.results("inspect") / "architecture.json",
+            f"inspect EXPERIMENT={self.experiment.name}",
+        )
 
     @property
     def names(self) -> list[str]:
@@ -85,7 +93,9 @@ class Speed:
         rows = self.rows[(self.rows.variant == name) & (self.rows.kind == kind) & (self.rows.batch == batch)]
         return rows.iloc[0] if len(rows) and np.isfinite(rows.latency_s_median.iloc[0]) else None
 
-    def bytes(self, name: str | None, metric: str, kind: str | None = None, batch: int | None = None) -> float | None:
+    def bytes(
+        self, name: str | None, metric: str, kind: str | None = None, batch: int | None = None
+    ) -> float | None:
         """Mean over rounds of a memory metric: after loading, or of a workload at a batch size (none: the largest figure of all)."""
         rows = self.memory[(self.memory.variant == name) & (self.memory.metric == metric)]
         rows = rows[rows.kind == kind] if kind else rows[rows.kind.isna()]

@@ -3,6 +3,7 @@
 A recipe is everything about a checkpoint but its seed: format, method, group size, symmetry, scope, vision tower,
 calibration set and iterations. Its seeds are pooled, and its interval covers queries and seeds.
 """
+
 import numpy as np
 import pandas as pd
 
@@ -25,8 +26,16 @@ def table(study: SeqlenStudy) -> pd.DataFrame:
     for _, same in runs.groupby(RECIPE, dropna=False, sort=False):
         names = same["variant"].tolist()
         mean = analysis.mean_score(study, names)
-        rows.append({"label": label(study, same.iloc[0]), "vision": same["visual"].iloc[0] != "bf16", "names": names, "seeds": len(names),
-                     "bytes": same["bytes"].iloc[0], **{key: mean[key] for key in ("diff", "diff_low", "diff_high")}})
+        rows.append(
+            {
+                "label": label(study, same.iloc[0]),
+                "vision": same["visual"].iloc[0] != "bf16",
+                "names": names,
+                "seeds": len(names),
+                "bytes": same["bytes"].iloc[0],
+                **{key: mean[key] for key in ("diff", "diff_low", "diff_high")},
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -39,11 +48,24 @@ def smallest(recipes: pd.DataFrame, margin: float) -> pd.Series | None:
 def label(study: SeqlenStudy, run: pd.Series) -> str:
     """A recipe in words, from the row of one of its runs."""
     form = str(run["format"]).upper()
-    parts = [f"{form} AutoRound" if run["method"] == "autoround" else f"{form} rounded to nearest" if form != "BF16" else "language model in bf16"]
+    parts = [
+        f"{form} AutoRound"
+        if run["method"] == "autoround"
+        else f"{form} rounded to nearest"
+        if form != "BF16"
+        else "language model in bf16"
+    ]
     if run["method"] == "autoround":
         chosen = study.spec.set(run["set"])
-        what = {"p": "-token rows, sample count as published", "b": f"-token rows, {chosen.seqlen * chosen.blocks:,} tokens in all"}
-        kind = "-token rows of pages and queries" if chosen.kind == "pages" else what.get(run["set"][0], "-token rows")
+        what = {
+            "p": "-token rows, sample count as published",
+            "b": f"-token rows, {chosen.seqlen * chosen.blocks:,} tokens in all",
+        }
+        kind = (
+            "-token rows of pages and queries"
+            if chosen.kind == "pages"
+            else what.get(run["set"][0], "-token rows")
+        )
         parts += [f"{chosen.seqlen:,}{kind}", f"{int(run['iters']):,} iterations"]
     parts += [f"groups of {run['group_size']}"] if run["group_size"] != 128 else []
     parts += [] if run["sym"] else ["asymmetric"]

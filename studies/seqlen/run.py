@@ -6,6 +6,7 @@ share it. Each finished variant is a file; what is finished is pooled into the o
 cut off loses only what was under way, and the same command goes on from there. A variant that fails is a row with its
 exception. No mteb, no quantization kernel: see `study_scores` and `study_weights`.
 """
+
 import argparse
 import contextlib
 import json
@@ -33,7 +34,10 @@ from studies.seqlen import weights as study_weights
 from studies.seqlen.spec import SeqlenVariant, StudySpec
 
 #: The tables of a study and what identifies a row of each.
-TABLES = {"queries.parquet": ["task", "lang", "query_id", "variant"], "pages.parquet": ["lang", "scanned", "variant"]}
+TABLES = {
+    "queries.parquet": ["task", "lang", "query_id", "variant"],
+    "pages.parquet": ["lang", "scanned", "variant"],
+}
 POOL_EVERY_S = 20
 
 
@@ -72,7 +76,10 @@ def run(plan: SeqlenPlan, out: Path, workers: int, only: tuple[str, ...] = ()) -
     for variant in todo:
         if variant != spec.base:
             jobs.put(variant)
-    others = [context.Process(target=work, args=(i, plan, jobs, rate), daemon=True) for i in range(min(workers, len(todo)))]
+    others = [
+        context.Process(target=work, args=(i, plan, jobs, rate), daemon=True)
+        for i in range(min(workers, len(todo)))
+    ]
     for process in others:
         process.start()
     try:
@@ -85,8 +92,14 @@ def run(plan: SeqlenPlan, out: Path, workers: int, only: tuple[str, ...] = ()) -
         for process in others:
             process.terminate()
     runs = pool(plan, out, spec)
-    call = {"commit": provenance.collect(spec)["commit"], "workers": workers, "mps": "CUDA_MPS_PIPE_DIRECTORY" in os.environ, "families": list(only),
-            "variants": len(todo), "wall_s": round(time.time() - started, 1)}
+    call = {
+        "commit": provenance.collect(spec)["commit"],
+        "workers": workers,
+        "mps": "CUDA_MPS_PIPE_DIRECTORY" in os.environ,
+        "families": list(only),
+        "variants": len(todo),
+        "wall_s": round(time.time() - started, 1),
+    }
     record_call(out, spec, runs, call)
     return runs
 
@@ -96,9 +109,21 @@ def record_call(out: Path, spec: StudySpec, runs: pd.DataFrame, call: dict) -> N
     path = out / "provenance.json"
     earlier = json.loads(path.read_text())["calls"] if path.exists() else []
     done = set(runs["variant"][runs["error"] == ""])
-    files.write_json(path, {"study": spec.name, "study_digest": files.sha256_bytes(spec.model_dump_json().encode())[:16], "base": base_digest(spec),
-                            **{k: v for k, v in provenance.collect(spec).items() if k not in ("experiment", "commit", "max_visual_tokens")},
-                            "calls": [*earlier, call], "left_out": [v.id for v in spec.variants if v.id not in done]})
+    files.write_json(
+        path,
+        {
+            "study": spec.name,
+            "study_digest": files.sha256_bytes(spec.model_dump_json().encode())[:16],
+            "base": base_digest(spec),
+            **{
+                k: v
+                for k, v in provenance.collect(spec).items()
+                if k not in ("experiment", "commit", "max_visual_tokens")
+            },
+            "calls": [*earlier, call],
+            "left_out": [v.id for v in spec.variants if v.id not in done],
+        },
+    )
 
 
 def hopeless(runs: pd.DataFrame) -> bool:
@@ -115,6 +140,7 @@ def base_digest(spec: StudySpec) -> str:
 
 # --- what is prepared once -----------------------------------------------------------------------------------------------
 
+
 def prepare(plan: SeqlenPlan, spec: StudySpec, wanted: list[SeqlenVariant]) -> None:
     """Page features of each vision tower that is wanted, the base's vectors and scores, and the base's own rows."""
     questions = study_scores.bench(plan.tasks, plan.languages)
@@ -128,10 +154,20 @@ def prepare(plan: SeqlenPlan, spec: StudySpec, wanted: list[SeqlenVariant]) -> N
     scores = study_scores.score_matrix(questions, vectors, base.device)
     reference = study_scores.Reference(vectors, scores)
     if not plan.part(spec.base, "json").exists():
-        _write(plan, spec, questions, next(v for v in wanted if v.id == spec.base), vectors, reference, {"worker": -1})
+        _write(
+            plan,
+            spec,
+            questions,
+            next(v for v in wanted if v.id == spec.base),
+            vectors,
+            reference,
+            {"worker": -1},
+        )
     lengths = torch.tensor([len(q) for q in vectors.queries])
-    _save({"pages": vectors.pages, "queries": torch.cat(vectors.queries), "lengths": lengths, "scores": scores},
-          plan.scratch / "reference.safetensors")
+    _save(
+        {"pages": vectors.pages, "queries": torch.cat(vectors.queries), "lengths": lengths, "scores": scores},
+        plan.scratch / "reference.safetensors",
+    )
 
 
 def tower_of(variant: SeqlenVariant) -> str:
@@ -145,7 +181,11 @@ def open_tower(spec: StudySpec, device: str, variant: SeqlenVariant) -> Loaded:
     if tower_of(variant) in ("bf16", "fp32"):
         return loaded
     state = loaded.model.state_dict()
-    vision = {n: study_weights.rounded(w, variant.visual, variant.group_size, variant.sym) for n, w in state.items() if study_weights.is_visual_linear(n, w)}
+    vision = {
+        n: study_weights.rounded(w, variant.visual, variant.group_size, variant.sym)
+        for n, w in state.items()
+        if study_weights.is_visual_linear(n, w)
+    }
     loaded.model.load_state_dict(vision, strict=False)
     return loaded
 
@@ -163,6 +203,7 @@ def _save(tensors: dict, path: Path) -> None:
 
 
 # --- a worker ------------------------------------------------------------------------------------------------------------
+
 
 def work(index: int, plan: SeqlenPlan, jobs, rate) -> None:
     """Take variants until none is left or the deadline is near."""
@@ -183,7 +224,9 @@ def work(index: int, plan: SeqlenPlan, jobs, rate) -> None:
                 bench = bench or Bench.open(plan, spec)
                 measure(plan, spec, variant, model, bench, rate, index)
             except Exception as error:
-                files.write_json(plan.part(variant.id, "json"), {"variant": variant.id, "error": describe(error)})
+                files.write_json(
+                    plan.part(variant.id, "json"), {"variant": variant.id, "error": describe(error)}
+                )
 
 
 @dataclass
@@ -200,7 +243,9 @@ class Bench:
     def base(self, plan: SeqlenPlan) -> study_scores.Reference:
         if self.reference is None:
             stored = load_file(_wait_for(plan, "reference.safetensors"))
-            vectors = study_scores.Embedded(stored["pages"], list(stored["queries"].split(stored["lengths"].tolist())))
+            vectors = study_scores.Embedded(
+                stored["pages"], list(stored["queries"].split(stored["lengths"].tolist()))
+            )
             self.reference = study_scores.Reference(vectors, stored["scores"])
         return self.reference
 
@@ -214,7 +259,9 @@ def _wait_for(plan: SeqlenPlan, name: str) -> Path:
     return path
 
 
-def measure(plan: SeqlenPlan, spec: StudySpec, variant: SeqlenVariant, base: Loaded, bench: Bench, rate, index: int) -> None:
+def measure(
+    plan: SeqlenPlan, spec: StudySpec, variant: SeqlenVariant, base: Loaded, bench: Bench, rate, index: int
+) -> None:
     """Round, embed, score and write one variant; the base is given back as it was."""
     start = time.time()
     original = {n: w.clone() for n, w in base.model.state_dict().items() if study_weights.in_scope(n, "all")}
@@ -231,28 +278,63 @@ def measure(plan: SeqlenPlan, spec: StudySpec, variant: SeqlenVariant, base: Loa
     try:
         loaded.model.load_state_dict(language, strict=False)
         features = load_file(_wait_for(plan, f"features-{tower_of(variant)}.safetensors"))
-        vectors = study_scores.embed(loaded, features["features"], features["grid"].tolist(), bench.questions.queries["text"].tolist())
+        vectors = study_scores.embed(
+            loaded, features["features"], features["grid"].tolist(), bench.questions.queries["text"].tolist()
+        )
     finally:
         for hook in hooks:
             hook.remove()
         base.model.load_state_dict(original, strict=False)
-    notes = {"make_s": round(made_s, 2), "evaluate_s": round(time.time() - start, 2), "worker": index,
-             "rounded_tensors": len(rounded), "digest": study_weights.digest(rounded)}
+    notes = {
+        "make_s": round(made_s, 2),
+        "evaluate_s": round(time.time() - start, 2),
+        "worker": index,
+        "rounded_tensors": len(rounded),
+        "digest": study_weights.digest(rounded),
+    }
     _write(plan, spec, bench.questions, variant, vectors, reference, notes)
 
 
-def _write(plan: SeqlenPlan, spec: StudySpec, questions: study_scores.Questions, variant: SeqlenVariant, vectors, reference, notes: dict) -> None:
+def _write(
+    plan: SeqlenPlan,
+    spec: StudySpec,
+    questions: study_scores.Questions,
+    variant: SeqlenVariant,
+    vectors,
+    reference,
+    notes: dict,
+) -> None:
     """The parts of a finished variant; the JSON comes last and says that it is finished."""
     device = torch.device(plan.device)
-    scores = reference.scores if vectors is reference.vectors else study_scores.score_matrix(questions, vectors, device)
+    scores = (
+        reference.scores
+        if vectors is reference.vectors
+        else study_scores.score_matrix(questions, vectors, device)
+    )
     rows = study_scores.query_rows(questions, vectors, scores, reference)
     files.write_table(plan.part(variant.id, "queries.parquet"), rows.assign(variant=variant.id))
-    files.write_table(plan.part(variant.id, "pages.parquet"), study_scores.page_rows(questions, vectors, reference).assign(variant=variant.id))
+    files.write_table(
+        plan.part(variant.id, "pages.parquet"),
+        study_scores.page_rows(questions, vectors, reference).assign(variant=variant.id),
+    )
     tensors = [t for t in hub.read_headers(spec.model_path) if t.part != names.UNUSED]
-    own = {"set_" + k: v for k, v in spec.set(variant.set).model_dump(exclude={"id"}).items()} if variant.set else {}
+    own = (
+        {"set_" + k: v for k, v in spec.set(variant.set).model_dump(exclude={"id"}).items()}
+        if variant.set
+        else {}
+    )
     fields = variant.model_dump(exclude={"id"})
-    record = {"variant": variant.id, **fields, **own, "bytes": study_weights.stored_bytes(variant, tensors),
-              "not_finite": study_scores.not_finite(vectors), "base": base_digest(spec), "device": _device_name(plan.device), **notes, "error": ""}
+    record = {
+        "variant": variant.id,
+        **fields,
+        **own,
+        "bytes": study_weights.stored_bytes(variant, tensors),
+        "not_finite": study_scores.not_finite(vectors),
+        "base": base_digest(spec),
+        "device": _device_name(plan.device),
+        **notes,
+        "error": "",
+    }
     files.write_json(plan.part(variant.id, "json"), record)
 
 
@@ -262,11 +344,14 @@ def _device_name(device: str) -> str:
 
 # --- pooling -------------------------------------------------------------------------------------------------------------
 
+
 def pool(plan: SeqlenPlan, out: Path, spec: StudySpec) -> pd.DataFrame:
     """Write what is finished into `out`: a row a query and variant, a row a page group and variant, a row a variant."""
     order = {v.id: i for i, v in enumerate(spec.variants)}
     records = [json.loads(path.read_text()) for path in plan.scratch.glob("parts/*.json")]
-    runs = pd.DataFrame(sorted((r for r in records if r["variant"] in order), key=lambda r: order[r["variant"]]))
+    runs = pd.DataFrame(
+        sorted((r for r in records if r["variant"] in order), key=lambda r: order[r["variant"]])
+    )
     if runs.empty:
         return pd.DataFrame(columns=["variant", "error"])
     good = runs["variant"][runs["error"] == ""]
@@ -275,7 +360,9 @@ def pool(plan: SeqlenPlan, out: Path, spec: StudySpec) -> pd.DataFrame:
         if parts:  # rows of one query lie side by side: they are nearly equal and compress well
             both = pd.concat(parts, ignore_index=True)
             both["variant"] = pd.Categorical(both["variant"], categories=list(order))
-            files.write_table(out / table, both.sort_values(keys, kind="stable", ignore_index=True).astype({"variant": str}))
+            files.write_table(
+                out / table, both.sort_values(keys, kind="stable", ignore_index=True).astype({"variant": str})
+            )
     files.write_table(out / "runs.csv", runs)
     return runs
 
@@ -292,9 +379,13 @@ def _unpool(plan: SeqlenPlan, out: Path, spec: StudySpec) -> None:
     for record in runs[runs["error"] == ""].to_dict("records"):
         for name, table in tables.items():
             if not plan.part(record["variant"], name).exists():
-                files.write_table(plan.part(record["variant"], name), table[table["variant"] == record["variant"]])
+                files.write_table(
+                    plan.part(record["variant"], name), table[table["variant"] == record["variant"]]
+                )
         if not plan.part(record["variant"], "json").exists():
-            files.write_json(plan.part(record["variant"], "json"), {k: v for k, v in record.items() if pd.notna(v)})
+            files.write_json(
+                plan.part(record["variant"], "json"), {k: v for k, v in record.items() if pd.notna(v)}
+            )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -302,18 +393,33 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("study")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=1e9, help="start nothing that would end later than this")
+    parser.add_argument(
+        "--seconds", type=float, default=1e9, help="start nothing that would end later than this"
+    )
     parser.add_argument("--out", default="", help="folder of the results (default: results/<study>-study)")
-    parser.add_argument("--scratch", default="", help="folder of intermediate files (default: build/<study>-study)")
-    parser.add_argument("--family", action="append", default=[], help="only this family of variants (may be repeated)")
-    parser.add_argument("--task", action="append", default=[], help="only this task of the benchmark (may be repeated)")
+    parser.add_argument(
+        "--scratch", default="", help="folder of intermediate files (default: build/<study>-study)"
+    )
+    parser.add_argument(
+        "--family", action="append", default=[], help="only this family of variants (may be repeated)"
+    )
+    parser.add_argument(
+        "--task", action="append", default=[], help="only this task of the benchmark (may be repeated)"
+    )
     parser.add_argument("--lang", action="append", default=[], help="only this language (may be repeated)")
     options = parser.parse_args(arguments)
     os.environ["OMP_NUM_THREADS"] = "1"  # workers inherit it
     try:
         name = study_spec.load(options.study).name
         scratch = Path(options.scratch).resolve() if options.scratch else ROOT / "build" / f"{name}-study"
-        plan = SeqlenPlan(options.study, options.device, scratch, time.time() + options.seconds, tuple(options.task), tuple(options.lang))
+        plan = SeqlenPlan(
+            options.study,
+            options.device,
+            scratch,
+            time.time() + options.seconds,
+            tuple(options.task),
+            tuple(options.lang),
+        )
         out = Path(options.out).resolve() if options.out else ROOT / "results" / f"{name}-study"
         runs = run(plan, out, options.workers, tuple(options.family))
     except ColqError as error:

@@ -5,6 +5,7 @@ task searches. Page features come from the vision tower once for all variants th
 `evaluate` keeps, plus how far its token vectors and its scores have drifted from the base's. `tests/test_study.py` and the
 provenance record say how closely the scores agree with those of `evaluate`.
 """
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,22 +46,36 @@ def bench(tasks: tuple[str, ...] = (), languages: tuple[str, ...] = ()) -> Quest
     """Read MiniVidore, or some of its tasks (names in `minividore.TASKS`) and languages, with the pages that these search."""
     whole = minividore.load()
     rows = whole.pages.to_dict("records")
-    clean = [{"page_id": r["page_id"], "lang": r["lang"], "scanned": False, "row": i} for i, r in enumerate(rows)]
-    scans = [{"page_id": r["page_id"] + SCANNED, "lang": r["lang"], "scanned": True, "row": i} for i, r in enumerate(rows) if r["scanned"]]
+    clean = [
+        {"page_id": r["page_id"], "lang": r["lang"], "scanned": False, "row": i} for i, r in enumerate(rows)
+    ]
+    scans = [
+        {"page_id": r["page_id"] + SCANNED, "lang": r["lang"], "scanned": True, "row": i}
+        for i, r in enumerate(rows)
+        if r["scanned"]
+    ]
     pages = pd.DataFrame(clean + scans)
     queries, searched = [], {}
     for task in tasks or minividore.TASKS:
         suffix = SCANNED if minividore.TASKS[task].pages == "scanned" else ""
         for lang in minividore.TASKS[task].languages:
             if not languages or lang in languages:
-                searched[task, lang] = [p + suffix for p in minividore.corpus_of(whole, task, lang)["page_id"]]
+                searched[task, lang] = [
+                    p + suffix for p in minividore.corpus_of(whole, task, lang)["page_id"]
+                ]
                 asked = minividore.queries_of(whole, task, lang)
-                queries.append(asked.assign(task=task, relevant=[[p + suffix for p in r] for r in asked["relevant"]]))
+                queries.append(
+                    asked.assign(task=task, relevant=[[p + suffix for p in r] for r in asked["relevant"]])
+                )
     pages = pages[pages["page_id"].isin(set().union(*searched.values()))].reset_index(drop=True)
     place = {page: i for i, page in enumerate(pages["page_id"])}
     corpora = {entry: np.array([place[p] for p in ids]) for entry, ids in searched.items()}
-    return Questions(pages.drop(columns="row"), pd.concat(queries, ignore_index=True), corpora,
-                 tuple((rows[i], scanned) for i, scanned in zip(pages["row"], pages["scanned"])))
+    return Questions(
+        pages.drop(columns="row"),
+        pd.concat(queries, ignore_index=True),
+        corpora,
+        tuple((rows[i], scanned) for i, scanned in zip(pages["row"], pages["scanned"])),
+    )
 
 
 def picture(entry: tuple[dict, bool]):
@@ -72,7 +87,9 @@ def picture(entry: tuple[dict, bool]):
 
 
 @torch.inference_mode()
-def page_features(towers: dict[str, Loaded], questions: Questions, batch: int = 16) -> tuple[dict[str, torch.Tensor], list[int]]:
+def page_features(
+    towers: dict[str, Loaded], questions: Questions, batch: int = 16
+) -> tuple[dict[str, torch.Tensor], list[int]]:
     """What several vision towers make of every page, each page decoded once.
 
     Returns:
@@ -95,9 +112,13 @@ def page_features(towers: dict[str, Loaded], questions: Questions, batch: int = 
         if any(g != grid for g in grids):
             raise ValueError("pages of several sizes: their features do not fit one tensor")
         for name, tower in towers.items():
-            output = tower.model.page_features(inputs["pixel_values"].to(tower.device), inputs["image_grid_thw"].to(tower.device))
+            output = tower.model.page_features(
+                inputs["pixel_values"].to(tower.device), inputs["image_grid_thw"].to(tower.device)
+            )
             parts = [torch.stack(list(part)) for part in (output.pooler_output, *output.deepstack_features)]
-            features.setdefault(name, []).append(torch.cat(parts, dim=-1).cpu())  # (n, n_visual_tokens, feature_width)
+            features.setdefault(name, []).append(
+                torch.cat(parts, dim=-1).cpu()
+            )  # (n, n_visual_tokens, feature_width)
     return {name: torch.cat(parts) for name, parts in features.items()}, grid
 
 
@@ -110,15 +131,21 @@ class Embedded:
 
 
 @torch.inference_mode()
-def embed(loaded: Loaded, features: torch.Tensor, grid: list[int], texts: list[str], batch: int = 64) -> Embedded:
+def embed(
+    loaded: Loaded, features: torch.Tensor, grid: list[int], texts: list[str], batch: int = 64
+) -> Embedded:
     """Run the language model on page features and on the queries."""
     width, pages = loaded.model.config.vision_config.out_hidden_size, []
     for start in range(0, len(features), batch):
-        subset = features[start:start + batch].to(loaded.device)  # (n, n_visual_tokens, feature_width)
+        subset = features[start : start + batch].to(loaded.device)  # (n, n_visual_tokens, feature_width)
         inputs = loaded.processor.page_prompts([grid] * len(subset)).to(loaded.device)
         first, *deeper = subset.split(width, dim=-1)
-        output = BaseModelOutputWithDeepstackFeatures(pooler_output=list(first), deepstack_features=[list(part) for part in deeper])
-        pages.append(torch.stack(encode._kept(loaded, loaded.model(**inputs, page_features=output).embeddings, inputs)))
+        output = BaseModelOutputWithDeepstackFeatures(
+            pooler_output=list(first), deepstack_features=[list(part) for part in deeper]
+        )
+        pages.append(
+            torch.stack(encode._kept(loaded, loaded.model(**inputs, page_features=output).embeddings, inputs))
+        )
     return Embedded(torch.cat(pages), encode.queries(loaded, texts, batch=128))
 
 
@@ -126,13 +153,17 @@ def embed(loaded: Loaded, features: torch.Tensor, grid: list[int], texts: list[s
 def maxsim(queries: list[torch.Tensor], pages: torch.Tensor, device: torch.device) -> torch.Tensor:
     """MaxSim in fp32 as in `colq_utils.model.maxsim`, for pages of one length, on `device`; ``(n_queries, n_pages)`` on the CPU."""
     tokens = torch.cat([q.to(device).float() for q in queries])  # (n_all_query_tokens, dim)
-    owner = torch.repeat_interleave(torch.arange(len(queries)), torch.tensor([len(q) for q in queries])).to(device)
+    owner = torch.repeat_interleave(torch.arange(len(queries)), torch.tensor([len(q) for q in queries])).to(
+        device
+    )
     scores = torch.zeros(len(queries), len(pages), device=device)
     step = max(1, BLOCK // (len(tokens) * pages.shape[1]))
     for start in range(0, len(pages), step):
-        subset = pages[start:start + step].to(device).float()  # (n, n_page_tokens, dim)
-        best = (tokens @ subset.flatten(0, 1).T).unflatten(1, subset.shape[:2]).amax(-1)  # (n_all_query_tokens, n)
-        scores[:, start:start + step].index_add_(0, owner, best)
+        subset = pages[start : start + step].to(device).float()  # (n, n_page_tokens, dim)
+        best = (
+            (tokens @ subset.flatten(0, 1).T).unflatten(1, subset.shape[:2]).amax(-1)
+        )  # (n_all_query_tokens, n)
+        scores[:, start : start + step].index_add_(0, owner, best)
     return scores.cpu()
 
 
@@ -140,13 +171,25 @@ def score_matrix(questions: Questions, vectors: Embedded, device: torch.device) 
     """Scores of every query on the pages that its task searches, NaN elsewhere: ``(n_queries, n_pages)``."""
     matrix = torch.full((len(questions.queries), len(questions.pages)), float("nan"))
     scanned = questions.pages["scanned"].to_numpy()
-    on_scans = questions.queries["task"].map(lambda task: minividore.TASKS[task].pages == "scanned").to_numpy()
-    for rows, columns in ((np.flatnonzero(~on_scans), np.flatnonzero(~scanned)), (np.flatnonzero(on_scans), np.flatnonzero(scanned))):
+    on_scans = (
+        questions.queries["task"].map(lambda task: minividore.TASKS[task].pages == "scanned").to_numpy()
+    )
+    for rows, columns in (
+        (np.flatnonzero(~on_scans), np.flatnonzero(~scanned)),
+        (np.flatnonzero(on_scans), np.flatnonzero(scanned)),
+    ):
         if len(rows):
-            matrix[np.ix_(rows, columns)] = maxsim([vectors.queries[i] for i in rows], vectors.pages[columns], device)
+            matrix[np.ix_(rows, columns)] = maxsim(
+                [vectors.queries[i] for i in rows], vectors.pages[columns], device
+            )
     for (task, lang), columns in questions.corpora.items():
         outside = np.setdiff1d(np.arange(len(questions.pages)), columns)
-        matrix[np.ix_(np.flatnonzero((questions.queries["task"] == task) & (questions.queries["lang"] == lang)), outside)] = float("nan")
+        matrix[
+            np.ix_(
+                np.flatnonzero((questions.queries["task"] == task) & (questions.queries["lang"] == lang)),
+                outside,
+            )
+        ] = float("nan")
     return matrix
 
 
@@ -158,7 +201,9 @@ class Reference:
     scores: torch.Tensor
 
 
-def query_rows(questions: Questions, vectors: Embedded, scores: torch.Tensor, base: Reference) -> pd.DataFrame:
+def query_rows(
+    questions: Questions, vectors: Embedded, scores: torch.Tensor, base: Reference
+) -> pd.DataFrame:
     """One row a query: task, lang, query_id, ndcg_at_5, first_rank, margin, kept (how many of the base's top five), cosine (mean
     over its tokens with the base's) and drift (mean over the searched pages of the change of MaxSim a query token, without sign).
 
@@ -174,13 +219,29 @@ def query_rows(questions: Questions, vectors: Embedded, scores: torch.Tensor, ba
         frame = per_query(own.nan_to_num(-1e9), asked["query_id"].tolist(), names, lengths, relevant)
         reference = per_query(theirs, asked["query_id"].tolist(), names, lengths, relevant)
         change = (own - theirs) / torch.tensor(lengths)[:, None]
-        frames.append(frame.assign(
-            task=task, lang=lang, kept=[len(set(a) & set(b)) for a, b in zip(frame["top5"], reference["top5"])],
-            drift=change.abs().mean(1).numpy(),
-            cosine=[cosine(vectors.queries[i], base.vectors.queries[i]).mean().item() for i in rows]))
+        frames.append(
+            frame.assign(
+                task=task,
+                lang=lang,
+                kept=[len(set(a) & set(b)) for a, b in zip(frame["top5"], reference["top5"])],
+                drift=change.abs().mean(1).numpy(),
+                cosine=[cosine(vectors.queries[i], base.vectors.queries[i]).mean().item() for i in rows],
+            )
+        )
     table = pd.concat(frames, ignore_index=True)
-    small = {"ndcg_at_5": "float32", "first_rank": "int16", "margin": "float32", "kept": "int8", "cosine": "float32", "drift": "float32"}
-    return table[["task", "lang", "query_id", *small]].round({"margin": 4, "cosine": 5, "drift": 5}).astype(small)
+    small = {
+        "ndcg_at_5": "float32",
+        "first_rank": "int16",
+        "margin": "float32",
+        "kept": "int8",
+        "cosine": "float32",
+        "drift": "float32",
+    }
+    return (
+        table[["task", "lang", "query_id", *small]]
+        .round({"margin": 4, "cosine": 5, "drift": 5})
+        .astype(small)
+    )
 
 
 def cosine(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
@@ -194,12 +255,24 @@ def page_rows(questions: Questions, vectors: Embedded, base: Reference) -> pd.Da
     rows = []
     for (lang, scanned), subset in questions.pages.groupby(["lang", "scanned"], sort=True):
         cosines = values[torch.tensor(subset.index.tolist())].flatten()
-        rows.append({"lang": lang, "scanned": bool(scanned), "pages": len(subset), "tokens": len(cosines), "cosine_mean": cosines.mean().item(),
-                     "cosine_p01": cosines.quantile(0.01).item() if len(cosines) < 1 << 24 else float(np.quantile(cosines.numpy(), 0.01)),
-                     "cosine_min": cosines.min().item()})
+        rows.append(
+            {
+                "lang": lang,
+                "scanned": bool(scanned),
+                "pages": len(subset),
+                "tokens": len(cosines),
+                "cosine_mean": cosines.mean().item(),
+                "cosine_p01": cosines.quantile(0.01).item()
+                if len(cosines) < 1 << 24
+                else float(np.quantile(cosines.numpy(), 0.01)),
+                "cosine_min": cosines.min().item(),
+            }
+        )
     return pd.DataFrame(rows)
 
 
 def not_finite(vectors: Embedded) -> int:
     """How many numbers of all vectors are NaN or infinite."""
-    return int((~torch.isfinite(vectors.pages)).sum()) + sum(int((~torch.isfinite(q)).sum()) for q in vectors.queries)
+    return int((~torch.isfinite(vectors.pages)).sum()) + sum(
+        int((~torch.isfinite(q)).sum()) for q in vectors.queries
+    )

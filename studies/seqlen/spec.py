@@ -4,6 +4,7 @@ An experiment makes checkpoints to keep; a study makes many roundings, measures 
 Its arms are products of formats, group sizes, calibration sets, iterations and seeds; `variants` spells them out, in the
 order in which they are to be run. What is done with a variant stands in `study_weights`, how it is measured in `study_scores`.
 """
+
 import json
 from itertools import product
 from pathlib import Path
@@ -75,18 +76,48 @@ class Arm(Section):
             if name not in FORMATS:
                 raise ValueError(f"unknown format {name!r}; known: {', '.join(FORMATS)}")
         if not bool(self.sets) == bool(self.iters) == bool(self.seeds):
-            raise ValueError(f"arm {self.family}: AutoRound takes sets, iters and seeds, rounding to nearest none of them")
+            raise ValueError(
+                f"arm {self.family}: AutoRound takes sets, iters and seeds, rounding to nearest none of them"
+            )
         if self.sets and not all(f.startswith("w") for f in self.formats):
-            raise ValueError(f"arm {self.family}: AutoRound tunes integer formats here ({', '.join(f for f in FORMATS if f.startswith('w'))})")
+            raise ValueError(
+                f"arm {self.family}: AutoRound tunes integer formats here ({', '.join(f for f in FORMATS if f.startswith('w'))})"
+            )
         return self
 
     def variants(self, layers: int) -> list[SeqlenVariant]:
-        scopes = {"all": ["all"], "layers": [f"layer {i}" for i in range(layers)], "kinds": list(KINDS)}[self.scope]
+        scopes = {"all": ["all"], "layers": [f"layer {i}" for i in range(layers)], "kinds": list(KINDS)}[
+            self.scope
+        ]
         if self.sets:
-            return [_variant(self.family, "autoround", f, group_size=g, sym=s, set=c, iters=i, seed=n, text_seed=self.text_seed)
-                    for i, n, f, g, s, c in product(self.iters, self.seeds, self.formats, self.group_sizes, self.sym, self.sets)]
-        return [_variant(self.family, "base" if FORMATS[f] is None else "rtn", f, group_size=g, sym=s, scope=where, visual=v)
-                for f, g, s, where, v in product(self.formats, self.group_sizes, self.sym, scopes, self.visual)]
+            return [
+                _variant(
+                    self.family,
+                    "autoround",
+                    f,
+                    group_size=g,
+                    sym=s,
+                    set=c,
+                    iters=i,
+                    seed=n,
+                    text_seed=self.text_seed,
+                )
+                for i, n, f, g, s, c in product(
+                    self.iters, self.seeds, self.formats, self.group_sizes, self.sym, self.sets
+                )
+            ]
+        return [
+            _variant(
+                self.family,
+                "base" if FORMATS[f] is None else "rtn",
+                f,
+                group_size=g,
+                sym=s,
+                scope=where,
+                visual=v,
+            )
+            for f, g, s, where, v in product(self.formats, self.group_sizes, self.sym, scopes, self.visual)
+        ]
 
 
 def _variant(family: str, method: str, form: str, **choices) -> SeqlenVariant:
@@ -113,7 +144,9 @@ class StudySpec(Section):
     margin: float
     sets: tuple[CalibrationSet, ...]
     arms: tuple[Arm, ...]
-    runtime: Runtime = Runtime(device="cuda")  # of the committed results; a run on a CPU computes in its float32
+    runtime: Runtime = Runtime(
+        device="cuda"
+    )  # of the committed results; a run on a CPU computes in its float32
 
     @model_validator(mode="after")
     def consistent(self):
@@ -121,13 +154,17 @@ class StudySpec(Section):
         for arm in self.arms:
             for name in arm.sets:
                 if name not in known:
-                    raise ValueError(f"arm {arm.family}: no calibration set {name!r}; there are {sorted(known)}")
+                    raise ValueError(
+                        f"arm {arm.family}: no calibration set {name!r}; there are {sorted(known)}"
+                    )
         ids = [v.id for v in self.variants]
         twice = sorted({i for i in ids if ids.count(i) > 1})
         if twice:
             raise ValueError(f"two arms make one variant: {twice[0]}")
         if ids[:1] != ["bf16"]:
-            raise ValueError("the first variant is the base that the others are compared with: let the first arm start with bf16")
+            raise ValueError(
+                "the first variant is the base that the others are compared with: let the first arm start with bf16"
+            )
         return self
 
     @property
@@ -163,5 +200,9 @@ def load(name: str) -> StudySpec:
     """
     path = Path(name) if name.endswith(".yaml") else STUDIES / f"{name}.yaml"
     if not path.exists():
-        raise ColqError(f"no study {name!r}; there are: {', '.join(sorted(p.stem for p in STUDIES.glob('*.yaml')))} (files in studies/seqlen/)")
-    return validated(StudySpec, path, read(path, {"name": "a study has the name of its file"}) | {"name": path.stem})
+        raise ColqError(
+            f"no study {name!r}; there are: {', '.join(sorted(p.stem for p in STUDIES.glob('*.yaml')))} (files in studies/seqlen/)"
+        )
+    return validated(
+        StudySpec, path, read(path, {"name": "a study has the name of its file"}) | {"name": path.stem}
+    )

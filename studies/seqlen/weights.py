@@ -6,6 +6,7 @@ AutoRound packs. Integers follow AutoRound (Cheng et al., 2023, arXiv:2309.05516
 where asymmetric. FP8 is e4m3 with a scale an output channel and, in the forward pass, a scale a token for the activations;
 MXFP4 (OCP Microscaling Formats v1.0, 2023, sections 5.3 and 6.3) is e2m1 in blocks of 32 with a power of two as scale.
 """
+
 import copy
 import hashlib
 import os
@@ -45,13 +46,17 @@ def round_integer(weight: torch.Tensor, bits: int, group_size: int, sym: bool) -
     """
     if weight.shape[1] % group_size:
         raise ColqError(f"rows of {weight.shape[1]} weights do not divide into groups of {group_size}")
-    groups = weight.reshape(-1, group_size)  # (n_groups, group_size), in the dtype of the weights as AutoRound has it
+    groups = weight.reshape(
+        -1, group_size
+    )  # (n_groups, group_size), in the dtype of the weights as AutoRound has it
     low, high = groups.amin(1).clamp(max=0), groups.amax(1).clamp(min=0)
     if sym:
         levels = 2 ** (bits - 1)
         largest = torch.where(high < -low, -low, -torch.maximum(high, -low))
         scale = (largest / levels).half()
-        scale = torch.where(scale < 0, scale.clamp(max=-SMALLEST_SCALE), scale.clamp(min=SMALLEST_SCALE))[:, None]
+        scale = torch.where(scale < 0, scale.clamp(max=-SMALLEST_SCALE), scale.clamp(min=SMALLEST_SCALE))[
+            :, None
+        ]
         rounded = (groups / scale).round().clamp(-levels, levels - 1) * scale
     else:
         scale = ((high - low) / (2**bits - 1)).half().clamp(min=SMALLEST_SCALE)
@@ -62,9 +67,13 @@ def round_integer(weight: torch.Tensor, bits: int, group_size: int, sym: bool) -
 
 def round_fp8(values: torch.Tensor) -> torch.Tensor:
     """Round to e4m3 with one fp32 scale a row (an output channel of a weight, a token of an activation), and back."""
-    most = torch.full((), E4M3_MAX, device=values.device)  # a tensor: CUDA divides by a number through its reciprocal, an ulp off
+    most = torch.full(
+        (), E4M3_MAX, device=values.device
+    )  # a tensor: CUDA divides by a number through its reciprocal, an ulp off
     scale = (values.float().abs().amax(-1, keepdim=True) / most).clamp(min=1e-12)
-    return ((values.float() / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).float() * scale).to(values.dtype)
+    return ((values.float() / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).float() * scale).to(
+        values.dtype
+    )
 
 
 def round_mxfp4(weight: torch.Tensor) -> torch.Tensor:
@@ -79,8 +88,12 @@ def round_mxfp4(weight: torch.Tensor) -> torch.Tensor:
     exponent = torch.frexp(largest.clamp(min=2.0**-126)).exponent - 1  # floor(log2), exactly
     scale = torch.ldexp(torch.ones_like(largest), (exponent - 2).clamp(-127, 127))
     magnitude = (blocks / scale).abs().clamp(max=E2M1[-1])
-    step = torch.where(magnitude < 2, 0.5, torch.where(magnitude < 4, 1.0, 2.0))  # distance of the levels there
-    rounded = (magnitude / step).round() * step  # torch rounds halves to even, which here is to an even mantissa
+    step = torch.where(
+        magnitude < 2, 0.5, torch.where(magnitude < 4, 1.0, 2.0)
+    )  # distance of the levels there
+    rounded = (
+        magnitude / step
+    ).round() * step  # torch rounds halves to even, which here is to an even mantissa
     return (torch.sign(blocks) * rounded * scale).reshape(weight.shape).to(weight.dtype)
 
 
@@ -112,12 +125,20 @@ def chosen(variant: SeqlenVariant, weights: dict[str, torch.Tensor]) -> dict[str
 
 def is_visual_linear(name: str, weight: torch.Tensor) -> bool:
     """The vision tower's Linears; its position table is two-dimensional as well and is none."""
-    return name.startswith("vlm.model.visual.") and name.endswith(".weight") and weight.ndim == 2 and "pos_embed" not in name
+    return (
+        name.startswith("vlm.model.visual.")
+        and name.endswith(".weight")
+        and weight.ndim == 2
+        and "pos_embed" not in name
+    )
 
 
 def round_to_nearest(variant: SeqlenVariant, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The rounded tensors of a variant that needs no calibration, by name."""
-    return {name: rounded(weights[name], form, variant.group_size, variant.sym) for name, form in chosen(variant, weights).items()}
+    return {
+        name: rounded(weights[name], form, variant.group_size, variant.sym)
+        for name, form in chosen(variant, weights).items()
+    }
 
 
 def stored_bytes(variant: SeqlenVariant, tensors: list[hub.Tensor]) -> int:
@@ -143,9 +164,13 @@ def stored_bytes(variant: SeqlenVariant, tensors: list[hub.Tensor]) -> int:
 
 def fp8_activations(model: nn.Module) -> list:
     """Round the input of every decoder Linear to e4m3, a scale a token; returns handles whose `remove` undoes it."""
+
     def before(_, inputs):
         return (round_fp8(inputs[0]), *inputs[1:])
-    linears = [m for n, m in model.named_modules() if isinstance(m, nn.Linear) and DECODER.match(f"{n}.weight")]
+
+    linears = [
+        m for n, m in model.named_modules() if isinstance(m, nn.Linear) and DECODER.match(f"{n}.weight")
+    ]
     return [linear.register_forward_pre_hook(before) for linear in linears]
 
 
@@ -182,7 +207,9 @@ def batches(spec: StudySpec, wanted: CalibrationSet, processor, seed: int, cache
     if wanted.kind == "pages":
         return page_query_batches(corpus(spec), wanted, processor, seed)
     ids = calibration.pack(token_stream(spec, processor, seed, cache), wanted)
-    return [{"input_ids": rows, "attention_mask": torch.ones_like(rows)} for rows in ids.split(wanted.batch_rows)]
+    return [
+        {"input_ids": rows, "attention_mask": torch.ones_like(rows)} for rows in ids.split(wanted.batch_rows)
+    ]
 
 
 def page_query_batches(texts: pd.DataFrame, wanted: CalibrationSet, processor, seed: int) -> list[dict]:
@@ -196,15 +223,34 @@ def page_query_batches(texts: pd.DataFrame, wanted: CalibrationSet, processor, s
     stream = [i for ids in processor.tokenizer(asked, add_special_tokens=False)["input_ids"] for i in ids]
     rows = []
     for start in range(0, wanted.blocks, wanted.batch_rows):
-        inputs = processor.pages([Image.fromarray(page.numpy()) for page in pages[start:start + wanted.batch_rows]])
+        inputs = processor.pages(
+            [Image.fromarray(page.numpy()) for page in pages[start : start + wanted.batch_rows]]
+        )
         room = wanted.seqlen - inputs["input_ids"].shape[1]
         if room < 1:
-            raise ColqError(f"calibration set {wanted.id}: a page's prompt has {inputs['input_ids'].shape[1]} tokens, more than seqlen")
-        tail = torch.tensor([[stream[(row * room + i) % len(stream)] for i in range(room)] for row in range(start, start + wanted.batch_rows)])
+            raise ColqError(
+                f"calibration set {wanted.id}: a page's prompt has {inputs['input_ids'].shape[1]} tokens, more than seqlen"
+            )
+        tail = torch.tensor(
+            [
+                [stream[(row * room + i) % len(stream)] for i in range(room)]
+                for row in range(start, start + wanted.batch_rows)
+            ]
+        )
         ids = torch.cat([inputs["input_ids"], tail], dim=1)  # (batch_rows, seqlen)
-        kinds = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(tail, dtype=inputs["mm_token_type_ids"].dtype)], dim=1)
-        rows.append({"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": kinds,
-                     "pixel_values": inputs["pixel_values"], "image_grid_thw": inputs["image_grid_thw"]})
+        kinds = torch.cat(
+            [inputs["mm_token_type_ids"], torch.zeros_like(tail, dtype=inputs["mm_token_type_ids"].dtype)],
+            dim=1,
+        )
+        rows.append(
+            {
+                "input_ids": ids,
+                "attention_mask": torch.ones_like(ids),
+                "mm_token_type_ids": kinds,
+                "pixel_values": inputs["pixel_values"],
+                "image_grid_thw": inputs["image_grid_thw"],
+            }
+        )
     return rows
 
 
@@ -216,17 +262,39 @@ def tune(spec: StudySpec, variant: SeqlenVariant, device: str, cache: Path) -> d
     """
     os.environ["AR_WORK_SPACE"] = str(cache / f"autoround-{os.getpid()}")
     from auto_round import AutoRound
+
     processor, wanted = processing.from_pretrained(spec.model_path), spec.set(variant.set)
-    data = batches(spec, wanted, processor, variant.seed if variant.text_seed is None else variant.text_seed, cache)
+    data = batches(
+        spec, wanted, processor, variant.seed if variant.text_seed is None else variant.text_seed, cache
+    )
     tokenizer = processor.tokenizer
     if wanted.kind == "pages":
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.pad_token = UNUSED_TOKEN
-    model = loading.open_model(spec.model_path, getattr(torch, DTYPES[device.split(":")[0]]), device).requires_grad_(True)
+    model = loading.open_model(
+        spec.model_path, getattr(torch, DTYPES[device.split(":")[0]]), device
+    ).requires_grad_(True)
     with autoround.listening(cache / f"autoround-{variant.id}.log", spec.layers, variant.id):
-        engine = AutoRound(model, tokenizer=tokenizer, processor=processor, scheme=f"W{variant.bits}A16", sym=variant.sym,
-                           group_size=variant.group_size, device_map=device, seed=variant.seed, enable_torch_compile=False,
-                           iters=variant.iters, dataset=data, seqlen=wanted.seqlen, nsamples=wanted.blocks, batch_size=wanted.batch_rows,
-                           **autoround.precision(device.split(":")[0]))
+        engine = AutoRound(
+            model,
+            tokenizer=tokenizer,
+            processor=processor,
+            scheme=f"W{variant.bits}A16",
+            sym=variant.sym,
+            group_size=variant.group_size,
+            device_map=device,
+            seed=variant.seed,
+            enable_torch_compile=False,
+            iters=variant.iters,
+            dataset=data,
+            seqlen=wanted.seqlen,
+            nsamples=wanted.blocks,
+            batch_size=wanted.batch_rows,
+            **autoround.precision(device.split(":")[0]),
+        )
         tuned, _ = engine.quantize()
-    return {name: weight.detach().cpu().clone() for name, weight in tuned.state_dict().items() if in_scope(name, "all")}
+    return {
+        name: weight.detach().cpu().clone()
+        for name, weight in tuned.state_dict().items()
+        if in_scope(name, "all")
+    }

@@ -4,6 +4,7 @@ Takes numpy arrays and returns figures or tables, so whoever loaded a model draw
 A map colours each patch of the page by its cosine with a token of the query, as ColPali's interpretability maps do
 (Faysse et al., 2024, section 4.4); one colour that grows opaque keeps the print below legible and needs no colour vision.
 """
+
 import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,7 +19,9 @@ from matplotlib.patches import Rectangle
 
 #: Blue of Okabe and Ito, and their vermilion from transparent to nearly opaque, slowly at first so that best patches stand out.
 BLUE = "#0072B2"
-GLOW = LinearSegmentedColormap.from_list("glow", [(0.835, 0.369, 0.0, 0.85 * share**1.7) for share in np.linspace(0, 1, 33)])
+GLOW = LinearSegmentedColormap.from_list(
+    "glow", [(0.835, 0.369, 0.0, 0.85 * share**1.7) for share in np.linspace(0, 1, 33)]
+)
 
 
 class Shown(NamedTuple):
@@ -41,11 +44,18 @@ def maxima(tokens: Sequence[str], similarities: np.ndarray, grid: tuple[int, int
     """
     _require_shape(tokens, similarities, grid)
     rows, columns = np.unravel_index(similarities.argmax(1), grid)
-    return pd.DataFrame({"token": list(tokens), "similarity": similarities.max(1), "row": rows + 1, "column": columns + 1})
+    return pd.DataFrame(
+        {"token": list(tokens), "similarity": similarities.max(1), "row": rows + 1, "column": columns + 1}
+    )
 
 
-def similarity_maps(page: np.ndarray, grid: tuple[int, int], tokens: Sequence[str], similarities: dict[str, np.ndarray],
-                    most: int = 2) -> Figure:
+def similarity_maps(
+    page: np.ndarray,
+    grid: tuple[int, int],
+    tokens: Sequence[str],
+    similarities: dict[str, np.ndarray],
+    most: int = 2,
+) -> Figure:
     """Where the query finds its match: a column per variant, a row for the whole query and one for each of its best tokens.
 
     Args:
@@ -66,13 +76,22 @@ def similarity_maps(page: np.ndarray, grid: tuple[int, int], tokens: Sequence[st
     scale = Normalize(float(np.median(first)), max(float(np.max(maps)) for maps in drawn.values()), clip=True)
     width = 10.0
     height = len(labels) * (width / len(drawn) * page.shape[0] / page.shape[1] + 0.3) + 0.6
-    figure, axes = plt.subplots(len(labels), len(drawn), figsize=(width, height), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        len(labels), len(drawn), figsize=(width, height), squeeze=False, layout="constrained"
+    )
     for column, (name, maps) in zip(axes.T, drawn.items(), strict=True):
         for axis, label, values in zip(column, labels, maps, strict=True):
             _draw_map(axis, page, values.reshape(grid), scale)
             axis.set_title(f"{name} · {label} (highest {values.max():.2f})", fontsize=9, loc="left")
-    figure.colorbar(ScalarMappable(scale, GLOW), ax=axes, location="bottom", shrink=0.5, aspect=40, pad=0.01,
-                    label="cosine of patch and query token (clear at or below the page's median); box: best patch")
+    figure.colorbar(
+        ScalarMappable(scale, GLOW),
+        ax=axes,
+        location="bottom",
+        shrink=0.5,
+        aspect=40,
+        pad=0.01,
+        label="cosine of patch and query token (clear at or below the page's median); box: best patch",
+    )
     plt.close(figure)
     return figure
 
@@ -88,12 +107,22 @@ def pages_in_rows(rows: dict[str, Sequence[Shown]], width: float = 11.0) -> Figu
     each = width / (columns + 0.6)
     image = next(iter(rows.values()))[0].image
     height = len(rows) * (each * image.shape[0] / image.shape[1] + 0.42)
-    figure, axes = plt.subplots(len(rows), columns + 1, figsize=(width, height), squeeze=False, layout="constrained",
-                                gridspec_kw={"width_ratios": [0.6, *[1] * columns]})
+    figure, axes = plt.subplots(
+        len(rows),
+        columns + 1,
+        figsize=(width, height),
+        squeeze=False,
+        layout="constrained",
+        gridspec_kw={"width_ratios": [0.6, *[1] * columns]},
+    )
     for line, (label, pages) in zip(axes, rows.items(), strict=True):
         for axis in line:
             axis.axis("off")
-        text = "\n".join(part for piece in label.split("\n") for part in textwrap.wrap(piece, max(10, int(each * 8))) or [""])
+        text = "\n".join(
+            part
+            for piece in label.split("\n")
+            for part in textwrap.wrap(piece, max(10, int(each * 8))) or [""]
+        )
         line[0].text(0, 0.5, text, transform=line[0].transAxes, va="center", fontsize=8.5)
         for axis, page in zip(line[1:], pages, strict=False):
             _draw_page(axis, page)
@@ -108,7 +137,9 @@ def _draw_map(axis, page: np.ndarray, values: np.ndarray, scale: Normalize) -> N
     axis.imshow(values, cmap=GLOW, norm=scale, extent=(0, width, height, 0), interpolation="nearest")
     row, column = np.unravel_index(values.argmax(), values.shape)
     tall, wide = height / values.shape[0], width / values.shape[1]
-    axis.add_patch(Rectangle((column * wide, row * tall), wide, tall, fill=False, edgecolor=BLUE, linewidth=2))
+    axis.add_patch(
+        Rectangle((column * wide, row * tall), wide, tall, fill=False, edgecolor=BLUE, linewidth=2)
+    )
     axis.set(xticks=[], yticks=[])
     axis.grid(False)
 
@@ -117,13 +148,21 @@ def _draw_page(axis, page: Shown) -> None:
     axis.axis("on")
     axis.imshow(page.image, cmap="gray", vmin=0, vmax=255)
     axis.set(xticks=[], yticks=[])
-    axis.set_title(page.caption + (" · answers it" if page.relevant else ""), fontsize=8, loc="left",
-                   color=BLUE if page.relevant else "black")
+    axis.set_title(
+        page.caption + (" · answers it" if page.relevant else ""),
+        fontsize=8,
+        loc="left",
+        color=BLUE if page.relevant else "black",
+    )
     for side in axis.spines.values():
-        side.set(visible=True, linewidth=3 if page.relevant else 0.8, edgecolor=BLUE if page.relevant else "0.5")
+        side.set(
+            visible=True, linewidth=3 if page.relevant else 0.8, edgecolor=BLUE if page.relevant else "0.5"
+        )
 
 
 def _require_shape(tokens: Sequence[str], similarities: np.ndarray, grid: tuple[int, int]) -> None:
     wanted = (len(tokens), grid[0] * grid[1])
     if similarities.shape != wanted:
-        raise ValueError(f"similarities of {len(tokens)} tokens on {grid[0]} x {grid[1]} patches have the shape {wanted}, not {similarities.shape}")
+        raise ValueError(
+            f"similarities of {len(tokens)} tokens on {grid[0]} x {grid[1]} patches have the shape {wanted}, not {similarities.shape}"
+        )

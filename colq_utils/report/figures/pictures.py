@@ -1,4 +1,5 @@
 """Figures of the calibration and quantization notebooks, from numpy arrays and tables; the report's own are in `quality`."""
+
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -34,7 +35,9 @@ def token_ranks(sets: dict[str, np.ndarray]) -> Figure:
     figure, axis = plt.subplots(figsize=(8, 4))
     for (name, ids), style in zip(sets.items(), ("-", "--", ":", "-."), strict=False):
         counts = np.sort(np.unique(ids, return_counts=True)[1])[::-1]
-        axis.loglog(np.arange(1, len(counts) + 1), counts, style, label=f"{name} ({ids.size:,} tokens)", linewidth=2.5)
+        axis.loglog(
+            np.arange(1, len(counts) + 1), counts, style, label=f"{name} ({ids.size:,} tokens)", linewidth=2.5
+        )
     axis.set(xlabel="rank of the token", ylabel="occurrences", title="Equal budgets hold equal tokens")
     if sets:
         axis.legend()
@@ -49,13 +52,18 @@ def rounding(stored: np.ndarray, rounded: dict[int, np.ndarray]) -> Figure:
     Args:
         stored: ``(n,)`` weights of one group; rounded: bits -> ``(n,)``, the same weights rounded.
     """
-    figure, axes = plt.subplots(1, len(rounded), figsize=(10, 3.6), sharey=True, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(rounded), figsize=(10, 3.6), sharey=True, squeeze=False, layout="constrained"
+    )
     ends = [stored.min(), stored.max()]
     for axis, (bits, values) in zip(axes[0], rounded.items(), strict=True):
         error = np.sqrt(np.mean((values - stored) ** 2) / np.mean(stored**2))
         axis.plot(ends, ends, color="0.6", linewidth=1, zorder=1)
         axis.scatter(stored, values, s=14, color="#0072B2", zorder=2)
-        axis.set_title(f"{bits} bits: {len(np.unique(values))} of {2**bits} levels used\nRMS error {100 * error:.2g} % of RMS weight", fontsize=10)
+        axis.set_title(
+            f"{bits} bits: {len(np.unique(values))} of {2**bits} levels used\nRMS error {100 * error:.2g} % of RMS weight",
+            fontsize=10,
+        )
         axis.set_xlabel("stored weight")
     axes[0][0].set_ylabel("rounded weight")
     plt.close(figure)
@@ -67,7 +75,10 @@ def agreement(table: pd.DataFrame, path: Path, bar: float, aim: float) -> Figure
     exports = table.groupby("variant")["export"].transform("nunique")
     label = table["variant"].where(exports == 1, table["variant"] + "\n" + table["export"])
     figure, axis = plt.subplots(figsize=(9, 0.6 * len(table) + 1.8), layout="constrained")
-    for column, kind, marker in (("cosine_query_mean", "query tokens", "o"), ("cosine_page_mean", "page tokens", "s")):
+    for column, kind, marker in (
+        ("cosine_query_mean", "query tokens", "o"),
+        ("cosine_page_mean", "page tokens", "s"),
+    ):
         axis.plot(table[column], label, marker, markersize=8, label=kind)
     axis.axvline(bar, color="0.3", linestyle="--", linewidth=1)
     axis.axvline(aim, color="0.3", linestyle=":", linewidth=1)

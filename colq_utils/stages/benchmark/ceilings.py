@@ -5,6 +5,7 @@ would take at the best measured rates, it says how much of the machine a kernel 
 are taken with plain torch calls, in the threads and on the device of the benchmark. The copy streams
 past the caches: a model small enough to stay in them can be read faster than this "ceiling".
 """
+
 import itertools
 import os
 from dataclasses import dataclass
@@ -31,17 +32,34 @@ def measure(device: str, threads: int | None, repeats: int = 8) -> dict:
     if threads is not None:
         torch.set_num_threads(threads)
     buffer_bytes, side = SIZES[device]
-    found = {"device": device, "threads": torch.get_num_threads(),
-             "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"), "buffer_bytes": buffer_bytes, "matrix_side": side,
-             "copy_bytes_per_s": _copy_rate(buffer_bytes, device, repeats)}
+    found = {
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
+        "buffer_bytes": buffer_bytes,
+        "matrix_side": side,
+        "copy_bytes_per_s": _copy_rate(buffer_bytes, device, repeats),
+    }
     for dtype in (torch.float32,) if device == "cpu" else (torch.bfloat16, torch.float32):
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
         name = str(dtype).removeprefix("torch.")
         found[f"{name}_flop_per_s"] = 2 * side**3 / _best_s(lambda a=a, b=b: a @ b, device, repeats)
     if device == "cuda" and torch.cuda.get_device_capability() >= (8, 9):
-        (a, scale), b = scaled(torch.randn(side, side, device=device)), torch.randn(side, side, device=device).to(torch.float8_e4m3fn).t()
-        found["fp8_flop_per_s"] = 2 * side**3 / _best_s(
-            lambda: torch._scaled_mm(a, b, scale, scale.t(), out_dtype=torch.bfloat16, use_fast_accum=True), device, repeats)
+        (a, scale), b = (
+            scaled(torch.randn(side, side, device=device)),
+            torch.randn(side, side, device=device).to(torch.float8_e4m3fn).t(),
+        )
+        found["fp8_flop_per_s"] = (
+            2
+            * side**3
+            / _best_s(
+                lambda: torch._scaled_mm(
+                    a, b, scale, scale.t(), out_dtype=torch.bfloat16, use_fast_accum=True
+                ),
+                device,
+                repeats,
+            )
+        )
     return found
 
 
@@ -80,21 +98,40 @@ def demand(model: nn.Module, inputs: dict) -> Demand:
     lookup reads a row a token. Products are two operations a weight and token, and ``4 n² d`` a layer for attention (half
     of it where it is causal). Padding is no need.
     """
-    config, parts = model.config, ("language_model", "projection") + (("visual",) if "image_grid_thw" in inputs else ())
-    used = sum(t.nbytes for name, t in itertools.chain(model.named_parameters(), model.named_buffers()) if part_of(name) in parts)
+    config, parts = (
+        model.config,
+        ("language_model", "projection") + (("visual",) if "image_grid_thw" in inputs else ()),
+    )
+    used = sum(
+        t.nbytes
+        for name, t in itertools.chain(model.named_parameters(), model.named_buffers())
+        if part_of(name) in parts
+    )
     text, vision = config.text_config, config.vision_config
     lengths = inputs["attention_mask"].sum(1)  # (n_rows,)
-    attention = 2 * int((lengths**2).sum()) * text.num_attention_heads * text.head_dim * text.num_hidden_layers
+    attention = (
+        2 * int((lengths**2).sum()) * text.num_attention_heads * text.head_dim * text.num_hidden_layers
+    )
     patches = [int(grid.prod()) for grid in inputs.get("image_grid_thw", [])]
     attention += sum(4 * n**2 * vision.hidden_size * vision.depth for n in patches)
-    return Demand(used, 2 * int(lengths.sum()) * _text_weights(config), 2 * sum(patches) * _vision_weights(vision), attention)
+    return Demand(
+        used,
+        2 * int(lengths.sum()) * _text_weights(config),
+        2 * sum(patches) * _vision_weights(vision),
+        attention,
+    )
 
 
 def _text_weights(config) -> int:
     """Weights that every token meets in the language model and the projection."""
     text = config.text_config
-    attention = text.hidden_size * text.head_dim * (2 * text.num_attention_heads + 2 * text.num_key_value_heads)
-    return text.num_hidden_layers * (attention + 3 * text.hidden_size * text.intermediate_size) + text.hidden_size * config.embed_dim
+    attention = (
+        text.hidden_size * text.head_dim * (2 * text.num_attention_heads + 2 * text.num_key_value_heads)
+    )
+    return (
+        text.num_hidden_layers * (attention + 3 * text.hidden_size * text.intermediate_size)
+        + text.hidden_size * config.embed_dim
+    )
 
 
 def _vision_weights(vision) -> float:
@@ -114,6 +151,12 @@ def floors(need: Demand, measured: dict, text: str, vision: str, attention: str)
         text, vision, attention: formats that each part is multiplied in.
     """
     bandwidth = need.weight_bytes / measured["copy_bytes_per_s"]
-    compute = sum(flop / measured[f"{dtype}_flop_per_s"] for flop, dtype in
-                  ((need.text_flop, text), (need.vision_flop, vision), (need.attention_flop, attention)))
+    compute = sum(
+        flop / measured[f"{dtype}_flop_per_s"]
+        for flop, dtype in (
+            (need.text_flop, text),
+            (need.vision_flop, vision),
+            (need.attention_flop, attention),
+        )
+    )
     return {"bandwidth_floor_s": bandwidth, "compute_floor_s": compute, "floor_s": max(bandwidth, compute)}

@@ -3,6 +3,7 @@
 All decoder blocks have one shape and are tuned one after the other, so a model of a few of them gives the time of each;
 the whole model's figure is an extrapolation and is marked as one.
 """
+
 import logging
 import time
 from pathlib import Path
@@ -37,13 +38,21 @@ def measure(size: str, settings: dict, scratch: str) -> dict:
         start = time.perf_counter()
         finished = _tune(model, processor, cost, Path(folder))
         total_s = time.perf_counter() - start
-    return {"size": size, "commit": provenance.commit(), **cost.model_dump(), "block_s": [b - a for a, b in zip([start, *finished], finished, strict=False)], "total_s": total_s,
-            "peak_allocated_bytes": torch.cuda.max_memory_allocated(), "peak_reserved_bytes": torch.cuda.max_memory_reserved()}
+    return {
+        "size": size,
+        "commit": provenance.commit(),
+        **cost.model_dump(),
+        "block_s": [b - a for a, b in zip([start, *finished], finished, strict=False)],
+        "total_s": total_s,
+        "peak_allocated_bytes": torch.cuda.max_memory_allocated(),
+        "peak_reserved_bytes": torch.cuda.max_memory_reserved(),
+    }
 
 
 def _tune(model, processor, cost: AutoRoundCost, folder: Path) -> list[float]:
     """Run AutoRound; the clock's reading as each block was done (the first includes collecting its inputs)."""
     from auto_round import AutoRound
+
     finished = []
 
     class Clock(logging.Handler):
@@ -53,11 +62,24 @@ def _tune(model, processor, cost: AutoRoundCost, folder: Path) -> list[float]:
 
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, 6000, (cost.samples, cost.seqlen), generator=generator)
-    batches = [{"input_ids": rows, "attention_mask": torch.ones_like(rows)} for rows in ids.split(cost.batch_rows)]
+    batches = [
+        {"input_ids": rows, "attention_mask": torch.ones_like(rows)} for rows in ids.split(cost.batch_rows)
+    ]
     with listening(folder / "autoround.log", cost.blocks, "AutoRound"):
         logging.getLogger("autoround").addHandler(Clock())
-        engine = AutoRound(model, tokenizer=processor.tokenizer, processor=processor, scheme="W4A16", dataset=batches, iters=cost.iters,
-                           seqlen=cost.seqlen, nsamples=cost.samples, batch_size=cost.batch_rows, device_map="cuda", seed=0,
-                           enable_torch_compile=cost.compiled)
+        engine = AutoRound(
+            model,
+            tokenizer=processor.tokenizer,
+            processor=processor,
+            scheme="W4A16",
+            dataset=batches,
+            iters=cost.iters,
+            seqlen=cost.seqlen,
+            nsamples=cost.samples,
+            batch_size=cost.batch_rows,
+            device_map="cuda",
+            seed=0,
+            enable_torch_compile=cost.compiled,
+        )
         engine.quantize()
     return finished

@@ -5,6 +5,7 @@ a second call for peak memory; the rest of the warm-up; only then timed calls, w
 clock around the model. Inputs are prepared and moved before the clock starts: what is timed is the forward pass,
 which quantization changes, not the tokenizer and image processor, which it does not.
 """
+
 import gc
 import io
 import itertools
@@ -51,19 +52,33 @@ def run(experiment: dict, variant: str, plan: list, schedules: str | None = None
         loaded, convert_s, agreement = _accelerated(settings, loaded, sweeps.read_schedules(schedules))
         load_s += convert_s
     gc.collect()
-    memory = before | {"rss_loaded_bytes": resident()} | tensor_bytes(loaded.model) | device_bytes(settings.runtime.device)
+    memory = (
+        before
+        | {"rss_loaded_bytes": resident()}
+        | tensor_bytes(loaded.model)
+        | device_bytes(settings.runtime.device)
+    )
     records = [_record(settings, loaded, name, Workload(**fields)) for name, fields in plan]
-    return {"load_s": load_s, "encode": loaded.encode, "agreement": agreement, "census": [vars(use) for use in census(loaded.model)],
-            "memory": {name: value for name, value in memory.items() if value is not None}, "workloads": records}
+    return {
+        "load_s": load_s,
+        "encode": loaded.encode,
+        "agreement": agreement,
+        "census": [vars(use) for use in census(loaded.model)],
+        "memory": {name: value for name, value in memory.items() if value is not None},
+        "workloads": records,
+    }
 
 
-def _accelerated(settings: Experiment, loaded: loading.Loaded, schedules: dict[str, str]) -> tuple[loading.Loaded, float, list[dict]]:
+def _accelerated(
+    settings: Experiment, loaded: loading.Loaded, schedules: dict[str, str]
+) -> tuple[loading.Loaded, float, list[dict]]:
     """The fast path of a loaded variant, the seconds that took, and its agreement with the plain path, measured first.
 
     Raises:
         ColqError: the bf16 base disagrees with itself on the two paths.
     """
     from colq_utils.fast.path import agreement
+
     samples = _samples(settings)
     plain = [_embedded(loaded, kind, chosen) for kind, chosen in samples.items()]
     grain = {"kind": GRAIN, **agreement(plain[0], encode.queries(loaded, samples["queries"], batch=1))}
@@ -71,12 +86,21 @@ def _accelerated(settings: Experiment, loaded: loading.Loaded, schedules: dict[s
     model = load.accelerate(loaded, spec.backend or settings.runtime.backend, schedules)
     convert_s = time.perf_counter() - start
     fast = loading.Loaded(loaded.variant, model, loaded.processor, census(model), loaded.load_s, "fast")
-    found = [{"kind": kind, **agreement(before, _embedded(fast, kind, chosen))}
-             for (kind, chosen), before in zip(samples.items(), plain, strict=True)]
+    found = [
+        {"kind": kind, **agreement(before, _embedded(fast, kind, chosen))}
+        for (kind, chosen), before in zip(samples.items(), plain, strict=True)
+    ]
     worst = min(entry["mean"] for entry in found)
-    if spec.scheme == "bf16" and spec.vision is None and spec.embedding is None and not 1 - worst <= max(1 - DIFFERENT, COARSE * (1 - grain["mean"])):
-        raise ColqError(f"the fast path of {loaded.variant} gives other embeddings than the plain one (mean token cosine {worst:.6f}; "
-                        f"the plain path has {grain['mean']:.6f} with itself); set encode to plain and report this")
+    if (
+        spec.scheme == "bf16"
+        and spec.vision is None
+        and spec.embedding is None
+        and not 1 - worst <= max(1 - DIFFERENT, COARSE * (1 - grain["mean"]))
+    ):
+        raise ColqError(
+            f"the fast path of {loaded.variant} gives other embeddings than the plain one (mean token cosine {worst:.6f}; "
+            f"the plain path has {grain['mean']:.6f} with itself); set encode to plain and report this"
+        )
     if settings.runtime.device == "cuda":
         torch.cuda.empty_cache()
     return fast, convert_s, [*found, grain]
@@ -84,7 +108,10 @@ def _accelerated(settings: Experiment, loaded: loading.Loaded, schedules: dict[s
 
 def _samples(settings: Experiment) -> dict[str, list]:
     """The queries and the page on which paths are compared."""
-    return {"queries": items(settings, Workload(kind="queries", batch=8, iterations=1), 8), "pages": items(settings, Workload(kind="pages", batch=1, iterations=1), 1)}
+    return {
+        "queries": items(settings, Workload(kind="queries", batch=8, iterations=1), 8),
+        "pages": items(settings, Workload(kind="pages", batch=1, iterations=1), 1),
+    }
 
 
 def _embedded(loaded: loading.Loaded, kind: str, chosen: list) -> list[torch.Tensor]:
@@ -114,7 +141,9 @@ def _measure(settings: Experiment, loaded: loading.Loaded, work: Workload) -> di
     feed = batches(loaded, items(settings, work, work.items), work.kind, work.batch)
     inputs = next(feed)
     first_call_s = timed(lambda: loaded.model(**inputs), device)
-    with getattr(loaded.model, "unrecorded", nullcontext)():  # what a graph works in is not counted as allocated
+    with getattr(
+        loaded.model, "unrecorded", nullcontext
+    )():  # what a graph works in is not counted as allocated
         memory = peak(lambda: loaded.model(**inputs), device)
     cycle = -(-work.items // work.batch) if work.kind == "queries" else 0
     if device == "cuda":
@@ -127,10 +156,20 @@ def _measure(settings: Experiment, loaded: loading.Loaded, work: Workload) -> di
         latency_s.append(timed(lambda inputs=inputs: loaded.model(**inputs), device))
         needs.append(demand(loaded.model, inputs))
         tokens.append(int(inputs["attention_mask"].sum()))
-    mean = {part: sum(getattr(need, part) for need in needs) / len(needs) for part in ("text_flop", "vision_flop", "attention_flop")}
-    return {"first_call_s": first_call_s, "memory": memory, "weight_bytes": needs[0].weight_bytes, **mean,
-            "tokens_per_call": sum(tokens) / len(tokens), "latency_s": latency_s, "finished_at": time.time(),
-            **({"profile": _profile(loaded, feed, statistics.median_low(tokens))} if device == "cuda" else {})}
+    mean = {
+        part: sum(getattr(need, part) for need in needs) / len(needs)
+        for part in ("text_flop", "vision_flop", "attention_flop")
+    }
+    return {
+        "first_call_s": first_call_s,
+        "memory": memory,
+        "weight_bytes": needs[0].weight_bytes,
+        **mean,
+        "tokens_per_call": sum(tokens) / len(tokens),
+        "latency_s": latency_s,
+        "finished_at": time.time(),
+        **({"profile": _profile(loaded, feed, statistics.median_low(tokens))} if device == "cuda" else {}),
+    }
 
 
 def _profile(loaded: loading.Loaded, feed, tokens: int) -> dict[str, float]:
@@ -154,7 +193,10 @@ def peak(work, device: str) -> dict[str, int]:
         torch.cuda.reset_peak_memory_stats()
         work()
         torch.cuda.synchronize()
-        return {"peak_allocated_bytes": torch.cuda.max_memory_allocated(), "peak_reserved_bytes": torch.cuda.max_memory_reserved()}
+        return {
+            "peak_allocated_bytes": torch.cuda.max_memory_allocated(),
+            "peak_reserved_bytes": torch.cuda.max_memory_reserved(),
+        }
     try:
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to the present resident set
         resettable = True

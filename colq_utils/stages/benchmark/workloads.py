@@ -5,6 +5,7 @@ both are realistic: headings and phrases of the embedded manuals with their regi
 published models, thirty-two questions and pages of text at the full pixel budget. Quality is not
 measured with these.
 """
+
 import io
 import itertools
 import math
@@ -21,9 +22,13 @@ if TYPE_CHECKING:  # transformers takes seconds to import, and the parent of the
     from colq_utils.model.loading import Loaded
 
 #: The text workload of the published 8B report: 32 texts, batches of 8, 3 warm-up steps, 10 timed.
-PUBLISHED = ("queries_published", Workload(kind="queries", batch=8, iterations=10, warmup=3, items=32, source="made"))
+PUBLISHED = (
+    "queries_published",
+    Workload(kind="queries", batch=8, iterations=10, warmup=3, items=32, source="made"),
+)
 
-QUESTIONS = tuple("""
+QUESTIONS = tuple(
+    """
 What was the total revenue of the company in the last fiscal year?
 Which risks does the annual report name for the energy sector?
 How is the dosage adjusted for patients with renal impairment?
@@ -56,7 +61,8 @@ How is the emission factor for diesel engines calculated?
 What does the contract say about intellectual property?
 Which department is responsible for data protection requests?
 How much did shipping costs rise compared with last year?
-""".strip().splitlines())
+""".strip().splitlines()
+)
 
 
 def plan(experiment: Experiment) -> list[tuple[str, Workload]]:
@@ -74,8 +80,12 @@ def items(experiment: Experiment, work: Workload, count: int) -> list:
     """
     source = work.source or ("embedded" if experiment.evaluation.suite == "minividore" else "made")
     if source == "made":
-        return [QUESTIONS[i % len(QUESTIONS)] if work.kind == "queries" else drawn_page(i) for i in range(count)]
-    stored = _column("queries.parquet", "text") if work.kind == "queries" else _column("pages.parquet", "image")
+        return [
+            QUESTIONS[i % len(QUESTIONS)] if work.kind == "queries" else drawn_page(i) for i in range(count)
+        ]
+    stored = (
+        _column("queries.parquet", "text") if work.kind == "queries" else _column("pages.parquet", "image")
+    )
     return [stored[i * len(stored) // count] for i in range(count)]
 
 
@@ -83,9 +93,12 @@ def items(experiment: Experiment, work: Workload, count: int) -> list:
 def _column(file: str, name: str) -> list:
     """One column of the embedded benchmark."""
     import pyarrow.parquet
+
     path = ROOT / "data" / "minividore" / file
     if not path.exists():
-        raise ColqError(f"the embedded benchmark has no {path.relative_to(ROOT)}; restore it with `git checkout -- data`")
+        raise ColqError(
+            f"the embedded benchmark has no {path.relative_to(ROOT)}; restore it with `git checkout -- data`"
+        )
     return pyarrow.parquet.read_table(path, columns=[name])[name].to_pylist()
 
 
@@ -95,7 +108,12 @@ def drawn_page(number: int) -> bytes:
     page = Image.new("RGB", (1240, 1754), "white")
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(22)
     for line in range(52):
-        draw.text((100, 90 + 30 * line), f"{line + 1}  {QUESTIONS[(number + 5 * line) % len(QUESTIONS)]}", "black", font)
+        draw.text(
+            (100, 90 + 30 * line),
+            f"{line + 1}  {QUESTIONS[(number + 5 * line) % len(QUESTIONS)]}",
+            "black",
+            font,
+        )
     file = io.BytesIO()
     page.save(file, "PNG", compress_level=1)
     return file.getvalue()
@@ -108,6 +126,9 @@ def batches(loaded: "Loaded", items: list, kind: str, batch: int) -> Iterator[di
     for start in itertools.cycle(starts):
         if start not in prepared:
             chosen = [items[(start + i) % len(items)] for i in range(batch)]
-            prepared[start] = loaded.processor.queries(chosen) if kind == "queries" else loaded.processor.pages(
-                [Image.open(io.BytesIO(file)) for file in chosen])
+            prepared[start] = (
+                loaded.processor.queries(chosen)
+                if kind == "queries"
+                else loaded.processor.pages([Image.open(io.BytesIO(file)) for file in chosen])
+            )
         yield {name: value.to(loaded.device) for name, value in prepared[start].items()}

@@ -1,4 +1,5 @@
 """What the scores of a variant stand between: the same architecture with random weights, and BM25 on the text layer."""
+
 import pandas as pd
 import torch
 
@@ -15,9 +16,13 @@ FLOOR = ROOT / "data" / "minividore" / "random_init.parquet"
 
 def random_init(experiment: Experiment) -> Loaded:
     """The base's architecture with random weights: the floor of every task."""
-    base = loading.plain(experiment, experiment.base)  # the fast path is a converted model, which has no constructor
+    base = loading.plain(
+        experiment, experiment.base
+    )  # the fast path is a converted model, which has no constructor
     torch.manual_seed(experiment.seed)
-    model = type(base.model)(base.model.config).to(base.model.dtype).to(base.device).eval().requires_grad_(False)
+    model = (
+        type(base.model)(base.model.config).to(base.model.dtype).to(base.device).eval().requires_grad_(False)
+    )
     return Loaded(RANDOM_INIT, model, base.processor, base.census, 0.0)
 
 
@@ -43,7 +48,9 @@ def floor_stamp(experiment: Experiment, data: str) -> str:
     """
     config = files.sha256(hub.fetch(experiment.model_path, "config.json", experiment.model.revision))
     limit = experiment.model.max_visual_tokens
-    stamp = f"{data} {config} {experiment.seed} {experiment.runtime.dtype}" + ("" if limit is None else f" {limit}")
+    stamp = f"{data} {config} {experiment.seed} {experiment.runtime.dtype}" + (
+        "" if limit is None else f" {limit}"
+    )
     return files.sha256_bytes(stamp.encode())[:16]
 
 
@@ -61,7 +68,18 @@ def word_matching(tasks: list) -> pd.DataFrame:
             for row, query in enumerate(asked["query_id"]):
                 for page, score in found[query].items():
                     scores[row, place[page]] = score
-            relevant = {q: dict.fromkeys(r, 1) for q, r in zip(asked["query_id"], asked["relevant"], strict=True)}
+            relevant = {
+                q: dict.fromkeys(r, 1) for q, r in zip(asked["query_id"], asked["relevant"], strict=True)
+            }
             frame = per_query(scores, asked["query_id"].tolist(), pages, [1] * len(asked), relevant)
-            frames.append(frame.assign(variant="bm25", task=name, lang=lang, n_pages=len(pages), margin=float("nan"), encoded_pages=0))
+            frames.append(
+                frame.assign(
+                    variant="bm25",
+                    task=name,
+                    lang=lang,
+                    n_pages=len(pages),
+                    margin=float("nan"),
+                    encoded_pages=0,
+                )
+            )
     return pd.concat(frames, ignore_index=True)

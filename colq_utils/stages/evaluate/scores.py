@@ -2,6 +2,7 @@
 
 `evaluate` takes these through mteb, the controlled study (`controlled`) without it: both say the same of the same ranking.
 """
+
 import numpy as np
 import pandas as pd
 import torch
@@ -19,11 +20,16 @@ def ndcg(relevance: np.ndarray, ideal: np.ndarray, k: int = K) -> float:
     discounts = 1 / np.log2(np.arange(2, k + 2))
     best = np.sort(ideal)[::-1][:k]
     top = relevance[:k]
-    return float((top * discounts[:len(top)]).sum() / (best * discounts[:len(best)]).sum())
+    return float((top * discounts[: len(top)]).sum() / (best * discounts[: len(best)]).sum())
 
 
-def per_query(scores: torch.Tensor, query_ids: list[str], page_ids: list[str], lengths: list[int],
-              relevant: dict[str, dict[str, int]]) -> pd.DataFrame:
+def per_query(
+    scores: torch.Tensor,
+    query_ids: list[str],
+    page_ids: list[str],
+    lengths: list[int],
+    relevant: dict[str, dict[str, int]],
+) -> pd.DataFrame:
     """One row a query: NDCG@5, rank of the first relevant page, score margin and the top five pages.
 
     The margin is the score of the best relevant page minus that of the best other page, divided by
@@ -43,9 +49,15 @@ def per_query(scores: torch.Tensor, query_ids: list[str], page_ids: list[str], l
         values = row.numpy()
         order = np.lexsort((np.arange(len(values)), -values))
         hits = gain > 0
-        rows.append({
-            "query_id": query, "ndcg_at_5": ndcg(gain[order], np.array(list(grades.values()), dtype=float)),
-            "first_rank": int(np.flatnonzero(np.append(hits[order], True))[0]) + 1,
-            "margin": float(values[hits].max() - values[~hits].max()) / length if hits.any() and (~hits).any() else float("nan"),
-            "top5": [page_ids[i] for i in order[:K]]})
+        rows.append(
+            {
+                "query_id": query,
+                "ndcg_at_5": ndcg(gain[order], np.array(list(grades.values()), dtype=float)),
+                "first_rank": int(np.flatnonzero(np.append(hits[order], True))[0]) + 1,
+                "margin": float(values[hits].max() - values[~hits].max()) / length
+                if hits.any() and (~hits).any()
+                else float("nan"),
+                "top5": [page_ids[i] for i in order[:K]],
+            }
+        )
     return pd.DataFrame(rows)

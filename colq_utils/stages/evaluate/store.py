@@ -7,6 +7,7 @@ half-way loses the records under way and nothing else. What it left behind is cu
 append, under the lock; opening and reading cut nothing, because another process may be appending.
 Raw bits are kept, so bfloat16 survives exactly.
 """
+
 import fcntl
 import json
 from collections.abc import Iterator
@@ -48,7 +49,7 @@ class VectorStore:
         stored = self._data_file.stat().st_size // self._row
         for line in lines:
             try:
-                record = json.loads(line[:line.rindex(b"\n")])
+                record = json.loads(line[: line.rindex(b"\n")])
             except ValueError:
                 break  # the last line of a killed run, or one being written
             end = record["start"] + record["n"]
@@ -91,11 +92,17 @@ class VectorStore:
         with self.alone():
             records, start = [], self._rows
             with self._data_file.open("ab") as data:
-                data.truncate(start * self._row)  # a failed append left bytes there: what follows them would be read shifted
+                data.truncate(
+                    start * self._row
+                )  # a failed append left bytes there: what follows them would be read shifted
                 for i, (key, matrix) in enumerate(zip(keys, matrices, strict=True)):
                     bits = matrix.detach().to("cpu", self.dtype).contiguous()
-                    data.write((bits.view(torch.int16) if self.dtype == torch.bfloat16 else bits).numpy().tobytes())
-                    records.append({"key": key, "start": start, "n": len(bits), **{k: v[i] for k, v in notes.items()}})
+                    data.write(
+                        (bits.view(torch.int16) if self.dtype == torch.bfloat16 else bits).numpy().tobytes()
+                    )
+                    records.append(
+                        {"key": key, "start": start, "n": len(bits), **{k: v[i] for k, v in notes.items()}}
+                    )
                     start += len(bits)
             with self._index_file.open("ab") as index:
                 index.truncate(self._end)
@@ -105,7 +112,13 @@ class VectorStore:
     def __getitem__(self, key: str) -> torch.Tensor:
         """The matrix of `key`, ``(n_tokens, width)``; its record alone is mapped, so that reading a corpus leaves nothing resident."""
         record = self._index[key]
-        mapped = np.memmap(self._data_file, dtype=self._numpy, mode="r", offset=record["start"] * self._row, shape=(record["n"], self.width))
+        mapped = np.memmap(
+            self._data_file,
+            dtype=self._numpy,
+            mode="r",
+            offset=record["start"] * self._row,
+            shape=(record["n"], self.width),
+        )
         return torch.from_numpy(np.array(mapped)).view(self.dtype)
 
     def tokens(self, key: str) -> int:
