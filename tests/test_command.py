@@ -293,9 +293,10 @@ def test_what_is_imported_is_declared_and_locked():
 def test_contributing_names_what_is_there():
     """Every file that CONTRIBUTING.md names exists, and every name that it places in a file stands there."""
     text = (config.ROOT / "CONTRIBUTING.md").read_text()
-    where = lambda path: next(
-        (p for p in (config.ROOT / path, config.ROOT / "colq_utils" / path) if p.exists()), None
-    )  # noqa: E731
+
+    def where(path: str):
+        return next((p for p in (config.ROOT / path, config.ROOT / "colq_utils" / path) if p.exists()), None)
+
     paths = [path for path in re.findall(r"`([\w./]+(?:/|\.(?:py|toml|lock|parquet)))`", text)]
     assert len(paths) > 20 and all(where(path) for path in paths), [path for path in paths if not where(path)]
     placed = re.findall(r"`(\w+)`(?: and `(\w+)`)? (?:in|of) `([\w/]+\.py)`", text)
