@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from colq_utils.base.errors import ColqError
 
@@ -225,6 +225,21 @@ class Benchmark(Section):
     autoround: AutoRoundCost | None = None
 
 
+class Documents(Section):
+    """Documents of your own, for `suite: documents`; see `colq_utils.data.documents`.
+
+    `folder` holds PDFs and pictures. `queries` is a CSV with columns query, file, page (and grade), or a text with a query
+    per line. A page is drawn at `dpi`; of a file, the first `max_pages` pages are used; up to `known_items` queries are drawn
+    from text layers (0: none).
+    """
+
+    folder: str
+    queries: str | None = None
+    dpi: int = Field(150, ge=36, le=600)
+    max_pages: int = Field(500, ge=1)
+    known_items: int = Field(200, ge=0)
+
+
 class Evaluation(Section):
     """Tasks by mteb name (none: all of the embedded suite).
 
@@ -234,8 +249,9 @@ class Evaluation(Section):
     evaluated at once, on a CPU, each with its share of the threads; each holds a model in memory.
     """
 
-    tasks: tuple[str, ...]
-    suite: Literal["minividore", "mteb"] = "minividore"
+    tasks: tuple[str, ...] = ()
+    suite: Literal["minividore", "mteb", "documents"] = "minividore"
+    documents: Documents | None = None
     share_vision: bool = True
     batch: int = 8
     random_init: bool = False
