@@ -1,8 +1,8 @@
 """A folder of documents as pages to search, and the queries asked of them.
 
 A page of a PDF becomes a picture at a stated resolution, kept on disk, so that an interrupted run goes on. A
-file that cannot be read costs itself alone: it is named with its reason. Queries come from a file, with or without
-the pages that answer them; where a PDF has a text layer, some are drawn from it as well.
+file that cannot be read costs itself alone: it is named with its reason. Queries come from a file, with or
+without the pages that answer them; where a PDF has a text layer, some are drawn from it as well.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ import pypdfium2
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from colq_utils.base import files
-from colq_utils.base.config import Documents
+from colq_utils.base.config import ROOT, Documents
 from colq_utils.base.errors import ColqError
 from colq_utils.base.progress import bar
 
@@ -56,7 +56,7 @@ def survey(settings: Documents) -> pd.DataFrame:
     Raises:
         ColqError: no such folder, or no document in it.
     """
-    folder = Path(settings.folder)
+    folder = _place(settings.folder)
     if not folder.is_dir():
         raise ColqError(f"{folder} is not a folder: name one that holds PDFs or pictures of pages")
     paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix.lower() in {".pdf", *PICTURES})
@@ -123,10 +123,11 @@ def collect(settings: Documents, cache: Path) -> Collection:
     rows, problems = [], table.loc[table.problem != "", ["file", "problem"]].values.tolist()
     with bar("pages of your documents", int(table.pages.sum()), "page") as progress:
         for file, n_pages in zip(table.file, table.pages):
-            folder = cache / _key(Path(settings.folder, file), settings.dpi)
+            source = _place(settings.folder) / file
+            folder = cache / _key(source, settings.dpi)
             for page in range(n_pages):
                 try:
-                    text = _draw(Path(settings.folder, file), page, settings.dpi, folder)
+                    text = _draw(source, page, settings.dpi, folder)
                     rows.append(
                         (page_id(file, page + 1), file, page + 1, str(folder / f"{page + 1:05d}.png"), text)
                     )
@@ -179,7 +180,7 @@ def questions(settings: Documents, pages: pd.DataFrame, seed: int) -> pd.DataFra
     Raises:
         ColqError: a queries file that cannot be read so, or nothing to ask.
     """
-    rows = _from_file(Path(settings.queries), pages) if settings.queries else []
+    rows = _from_file(_place(settings.queries), pages) if settings.queries else []
     rows += [("known-item", text, {page: 1}) for text, page in known_items(pages, settings.known_items, seed)]
     if not rows:
         raise ColqError(
@@ -189,6 +190,25 @@ def questions(settings: Documents, pages: pd.DataFrame, seed: int) -> pd.DataFra
     table = pd.DataFrame(rows, columns=["kind", "text", "relevant"])
     numbers = table.groupby("kind").cumcount() + 1
     return table.assign(query_id=table.kind + numbers.map("-{:04d}".format))
+
+
+def expected(settings: Documents, table: pd.DataFrame) -> dict[str, int]:
+    """Queries of the file by kind, checked against a `survey` alone, before a page is drawn.
+
+    Raises:
+        ColqError: as `questions`; no document that can be read.
+    """
+    if not table.pages.sum():
+        raise ColqError(f"no document in {settings.folder} can be read: {table.problem[0]} ({table.file[0]})")
+    rows = [(page_id(f, n), f) for f, count in zip(table.file, table.pages) for n in range(1, count + 1)]
+    pages = pd.DataFrame(rows, columns=["page_id", "file"])
+    asked = _from_file(_place(settings.queries), pages) if settings.queries else []
+    return pd.Series([kind for kind, _, _ in asked], dtype=str).value_counts().to_dict()
+
+
+def _place(path: str) -> Path:
+    """A path of an experiment file: relative ones start at the repository."""
+    return ROOT / Path(path).expanduser()
 
 
 def _from_file(path: Path, pages: pd.DataFrame) -> list[tuple[str, str, dict]]:

@@ -1,0 +1,96 @@
+"""`colq new`: an experiment file for one's own checkpoint and documents, checked before it is written."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+import pandas as pd
+
+from colq_utils.base import files
+from colq_utils.base.config import ROOT, Documents, load
+from colq_utils.base.errors import ColqError
+from colq_utils.data import documents
+from colq_utils.model import hub
+
+TEMPLATE = Path(__file__).with_name("new.yaml.j2")
+#: Width of the language model -> size as results name it.
+SIZES = {2560: "4b", 4096: "8b"}
+
+
+@dataclass(frozen=True)
+class Written:
+    """The file, and what was seen on the way: a row per document (file, pages, problem)."""
+
+    path: Path
+    documents: pd.DataFrame
+    kinds: dict[str, int]
+
+
+def write(
+    name: str, model: str, folder: str, queries: str | None = None, revision: str | None = None
+) -> Written:
+    """Write ``experiments/<name>.yaml`` for a checkpoint and a folder of documents.
+
+    Args:
+        model: a checkpoint folder, or a hub id.
+        queries: a file of queries as `documents.questions` takes it; None: phrases from the text layers alone.
+        revision: commit of a hub id; None: its newest, asked for and pinned.
+
+    Raises:
+        ColqError: the name is taken, the model no ColQwen3, no document readable, or the queries file wrong.
+    """
+    target = ROOT / "experiments" / f"{name}.yaml"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise ColqError(f"{name!r} is no name for an experiment: take letters, digits, - and _")
+    if target.exists():
+        raise ColqError(f"experiments/{name}.yaml is there already; take another name, or remove it first")
+    path, revision, size = _model(model, revision)
+    settings = Documents(folder=_portable(folder), queries=_portable(queries) if queries else None)
+    found = documents.survey(settings)
+    kinds = documents.expected(settings, found)
+    import torch  # seconds to import
+
+    text = jinja2.Template(TEMPLATE.read_text(), keep_trailing_newline=True).render(
+        name=name, path=path, revision=revision, size=size, documents=settings, cuda=torch.cuda.is_available()
+    )
+    files.write_text(target, text)
+    try:
+        load(name)
+    except ColqError:
+        target.unlink()
+        raise
+    return Written(target, found, kinds)
+
+
+def _model(model: str, revision: str | None) -> tuple[str, str | None, str]:
+    """Path as the experiment file gives it, pinned revision and size of a checkpoint."""
+    if Path(model).is_dir():
+        path, revision = _portable(model), None
+        hub.read_headers(str(Path(model).resolve()))
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not model.startswith(("models/", ".")):
+        path, revision = model, revision or _newest(model)
+    else:
+        raise ColqError(f"{model} is neither a checkpoint folder nor a hub id (organisation/name)")
+    config = hub.read_config(str(Path(model).resolve()) if revision is None else model, revision)
+    width = config["text_config"]["hidden_size"]
+    bundled = path == "models/tiny-colqwen3"
+    return path, revision, "tiny" if bundled else SIZES.get(width, f"d{width}")
+
+
+def _newest(model: str) -> str:
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().model_info(model, timeout=30).sha
+    except Exception as error:  # the hub client raises a dozen kinds
+        raise ColqError(
+            f"the hub does not say which revision of {model} is the newest ({hub.first_line(error)}); "
+            "give --revision, or download the model and give its folder"
+        ) from None
+
+
+def _portable(path: str) -> str:
+    """Relative to the repository where it lies inside, else absolute."""
+    full = Path(path).expanduser().resolve()
+    return full.relative_to(ROOT).as_posix() if full.is_relative_to(ROOT) else str(full)
