@@ -213,6 +213,69 @@ def clean(
     return 0
 
 
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What to call the experiment.")],
+    model: Annotated[str, typer.Option(metavar="FOLDER|HUB_ID", help="The checkpoint to quantize.")],
+    documents: Annotated[str, typer.Option(metavar="FOLDER", help="PDFs and pictures of pages.")],
+    queries: Annotated[
+        str | None, typer.Option(metavar="FILE", help="CSV (query, file, page, grade), or a query per line.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit of a hub model (default: newest).")] = None,
+) -> int:
+    """Write an experiment for your checkpoint and your documents.
+
+    Checks both and writes experiments/NAME.yaml, commented: the base, eight bits, four bits rounded and tuned. With the pages
+    that answer each query you get NDCG@5; without, how far the quantized model agrees with the base.
+
+    \b
+    Example:
+      colq new mine --model models/tiny-colqwen3 --documents data/documents --queries data/documents/queries.csv
+
+    Next: `colq run NAME`.
+    """
+    from colq_utils import new as writing
+
+    made = writing.write(name, model, documents, queries, revision)
+    for row in made.documents[made.documents.problem != ""].itertuples():
+        print(f"note: {row.file}: {row.problem}")
+    asked = ", ".join(f"{n:,} {kind}" for kind, n in made.kinds.items()) or "no queries file"
+    print(f"{len(made.documents):,} documents, {made.documents.pages.sum():,} pages; {asked}")
+    print(
+        f"wrote {made.path}\nnext: make report EXPERIMENT={name}   (what it would take: make plan EXPERIMENT={name})"
+    )
+    return 0
+
+
+@app.command()
+def publish(
+    context: typer.Context,
+    name: Name,
+    variant: Annotated[str, typer.Argument(metavar="VARIANT", help="Id of a quantized variant.")],
+    to: Annotated[str, typer.Option(metavar="ORG/NAME", help="The repository on the hub.")],
+    export: Annotated[str, typer.Option(help="Which packing.")] = "auto_round",
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
+    output: Output = "",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Send it; without this nothing is sent.")] = False,
+) -> int:
+    """Show what publishing a checkpoint would send; with --yes, send it.
+
+    The card goes with it. A variant that 03_quantize rejected is refused. A new repository is private unless --public.
+
+    \b
+    Example:
+      colq publish tiny tiny-w4a16-rtn --to me/tiny-colqwen3-w4a16
+
+    Next: the same with --yes, after `hf auth login`.
+    """
+    from colq_utils import publish as publishing
+
+    upload = publishing.prepare(context.obj.experiment(name, output), variant, to, export)
+    print("\n".join([f"{upload.folder} to {to}:", *upload.lines()]))
+    print(f"sent: {publishing.send(upload, not public)}" if yes else "nothing was sent; add --yes to send it")
+    return 0
+
+
 def _bytes(path: Path) -> int:
     """Bytes of a file, or of all files below a folder."""
     return sum(

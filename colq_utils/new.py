@@ -14,6 +14,7 @@ from colq_utils.data import documents
 from colq_utils.model import hub
 
 TEMPLATE = Path(__file__).with_name("new.yaml.j2")
+EXPERIMENTS = ROOT / "experiments"
 #: Width of the language model -> size as results name it.
 SIZES = {2560: "4b", 4096: "8b"}
 
@@ -27,9 +28,7 @@ class Written:
     kinds: dict[str, int]
 
 
-def write(
-    name: str, model: str, folder: str, queries: str | None = None, revision: str | None = None
-) -> Written:
+def write(name: str, model: str, folder: str, queries: str | None, revision: str | None) -> Written:
     """Write ``experiments/<name>.yaml`` for a checkpoint and a folder of documents.
 
     Args:
@@ -38,13 +37,13 @@ def write(
         revision: commit of a hub id; None: its newest, asked for and pinned.
 
     Raises:
-        ColqError: the name is taken, the model no ColQwen3, no document readable, or the queries file wrong.
+        ColqError: a name that is taken, no ColQwen3, no document that can be read, a wrong queries file.
     """
-    target = ROOT / "experiments" / f"{name}.yaml"
+    target = EXPERIMENTS / f"{name}.yaml"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise ColqError(f"{name!r} is no name for an experiment: take letters, digits, - and _")
     if target.exists():
-        raise ColqError(f"experiments/{name}.yaml is there already; take another name, or remove it first")
+        raise ColqError(f"{target} is there already; take another name, or remove it first")
     path, revision, size = _model(model, revision)
     settings = Documents(folder=_portable(folder), queries=_portable(queries) if queries else None)
     found = documents.survey(settings)
@@ -56,7 +55,7 @@ def write(
     )
     files.write_text(target, text)
     try:
-        load(name)
+        load(str(target))
     except ColqError:
         target.unlink()
         raise
