@@ -33,11 +33,11 @@ def write(name: str, model: str, folder: str, queries: str | None, revision: str
 
     Args:
         model: a checkpoint folder, or a hub id.
-        queries: a file of queries as `documents.questions` takes it; None: phrases from the text layers alone.
+        queries: a file as `documents.questions` takes it; None: phrases from the text layers alone.
         revision: commit of a hub id; None: its newest, asked for and pinned.
 
     Raises:
-        ColqError: a name that is taken, no ColQwen3, no document that can be read, a wrong queries file.
+        ColqError: a taken name, no ColQwen3, no document that can be read, a wrong queries file.
     """
     target = EXPERIMENTS / f"{name}.yaml"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
