@@ -1,4 +1,4 @@
-"""Publishing through huggingface_hub unchanged to a hub on loopback: nothing rejected, nothing by accident."""
+"""Publishing through huggingface_hub unchanged to a hub on loopback: nothing rejected or by accident."""
 
 import json
 import os

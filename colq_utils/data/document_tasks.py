@@ -43,7 +43,7 @@ def _read(settings_json: str, cache: str, seed: int) -> tuple[documents.Collecti
 
 
 def read(experiment: Experiment) -> tuple[documents.Collection, pd.DataFrame]:
-    """The experiment's documents and queries, read once per process; see `documents.collect` and `questions`."""
+    """The documents and queries, read once per process; see `documents.collect` and `documents.questions`."""
     settings = experiment.evaluation.documents.model_dump_json()
     return _read(settings, str(experiment.build("documents")), experiment.seed)
 
