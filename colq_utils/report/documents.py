@@ -1,0 +1,78 @@
+"""What the summary says of one's own documents: which labels there are, and how far a variant agrees with the base.
+
+Agreement needs no labels. It says what a person who searches would see change, not whether the change is for the worse.
+"""
+
+import numpy as np
+import pandas as pd
+from scipy.stats import kendalltau
+
+from colq_utils.report import analysis, stats
+from colq_utils.report.analysis import Study
+from colq_utils.report.markdown import change_ci, value_ci
+from colq_utils.report.results import ENTRY
+
+#: Task -> what its labels are worth, and the column of its change.
+KINDS = {
+    "DocumentsLabelled": ("queries whose answers you named", "labelled"),
+    "DocumentsKnownItem": (
+        "phrases drawn from the text layer, each of one page alone (weak labels)",
+        "known",
+    ),
+    "DocumentsUnlabelled": (
+        "queries without labels, for which only agreement with the base is known",
+        "none",
+    ),
+}
+#: Rank correlation looks at this many first pages of the base.
+FIRST = 20
+
+
+def kinds(study: Study) -> list[tuple[str, int]]:
+    """What each kind of query is, and how many there are."""
+    counts = study.entries.set_index("task").n_queries
+    return [(words, int(counts[task])) for task, (words, _) in KINDS.items() if task in counts]
+
+
+def agreement(study: Study) -> pd.DataFrame:
+    """A row per quantized variant: label, change by kind of labels, first page kept, five kept, rank correlation; in words."""
+    everything = np.ones(len(study.entries), bool)
+    changed, changes = study.top_changed.suite(everything)
+    shared, _ = study.overlap.suite(everything)
+    correlation = rank_correlation(study)
+    low, high = stats.interval(changes)
+    frame = pd.DataFrame(
+        {
+            "variant": study.names,
+            "label": [study.labels[name] for name in study.names],
+            "same": [value_ci(1 - c, 1 - h, 1 - lo, 1, scale=100) for c, lo, h in zip(changed, low, high)],
+            "five_share": shared,
+            "correlation_score": [correlation[name] for name in study.names],
+        }
+    )
+    for task, (_, column) in KINDS.items():
+        keep = (study.entries.task == task).to_numpy()
+        if column != "none" and keep.any():
+            table = analysis.averages(study, keep)
+            frame[column] = [change_ci(*row) for row in table[["diff", "diff_low", "diff_high"]].to_numpy()]
+    return frame[frame.variant != study.experiment.base]
+
+
+def rank_correlation(study: Study) -> dict[str, float]:
+    """Variant -> mean over queries of Kendall's tau between its order of the base's first pages and the base's own.
+
+    A page that a variant ranks beyond what was kept counts as ranked last. Source: Kendall, A New Measure of Rank
+    Correlation (Biometrika 1938); tau-b, as scipy has it.
+    """
+    if "ranking" not in study.results.queries:
+        return dict.fromkeys(study.names, float("nan"))
+    wide = study.results.queries.pivot(index=[*ENTRY, "query_id"], columns="variant", values="ranking")
+    base = wide[study.experiment.base]
+    return {name: float(np.nanmean([_tau(*pair) for pair in zip(base, wide[name])])) for name in study.names}
+
+
+def _tau(base, other) -> float:
+    first, place = list(base)[:FIRST], {page: rank for rank, page in enumerate(other)}
+    if len(first) < 2:
+        return float("nan")
+    return kendalltau(range(len(first)), [place.get(page, len(place)) for page in first]).statistic
