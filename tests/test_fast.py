@@ -34,7 +34,7 @@ def test_same_embeddings_as_the_plain_path(random_model, page_images):
     ):
         found = fast.agreement(before, after)
         assert found["mean"] > 0.9999 and found["min"] > 0.999, found
-    stored, grids = encode.features(accelerated, page_images)
+    ((_, stored, grids),) = encode.stream_features(accelerated, range(4), page_images.__getitem__, 4)
     again = encode.pages_from_features(accelerated, stored, grids)
     assert fast.agreement(plain[1], again)["mean"] > 0.9999
 
@@ -217,7 +217,7 @@ def test_other_packings_are_refused(packed_checkpoint, tmp_path):
     content["quantization_config"]["packing_format"] = "auto_round:auto_awq"
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(ColqError, match="set encode to plain"):
-        loading._refuse_unless_symmetric(str(tmp_path))
+        loading.require_symmetric(str(tmp_path))
     content["quantization_config"]["packing_format"] = "auto_round:exllama"
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(

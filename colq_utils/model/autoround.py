@@ -1,4 +1,4 @@
-"""What AutoRound needs around it: a stated precision, its log in a file and a bar over its blocks, its logged errors as exceptions."""
+"""What AutoRound needs around it: a stated precision, its log in a file, a bar over its blocks."""
 
 import gc
 import logging
@@ -9,13 +9,13 @@ from colq_utils.base.progress import bar
 
 
 def precision(device: str) -> dict:
-    """What AutoRound tunes in: fp32 on a CPU, where it would otherwise ask the processor for bf16; the model's dtype on CUDA."""
+    """What AutoRound tunes in: the model's dtype on CUDA, fp32 on a CPU, whatever that knows of bf16."""
     return {"amp": False} if device == "cpu" else {}
 
 
 @contextmanager
 def collector_spared():
-    """AutoRound collects garbage after every step of a block; what is alive before need not be walked through each time."""
+    """Keep what is alive now out of the garbage collections that AutoRound has after every step."""
     gc.collect()
     gc.freeze()
     try:
@@ -25,10 +25,16 @@ def collector_spared():
 
 
 @contextmanager
+def _redirected(stream):
+    with redirect_stdout(stream), redirect_stderr(stream):
+        yield
+
+
+@contextmanager
 def listening(log: Path, blocks: int, label: str):
     """AutoRound's log to a file, a bar over its blocks, and its logged errors as exceptions."""
     logger, errors = logging.getLogger("autoround"), []
-    kept, level = logger.handlers[:], logger.level
+    handlers, level = logger.handlers, logger.level
 
     class Listener(logging.FileHandler):
         def emit(self, record):
@@ -41,16 +47,11 @@ def listening(log: Path, blocks: int, label: str):
     logger.handlers = [Listener(log)]
     logger.setLevel(logging.INFO)
     try:
-        with (
-            bar(label, blocks, "block") as progress,
-            log.open("a") as stream,
-            redirect_stdout(stream),
-            redirect_stderr(stream),
-        ):
+        with bar(label, blocks, "block") as progress, log.open("a") as out, _redirected(out):
             yield
     finally:
         logger.handlers[0].close()
-        logger.handlers = kept
+        logger.handlers = handlers
         logger.setLevel(level)
     if errors:
         raise RuntimeError(f"AutoRound logged an error: {errors[0]}")

@@ -98,7 +98,7 @@ def _require_predicted(
         ColqError: it does not; names the first tensors with their dtypes.
     """
     base = hub.read_headers(str(base_folder(experiment)))
-    layout = loading.layout(hub.read_config(str(folder))["quantization_config"])
+    layout = packing.layout_of(hub.read_config(str(folder))["quantization_config"])
     words = (
         "auto_awq" if layout == "awq" else export
     )  # AutoRound's own format takes AWQ's layout for asymmetric weights
