@@ -13,6 +13,8 @@ from colq_utils.base.errors import ColqError
 from colq_utils.fast import load, schedules, steps
 from colq_utils.fast import path as fast
 from colq_utils.model import eightbit, encode, kernels, loading, packing
+from studies.fp8_serving.fp8 import quantize_weight
+from studies.seqlen.weights import round_fp8
 
 TEXTS = ["alpha", "beta gamma delta", "epsilon " * 5]
 RUNTIME = config.Runtime()
@@ -236,6 +238,21 @@ def test_fp8_rounds_to_three_bits_of_mantissa():
     expected = linear(x).float()
     assert (made(x).float() - expected).abs().max() < 0.1 * expected.abs().max()
     assert torch.equal(made(x), made((values, scale)))
+
+
+def test_every_fp8_path_scales_rows_alike():
+    """The same numbers as by the formula, whatever the magnitude; a row of zeros stays one of zeros."""
+    x = torch.randn(400, 64, generator=torch.Generator().manual_seed(0)) * torch.logspace(-8, 8, 400)[:, None]
+    for rows in (x, x.bfloat16()):
+        values, scale = eightbit.scaled(rows)
+        plain = rows.float().abs().amax(-1, keepdim=True) / 448
+        assert torch.equal(scale, plain)
+        assert torch.equal(values.float(), (rows.float() / plain).to(values.dtype).float())
+        stored = quantize_weight(rows, per_channel=True)
+        assert torch.equal(stored[0].float(), values.float()) and torch.equal(stored[1], scale)
+        assert torch.equal(round_fp8(rows), (values.float() * scale).to(rows.dtype))
+    for zeros in (eightbit.scaled(x * 0)[0], quantize_weight(x * 0, True)[0], round_fp8(x * 0)):
+        assert (zeros.float() == 0).all()
 
 
 def test_int8_embedding_restores_rows():
