@@ -219,7 +219,7 @@ def test_other_packings_are_refused(packed_checkpoint, tmp_path):
     content["quantization_config"]["packing_format"] = "auto_round:auto_awq"
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(ColqError, match="set encode to plain"):
-        loading.require_symmetric(str(tmp_path))
+        loading.open_packed(str(tmp_path), torch.float32, RUNTIME, fast=True)
     content["quantization_config"]["packing_format"] = "auto_round:exllama"
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(

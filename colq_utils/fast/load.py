@@ -43,5 +43,5 @@ def accelerate(loaded: Loaded, backend: str, schedules: dict[str, str] | None = 
     packed = any(isinstance(module, packing.PackedLinear) for module in loaded.model.language_model.modules())
     model = FastColQwen3(loaded.model, backend if packed else None, schedules).eval().requires_grad_(False)
     if packed:
-        kernels.check(model, backend, 4 * model.config.text_config.num_hidden_layers)
+        kernels.check(model, backend, per_block=4)
     return model

@@ -14,25 +14,11 @@ def precision(device: str) -> dict:
 
 
 @contextmanager
-def collector_spared():
-    """Keep what is alive now out of the garbage collections that AutoRound has after every step."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
-@contextmanager
-def _redirected(stream):
-    with redirect_stdout(stream), redirect_stderr(stream):
-        yield
-
-
-@contextmanager
 def listening(log: Path, blocks: int, label: str):
-    """AutoRound's log to a file, a bar over its blocks, and its logged errors as exceptions."""
+    """AutoRound's log to a file, a bar over its blocks, and its logged errors as exceptions.
+
+    What is alive before is kept out of the garbage collections that it has after every step of a block.
+    """
     logger, errors = logging.getLogger("autoround"), []
     handlers, level = logger.handlers, logger.level
 
@@ -44,13 +30,18 @@ def listening(log: Path, blocks: int, label: str):
             if record.getMessage().startswith("quantized "):
                 progress.update()
 
-    logger.handlers = [Listener(log)]
+    listener = Listener(log)
+    output = listener.stream
+    logger.handlers = [listener]
     logger.setLevel(logging.INFO)
+    gc.collect()
+    gc.freeze()
     try:
-        with bar(label, blocks, "block") as progress, log.open("a") as out, _redirected(out):
+        with bar(label, blocks, "block") as progress, redirect_stdout(output), redirect_stderr(output):
             yield
     finally:
-        logger.handlers[0].close()
+        gc.unfreeze()
+        listener.close()
         logger.handlers = handlers
         logger.setLevel(level)
     if errors:

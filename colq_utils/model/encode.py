@@ -35,10 +35,8 @@ def pages(loaded: Loaded, images: Sequence, batch: int = 8) -> list[torch.Tensor
 
 
 @torch.inference_mode()
-def stream_pages(
-    loaded: Loaded, keys: Sequence, image: Callable, batch: int
-) -> Iterator[tuple[Sequence, list[torch.Tensor]]]:
-    """Embed the pages that `image` gives for `keys`; yields keys and vectors a batch at a time."""
+def stream_pages(loaded: Loaded, keys: Sequence, image: Callable, batch: int) -> Iterator[tuple]:
+    """Embed the pages that `image` gives for `keys`; yields keys and their vectors a batch at a time."""
 
     def prepare(subset):
         return loaded.processor.pages([image(key) for key in subset])
@@ -48,24 +46,16 @@ def stream_pages(
         yield subset, _searched(loaded, loaded.model(**inputs).embeddings, inputs)
 
 
-def prefetch(
-    work: Callable, keys: Sequence, batch: int, workers: int | None = None
-) -> Iterator[tuple[Sequence, object]]:
+def prefetch(work: Callable, keys: Sequence, batch: int, workers: int | None = None) -> Iterator[tuple]:
     """Slices of `keys` with what `work` makes of them, the next ones worked on in threads meanwhile.
 
-    Decoding and patching a page takes a processor core longer than a GPU needs to encode it.
-
-    Args:
-        workers: threads that share torch's threads among them; None: half the cores', for work without torch.
+    Decoding and patching a page takes a processor core longer than a GPU needs to encode it. `workers` share
+    torch's threads among them; where none are given, half the cores take work without torch.
     """
-    options = {}
-    if workers is None:
-        workers = min(8, max(1, (os.cpu_count() or 1) // 2))
-    else:
-        share = max(1, torch.get_num_threads() // workers)
-        options = dict(initializer=torch.set_num_threads, initargs=(share,))
+    share, waiting = max(1, torch.get_num_threads() // (workers or 1)), deque()
+    options = dict(initializer=torch.set_num_threads, initargs=(share,)) if workers else {}
+    workers = workers or min(8, max(1, (os.cpu_count() or 1) // 2))
     with ThreadPoolExecutor(workers, **options) as pool:
-        waiting: deque = deque()
         for start in range(0, len(keys), batch):
             subset = keys[start : start + batch]
             waiting.append((subset, pool.submit(work, subset)))
@@ -82,9 +72,7 @@ def feature_width(loaded: Loaded) -> int:
     return vision.out_hidden_size * (1 + len(vision.deepstack_visual_indexes))
 
 
-def stream_features(
-    loaded: Loaded, keys: Sequence, image: Callable, batch: int
-) -> Iterator[tuple[Sequence, list[torch.Tensor], list[list[int]]]]:
+def stream_features(loaded: Loaded, keys: Sequence, image: Callable, batch: int) -> Iterator[tuple]:
     """Run the vision tower alone on the pages that `image` gives for `keys`.
 
     Yields keys, tensors ``(n_visual_tokens, feature_width)`` and patch grids ``[time, height, width]`` a
@@ -100,9 +88,8 @@ def stream_features(
             yield subset, *_tower(loaded, inputs)
         return
     threads = torch.get_num_threads()
-    workers = min(4, threads)
     try:
-        for subset, output in prefetch(lambda subset: _tower(loaded, prepare(subset)), keys, batch, workers):
+        for subset, output in prefetch(lambda k: _tower(loaded, prepare(k)), keys, batch, min(4, threads)):
             yield subset, *output
     finally:
         torch.set_num_threads(threads)  # threads made later take the last number set anywhere
@@ -119,9 +106,7 @@ def _tower(loaded: Loaded, inputs) -> tuple[list[torch.Tensor], list[list[int]]]
 
 
 @torch.inference_mode()
-def pages_from_features(
-    loaded: Loaded, stored: Sequence[torch.Tensor], grids: Sequence[list[int]]
-) -> list[torch.Tensor]:
+def pages_from_features(loaded: Loaded, stored: Sequence, grids: Sequence[list[int]]) -> list[torch.Tensor]:
     """Embed pages from what `stream_features` gave; the same as `pages` on their images."""
     width = loaded.model.config.vision_config.out_hidden_size
     final, *deeper = zip(*(f.to(loaded.device).split(width, dim=-1) for f in stored), strict=True)

@@ -65,9 +65,6 @@ def packed(tensor: Tensor, bits: int, group_size: int, packing: str = "auto_roun
 
     Weights and zero points are packed into int32 words, scales are fp16, one of each per group and output.
     ``auto_gptq`` adds ``g_idx``, an int32 per column; AWQ packs along the other dimension.
-
-    Raises:
-        ColqError: a packing that does not exist for this many bits.
     """
     if bits not in PACKINGS.get(packing, ()):
         known = ", ".join(f"{name} ({'/'.join(map(str, widths))})" for name, widths in PACKINGS.items())
@@ -85,9 +82,7 @@ def _words(numbers: int, bits: int) -> int:
     return -(-numbers * bits // 32)
 
 
-def quantized(
-    tensors: Iterable[Tensor], bits: int, group_size: int, packing: str = "auto_round"
-) -> list[Tensor]:
+def quantized(tensors: list[Tensor], bits: int, group_size: int, packing: str = "auto_round") -> list[Tensor]:
     """The checkpoint that quantizing `tensors` gives, without the unused head."""
     kept = [tensor for tensor in tensors if tensor.part != UNUSED]
     parts = [packed(t, bits, group_size, packing) if t.quantizable else [t] for t in kept]

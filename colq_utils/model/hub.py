@@ -47,7 +47,7 @@ class Tensor:
 
 
 def read_headers(path: str, revision: str | None = None) -> list[Tensor]:
-    """The tensors of a checkpoint folder (one file or sharded), or of a hub id at a pinned revision.
+    """The tensors of a checkpoint folder (one file or sharded) or hub id.
 
     Raises:
         ColqError: nothing there, a shard or the index damaged or cut short, or the hub cannot be reached.
@@ -67,14 +67,14 @@ def read_headers(path: str, revision: str | None = None) -> list[Tensor]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint folder, by name; raises ColqError if there are none."""
+    """The safetensors files of a checkpoint folder, by name; ColqError if there are none."""
     if paths := sorted(folder.glob("*.safetensors")):
         return paths
     raise ColqError(f"{folder} holds no .safetensors file: not a checkpoint folder, or an incomplete one")
 
 
 def file_headers(file: Path) -> list[Tensor]:
-    """The tensors of one file, in the order of its header; raises ColqError if it is missing or not whole."""
+    """The tensors of one file, in the order of its header; ColqError if it is missing or not whole."""
     if not file.exists():
         raise ColqError(f"{file} is missing: not a checkpoint folder, or an incomplete one")
     try:
@@ -124,7 +124,7 @@ def fetch_dataset(name: str, file: str | None, revision: str | None) -> Path:
 
 
 def _is_folder(path: str, revision: str | None) -> bool:
-    """True of a local folder, False of a hub id at a revision; raises ColqError if it can be neither."""
+    """True of a local folder, False of a hub id at a revision; ColqError if it can be neither."""
     if not Path(path).is_dir() and (Path(path).is_absolute() or revision is None):
         remedy = "restore it, or give a hub id and its revision as model in the experiment"
         raise ColqError(f"no checkpoint folder {path}: {remedy}")

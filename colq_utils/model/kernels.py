@@ -1,8 +1,7 @@
 """Which kernel multiplies each layer's weights: a census, and a refusal of unwanted substitutes.
 
-AutoRound's loader picks a backend by what is installed and says so only in a log line; one of its
-choices computes with random weights (``auto_round:fake``). A throughput without the kernel that made
-it is worthless, so every result carries the census taken here.
+AutoRound's loader picks a backend by what is installed and says so only in a log line; one of its choices
+computes with random weights (``auto_round:fake``). So every result carries the census taken here.
 """
 
 import importlib
@@ -104,14 +103,10 @@ class Scheduled(nn.Module):
 
 
 def build(packed: nn.Module, backend: str, schedule: str | None = None) -> nn.Module:
-    """A packed layer as a layer of `backend`, by AutoRound's own classes; its buffers are handed over.
+    """A symmetric `packing.PackedLinear` in GPTQ's layout as a layer of `backend`, its buffers handed over.
 
-    Args:
-        packed: a symmetric `colq_utils.model.packing.PackedLinear` in GPTQ's layout, on its device.
-        schedule: a tuned one, for humming.
-
-    Raises:
-        ColqError: the backend is not installed, or only in part, or has no kernel for these bits or shapes.
+    A tuned `schedule` is for humming. ColqError if the backend is not installed, or only in part, or has no
+    kernel for these bits or shapes.
     """
     require(backend)
     if backend == "unpack":
@@ -140,13 +135,12 @@ def build(packed: nn.Module, backend: str, schedule: str | None = None) -> nn.Mo
     return Scheduled(layer, schedule) if backend == "humming" and schedule is not None else layer
 
 
-def check(model: nn.Module, backend: str, expected_layers: int) -> None:
-    """Refuse a model whose quantized layers do not all run on the backend that was asked for.
+def check(model: nn.Module, backend: str, per_block: int) -> None:
+    """Raise ColqError unless `per_block` layers of each block of the language model and no others run on it.
 
-    Raises:
-        ColqError: a fake or substituted kernel, a wrong number of layers, or one outside the language model.
+    Neither a substituted kernel passes nor one that computes with fake weights.
     """
-    n_layers = 0
+    n_layers, expected = 0, per_block * model.config.text_config.num_hidden_layers
     for name, module in model.named_modules():
         kernel, in_language_model = _kernel(module), tower_of(name) == "language_model"
         if kernel is None or (kernel.startswith("fp8") and not in_language_model):
@@ -158,8 +152,8 @@ def check(model: nn.Module, backend: str, expected_layers: int) -> None:
         if "fake" in type(module).__module__ or not kernel.lower().startswith(BACKENDS[backend].quant_type):
             raise ColqError(f"{name} runs on {kernel!r}, not on the backend {backend!r} that was asked for")
         n_layers += 1
-    if n_layers != expected_layers:
-        raise ColqError(f"{n_layers} layers are quantized where {expected_layers} should be")
+    if n_layers != expected:
+        raise ColqError(f"{n_layers} layers are quantized where {expected} should be")
 
 
 def replace_(module: nn.Module, kind: type, make: Callable[[nn.Module], nn.Module]) -> None:

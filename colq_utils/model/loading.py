@@ -28,6 +28,8 @@ from colq_utils.model.modeling import ColQwen3Config, ColQwen3ForRetrieval
 
 #: Tensors a checkpoint may carry that the model has no use for: the head; GPTQ's activation order.
 HARMLESS_EXTRA = re.compile(r"lm_head\.|\.g_idx$")
+#: Linear layers of a block of the language model: q, k, v, o, gate, up and down.
+LINEARS = 7
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ def plain(experiment: Experiment, variant: str, export: str = "auto_round") -> L
     if spec.embedding == "int8":
         model.language_model.embed_tokens = eightbit.Int8Embedding(model.language_model.embed_tokens)
     load_s = time.perf_counter() - start
-    source = experiment.model
-    processor = processing.from_pretrained(experiment.model_path, source.revision, source.max_visual_tokens)
+    limit = experiment.model.max_visual_tokens
+    processor = processing.from_pretrained(experiment.model_path, experiment.model.revision, limit)
     return Loaded(variant, model, processor, kernels.census(model), load_s)
 
 
@@ -89,20 +91,17 @@ def _open(experiment: Experiment, variant: str, export: str) -> ColQwen3ForRetri
     if backend != "unpack" and not fast:
         return open_model(path, *how, backend)
     kernels.require(backend)
-    model = open_packed(path, dtype, runtime)
-    if fast:
-        require_symmetric(path)
-    else:
+    model = open_packed(path, dtype, runtime, fast)
+    if not fast:
         packing.unpack_(model, dtype)
-        kernels.check(model, "unpack", _expected_layers(model))
+        kernels.check(model, "unpack", LINEARS)
     return model
 
 
-def open_packed(path: str, dtype: torch.dtype, runtime: Runtime) -> ColQwen3ForRetrieval:
+def open_packed(path: str, dtype: torch.dtype, runtime: Runtime, fast: bool = False) -> ColQwen3ForRetrieval:
     """Open a quantized checkpoint folder as strictly as `open_model`, its layers `packing.PackedLinear`.
 
-    Raises:
-        ColqError: as `open_model`; or a packing that is not read here.
+    `fast` refuses what the kernels of the fast path do not take.
     """
     if runtime.device == "cpu":
         arithmetic.check()
@@ -110,11 +109,13 @@ def open_packed(path: str, dtype: torch.dtype, runtime: Runtime) -> ColQwen3ForR
     quantization = config.pop("quantization_config", None) or {}
     layout, bits = packing.layout_of(quantization), quantization.get("bits")
     if layout not in packing.LAYOUTS or bits not in packing.READABLE:
-        readable = ", ".join(map(str, packing.READABLE))
+        readable = f"the layouts of GPTQ and AWQ with {', '.join(map(str, packing.READABLE))} bits"
         raise ColqError(
-            f"{path} is packed as {layout or 'nothing known'} with {bits} bits; "
-            f"read are the layouts of GPTQ and AWQ with {readable} bits"
+            f"{path} is packed as {layout or 'nothing known'} with {bits} bits; read are {readable}"
         )
+    if fast and not (layout == "gptq" and quantization.get("sym") and bits in packing.BITS):
+        taken = f"AutoRound's symmetric GPTQ layout of {', '.join(map(str, packing.BITS))} bits"
+        raise ColqError(f"{path} is not packed as {taken}; set encode to plain")
     options = dict(dtype=dtype, attn_implementation=runtime.attention)
     with torch.device("meta"):
         model = ColQwen3ForRetrieval._from_config(_config(path, config), **options)
@@ -124,42 +125,25 @@ def open_packed(path: str, dtype: torch.dtype, runtime: Runtime) -> ColQwen3ForR
         for shard in hub.weight_files(Path(path)):
             state |= load_file(shard, device=runtime.device)
     common = expected.keys() & state.keys()
-    _require_exact(
-        path,
-        missing=expected.keys() - common,
-        unexpected=state.keys() - common,
-        mismatched=[name for name in common if expected[name].shape != state[name].shape],
-    )
-    for name, columns in state.items():
-        ordered = torch.arange(len(columns), dtype=columns.dtype) // quantization["group_size"]
-        if name.endswith(".g_idx") and not torch.equal(columns.cpu(), ordered):
+    mismatched = [name for name in common if expected[name].shape != state[name].shape]
+    _require_exact(path, expected.keys() - common, state.keys() - common, mismatched)
+    for name in (name for name in state if name.endswith(".g_idx")):
+        groups = torch.arange(len(state[name]), dtype=state[name].dtype) // quantization["group_size"]
+        if not torch.equal(state[name].cpu(), groups):
             cause = f"{name} reorders the columns (desc_act), which is not read here"
             raise ColqError(f"{path}: {cause}; quantize without it")
     as_stored = ("qweight", "qzeros", "scales")
     state = {name: state[name] if name.endswith(as_stored) else state[name].to(dtype) for name in common}
     model.load_state_dict(state, assign=True)
-    for name, module in list(
-        model.named_modules()
-    ):  # what is computed, not stored, is still on the meta device
+    # what is computed, not stored, is still on the meta device
+    for name, module in list(model.named_modules()):
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
             model.set_submodule(name, type(module)(module.config).to(runtime.device))
     return model.eval().requires_grad_(False)
 
 
-def require_symmetric(path: str) -> None:
-    """Raise ColqError unless a checkpoint has the fast path's layout, AutoRound's symmetric GPTQ one."""
-    how = hub.read_config(path)["quantization_config"]
-    if packing.layout_of(how) != "gptq" or not how.get("sym") or how.get("bits") not in packing.BITS:
-        layout = f"AutoRound's symmetric GPTQ layout of {', '.join(map(str, packing.BITS))} bits"
-        raise ColqError(f"{path} is not packed as {layout}; set encode to plain")
-
-
 def _config(path: str, config: dict, revision: str | None = None) -> ColQwen3Config:
-    """A configuration whose projection has a bias if, and only if, the checkpoint stores one.
-
-    Raises:
-        ColqError: the projection has another width than the configuration says.
-    """
+    """A configuration with the checkpoint's bias of the projection, or none; ColqError for another width."""
     shapes = {tensor.name: tensor.shape for tensor in hub.read_headers(path, revision)}
     built = ColQwen3Config(**config | {"projection_bias": names.BIAS in shapes})
     width, shape = built.text_config.hidden_size, shapes.get(names.PROJECTION)
@@ -171,14 +155,11 @@ def _config(path: str, config: dict, revision: str | None = None) -> ColQwen3Con
     return built
 
 
-def _require_exact(path: str, **differences: Iterable[str]) -> None:
-    """Raise ColqError if any names but those of harmless tensors are missing, unexpected or mismatched."""
-    problems = [
-        f"{kind}: {name}"
-        for kind, differing in differences.items()
-        for name in sorted(differing)
-        if not HARMLESS_EXTRA.search(name)
-    ]
+def _require_exact(path: str, *differences: Iterable[str]) -> None:
+    """Raise ColqError if any but harmless tensors are missing, unexpected or mismatched, in this order."""
+    kinds = dict(zip(("missing", "unexpected", "mismatched"), differences, strict=True))
+    named = [(kind, name) for kind, differing in kinds.items() for name in sorted(differing)]
+    problems = [f"{kind}: {name}" for kind, name in named if not HARMLESS_EXTRA.search(name)]
     if problems:
         first = "; ".join(problems[:5]) + (f" and {len(problems) - 5} more" if len(problems) > 5 else "")
         raise ColqError(f"{path} does not hold exactly the tensors of a ColQwen3: {first}")
@@ -203,11 +184,9 @@ def open_model(
             misshapen tensors, a kernel other than `backend`, no CUDA device where one is asked for.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise ColqError(
-            "the experiment asks for device cuda and no CUDA device is visible; set runtime.device to cpu"
-        )
-    config = hub.read_config(path, revision)
-    kind = torch.device(device).type
+        remedy = "set runtime.device to cpu"
+        raise ColqError(f"the experiment asks for device cuda and no CUDA device is visible; {remedy}")
+    config, kind = hub.read_config(path, revision), torch.device(device).type
     if kind == "cpu":
         arithmetic.check()
     options = dict(attn_implementation=attention, device_map=device, revision=revision)
@@ -219,10 +198,8 @@ def open_model(
     if backend is not None:
         kernels.require(backend)
         if backend == "torch" and packing.layout_of(quantization) == "awq":
-            raise ColqError(
-                "AWQ packing has no torch kernel in AutoRound's loader (it would select random weights); "
-                "use backend ark"
-            )
+            trap = "no torch kernel in AutoRound's loader (it would select random weights)"
+            raise ColqError(f"AWQ packing has {trap}; use backend ark")
         from transformers import AutoRoundConfig
 
         options["quantization_config"] = AutoRoundConfig(backend=backend)
@@ -230,20 +207,11 @@ def open_model(
     options |= dict(config=_config(path, config, revision), ignore_mismatched_sizes=True)
     with _reading(path):
         model, report = ColQwen3ForRetrieval.from_pretrained(path, output_loading_info=True, **options)
-    _require_exact(
-        path,
-        missing=report["missing_keys"],
-        unexpected=report["unexpected_keys"],
-        mismatched=[name for name, *_ in report["mismatched_keys"]],
-    )
+    mismatched = [name for name, *_ in report["mismatched_keys"]]
+    _require_exact(path, report["missing_keys"], report["unexpected_keys"], mismatched)
     if backend is not None:
-        kernels.check(model, backend, _expected_layers(model))
+        kernels.check(model, backend, LINEARS)
     return model.eval().requires_grad_(False)
-
-
-def _expected_layers(model: ColQwen3ForRetrieval) -> int:
-    """Linear layers of the language model: q, k, v, o, gate, up and down in each block."""
-    return 7 * model.config.text_config.num_hidden_layers
 
 
 @contextlib.contextmanager

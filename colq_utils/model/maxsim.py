@@ -1,8 +1,8 @@
 """MaxSim, the late-interaction score, in fp32 and blind to padding.
 
-score(q, p) = sum over the query's tokens of the largest dot product with any of the page's tokens
-(Khattab and Zaharia, ColBERT, 2020, eq. 3). A padded page token is a zero vector and would offer a
-similarity of 0 where every real one is negative, so padding is masked, never multiplied.
+score(q, p) = sum over the query's tokens of the largest dot product with any of the page's tokens (Khattab
+and Zaharia, ColBERT, 2020, eq. 3). A padded page token is a zero vector and would offer a similarity of 0
+where every real one is negative, so padding is masked, never multiplied.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,8 +28,7 @@ def maxsim(
     Args:
         queries: a tensor ``(n_query_tokens, dim)`` each, without padding.
         page: gives page i as ``(n_page_tokens, dim)``; called once per page, so pages may live on disk.
-        block: limit on the similarities held in memory.
-        device: where the products are computed; pages go there a block at a time.
+        block: limit on the similarities held on `device`, where the products are computed.
 
     Raises:
         ValueError: a query or a page without tokens.
@@ -38,8 +37,7 @@ def maxsim(
         raise ValueError("a query without tokens has no score")
     tokens = torch.cat([q.to(device).float() for q in queries])  # (n_all_query_tokens, dim)
     of_query = torch.tensor([len(q) for q in queries], device=device)
-    scores = torch.zeros(len(queries), n_pages, device=device)
-    start = 0
+    scores, start = [], 0
     while start < n_pages:
         batch = [page(start).to(device).float()]
         room = max(1, min(block // len(tokens), PAGES // tokens.shape[1]) // max(1, len(batch[0])))
@@ -54,7 +52,6 @@ def maxsim(
         if padding.any():
             best = best.masked_fill(padding.to(device), float("-inf"))
         # token by token in order: unlike atomic adds, the same bits every time on a GPU too
-        sums = torch.segment_reduce(best.amax(-1), "sum", lengths=of_query, axis=0)
-        scores[:, start : start + len(batch)] = sums
+        scores.append(torch.segment_reduce(best.amax(-1), "sum", lengths=of_query, axis=0))
         start += len(batch)
-    return scores.cpu()
+    return torch.cat(scores, 1).cpu() if scores else torch.zeros(len(queries), 0)

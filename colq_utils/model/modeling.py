@@ -1,9 +1,7 @@
-"""ColQwen3: a Qwen3-VL backbone, a linear projection and L2 normalisation, one vector a token.
+"""ColQwen3: a Qwen3-VL backbone, a linear projection and L2 normalisation, one vector per token.
 
-Native, so that no checkpoint needs remote code. The module tree is arranged to give exactly the
-published tensor names: ``vlm.model.language_model.*``, ``vlm.model.visual.*`` and
-``embedding_proj_layer.weight``. The unused ``lm_head`` of the published checkpoints has no place
-here and is not loaded. Scoring is in `colq_utils.model.maxsim`, loading in `colq_utils.model.loading`.
+Native, so that no checkpoint needs remote code. The module tree gives exactly the published tensor names; the
+unused ``lm_head`` of the published checkpoints (1.2 GB in the 8B) has no place here and is not loaded.
 """
 
 from dataclasses import dataclass
@@ -35,12 +33,9 @@ class ColQwen3Config(Qwen3VLConfig):
 
     def __init__(self, **fields):
         nested = fields.pop("vlm_config", None) or {}
-        for key in nested.keys() & SHARED_KEYS:
-            fields.setdefault(key, nested[key])
-        for key in DIMENSION_KEYS[1:]:
-            if key in fields:
-                fields.setdefault("embed_dim", fields.pop(key))
-        super().__init__(**fields)
+        fields = {key: nested[key] for key in nested.keys() & SHARED_KEYS} | fields
+        widths = [fields.pop(key) for key in DIMENSION_KEYS if key in fields]
+        super().__init__(**fields, **({"embed_dim": widths[0]} if widths else {}))
 
 
 @dataclass
@@ -67,15 +62,13 @@ class ColQwen3ForRetrieval(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _no_split_modules = ["Qwen3VLTextDecoderLayer", "Qwen3VLVisionBlock"]
-    # The published checkpoints carry a head that retrieval never uses (1.2 GB in the 8B).
     _keys_to_ignore_on_load_unexpected = [r"^vlm\.lm_head\.", r"^lm_head\."]
 
     def __init__(self, config: ColQwen3Config):
         super().__init__(config)
         self.vlm = _Backbone(config)
-        self.embedding_proj_layer = nn.Linear(
-            config.text_config.hidden_size, config.embed_dim, bias=config.projection_bias
-        )
+        width = config.text_config.hidden_size
+        self.embedding_proj_layer = nn.Linear(width, config.embed_dim, bias=config.projection_bias)
         self.post_init()
 
     @property
@@ -87,12 +80,6 @@ class ColQwen3ForRetrieval(PreTrainedModel):
     def visual(self) -> nn.Module:
         """The vision tower, left in 16 bits."""
         return self.vlm.model.visual
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.language_model.embed_tokens
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.language_model.embed_tokens = value
 
     def page_features(self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor):
         """Run the vision tower alone; `forward` takes what it gives as `page_features`.
@@ -117,10 +104,7 @@ class ColQwen3ForRetrieval(PreTrainedModel):
         return_dict: bool | None = None,
         use_cache: bool | None = None,
     ) -> ColQwen3Output:
-        """Embed queries, or pages given as pixels or as features of the vision tower.
-
-        `use_cache` exists because quantizers pass it; retrieval decodes nothing, so no cache is kept.
-        """
+        """Embed queries, or pages as pixels or features; quantizers pass `use_cache`, nothing is cached."""
         hidden = self.vlm.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -129,8 +113,7 @@ class ColQwen3ForRetrieval(PreTrainedModel):
             mm_token_type_ids=mm_token_type_ids,
             mm_encoder_outputs=None if page_features is None else {"image": page_features},
             use_cache=False,
-        ).last_hidden_state  # (n, n_tokens, hidden)
-        hidden = hidden.to(self.embedding_proj_layer.weight.dtype)
+        ).last_hidden_state.to(self.embedding_proj_layer.weight.dtype)  # (n, n_tokens, hidden)
         vectors = nn.functional.normalize(
             self.embedding_proj_layer(hidden), dim=-1
         )  # (n, n_tokens, embed_dim)

@@ -34,13 +34,9 @@ SMALLEST = 1e-5
 
 
 def round_to_nearest(weight: torch.Tensor, bits: int, group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Round symmetrically: the entry of largest magnitude in a group becomes ``-2^(bits-1)``.
+    """Round ``(out, in)`` symmetrically: a group's entry of largest magnitude becomes ``-2^(bits-1)``.
 
-    Args:
-        weight: ``(out, in)``, `in` a multiple of `group_size`.
-
-    Returns:
-        Integers from 0 to ``2^bits - 1``, ``(out, in)``; fp16 scales, some negative, ``(out, n_groups)``.
+    Returns integers from 0 to ``2^bits - 1``, ``(out, in)``, and fp16 scales of any sign ``(out, n_groups)``.
     """
     out, columns = weight.shape
     if columns % group_size:
@@ -83,10 +79,10 @@ def packed_tensors(weight: torch.Tensor, bits: int, group_size: int) -> dict[str
 
 
 class PackedLinear(nn.Module):
-    """A Linear without bias that multiplies after unpacking all of its weight: slow, and simple to trust.
+    """A Linear without bias that unpacks its weight at every call: slow, and simple to trust.
 
-    Buffers are those of the checkpoint, so it loads strictly; `kernels.build` makes a fast layer of it, and
-    `unpack_` one that unpacks once. `layout` is one of `LAYOUTS`.
+    Buffers are those of a checkpoint in one of `LAYOUTS`, so it loads strictly. `kernels.build` makes a fast
+    layer of it, and `unpack_` one that unpacks once.
     """
 
     QUANT_TYPE = "unpack"
@@ -120,27 +116,14 @@ class PackedLinear(nn.Module):
     @classmethod
     def stacked(cls, layers: list["PackedLinear"]) -> "PackedLinear":
         """One layer that computes several layers of the same input, outputs side by side."""
-        shared = {(layer.in_features, layer.bits, layer.group_size) for layer in layers}
-        if len(shared) > 1:
-            raise ValueError("layers of different inputs, bits or groups cannot be stacked")
-        in_features, bits, group_size = shared.pop()
+        ((in_features, bits, group_size),) = {
+            (layer.in_features, layer.bits, layer.group_size) for layer in layers
+        }
         with torch.device("meta"):
             joint = cls(in_features, sum(layer.out_features for layer in layers), bits, group_size)
         for name in ("qweight", "qzeros", "scales"):
             setattr(joint, name, torch.cat([getattr(layer, name) for layer in layers], dim=1))
         return joint
-
-
-class UnpackedLinear(nn.Linear):
-    """A Linear whose weight was unpacked at loading: the numbers of the packed one, no memory saved."""
-
-    QUANT_TYPE = "unpack"
-
-    def __init__(self, packed: PackedLinear, dtype: torch.dtype):
-        with torch.device("meta"):
-            super().__init__(packed.in_features, packed.out_features, bias=False)
-        self.bits = packed.bits
-        self.weight = nn.Parameter(packed.weight(dtype).contiguous(), requires_grad=False)
 
 
 def pack_(module: nn.Module, bits: int, group_size: int, layout: str) -> None:
@@ -153,8 +136,15 @@ def pack_(module: nn.Module, bits: int, group_size: int, layout: str) -> None:
 
 
 def unpack_(module: nn.Module, dtype: torch.dtype) -> None:
-    """Replace every `PackedLinear` under `module` by an `UnpackedLinear`, in place."""
-    kernels.replace_(module, PackedLinear, lambda layer: UnpackedLinear(layer, dtype))
+    """Replace every `PackedLinear` under `module` by a Linear of the same numbers, in place."""
+
+    def unpacked(packed: PackedLinear) -> nn.Linear:
+        layer = nn.Linear(packed.in_features, packed.out_features, bias=False, device="meta")
+        layer.weight = nn.Parameter(packed.weight(dtype).contiguous(), requires_grad=False)
+        layer.bits, layer.QUANT_TYPE = packed.bits, packed.QUANT_TYPE
+        return layer
+
+    kernels.replace_(module, PackedLinear, unpacked)
 
 
 def layout_of(quantization: dict) -> str:
@@ -164,11 +154,7 @@ def layout_of(quantization: dict) -> str:
 
 
 def write_checkpoint(source: Path, target: Path, bits: int, group_size: int, device: str) -> None:
-    """Write a base checkpoint folder into an empty one in AutoRound's format, without the unused head.
-
-    Raises:
-        ColqError: no weights in `source`, bits that are not packed here.
-    """
+    """Write a base checkpoint folder into an empty one in AutoRound's format, without the unused head."""
     if bits not in BITS:
         raise ColqError(f"packing holds {', '.join(map(str, BITS))} bits, not {bits}; use method rtn")
     tensors = {}

@@ -102,9 +102,8 @@ def from_pretrained(
     tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
     image_processor = Qwen2VLImageProcessorPil.from_pretrained(path, revision=revision)
     tile, size = (image_processor.patch_size * image_processor.merge_size) ** 2, image_processor.size
-    limit = MOST_VISUAL_TOKENS * tile if max_visual_tokens is None else max_visual_tokens * tile
-    if max_visual_tokens is None:
-        limit = min(limit, size["longest_edge"])
+    own_limit = min(size["longest_edge"], MOST_VISUAL_TOKENS * tile)
+    limit = own_limit if max_visual_tokens is None else max_visual_tokens * tile
     image_processor.size = {"shortest_edge": size["shortest_edge"], "longest_edge": limit}
     config, _ = ColQwen3Processor.get_processor_dict(path, revision=revision)
     names = ("visual_prompt_prefix", "visual_prompt_suffix", "query_prefix", "query_suffix", "page_tokens")

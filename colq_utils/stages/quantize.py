@@ -26,7 +26,6 @@ from colq_utils.base.errors import ColqError
 from colq_utils.data import calibration
 from colq_utils.fast import load
 from colq_utils.model import (
-    autoround,
     checkpoints,
     encode,
     footprint,
@@ -195,8 +194,7 @@ def _autoround(experiment: Experiment, spec: Variant, target: Path) -> None:
             enable_torch_compile=False,
             **options,
         )
-        with autoround.collector_spared():
-            _, folders = engine.quantize_and_save(str(target / "raw"), format=",".join(spec.exports))
+        _, folders = engine.quantize_and_save(str(target / "raw"), format=",".join(spec.exports))
     for export, made in zip(spec.exports, folders if isinstance(folders, list) else [folders], strict=True):
         os.replace(made, target / export)
         _settle(target / export, export, processor, base_folder(experiment))
