@@ -148,7 +148,7 @@ def test_missing_or_damaged_checkpoint_names_the_experiment(copy, tmp_path):
         weights.truncate(1000)
     with pytest.raises(
         ColqError,
-        match=rf"model.safetensors is damaged.* Delete {folder.parent} and run `make quantize EXPERIMENT=mine`",
+        match=rf"safetensors is damaged.* Delete {folder.parent} and run `make quantize EXPERIMENT=mine`",
     ):
         load.load(experiment, "random-w4a16-rtn")
 

@@ -14,7 +14,6 @@ from colq_utils.model.hub import Tensor, read_config
 #: Packings and the weight bits each exists for. The first is what AutoRound writes by default.
 PACKINGS = {"auto_round": (8, 4, 3, 2), "auto_gptq": (8, 4, 3, 2), "auto_awq": (4,)}
 GROUP_SIZES = (32, 64, 128)
-
 #: The vision towers of the published models.
 VISION = {
     "4b": dict(depth=24, hidden_size=1024, intermediate_size=4096, deepstack_visual_indexes=[5, 11, 17]),
@@ -71,15 +70,12 @@ def packed(tensor: Tensor, bits: int, group_size: int, packing: str = "auto_roun
         raise ColqError(f"no packing {packing!r} for {bits} bits; there are: {known}")
     out, columns = tensor.shape
     layer, groups = tensor.name.removesuffix("weight"), -(-columns // group_size)
-    weight = (columns, _words(out, bits)) if packing == "auto_awq" else (_words(columns, bits), out)
-    parts = {"qweight": weight, "qzeros": (groups, _words(out, bits)), "scales": (groups, out)}
+    # three bits run on from word to word: ten and two thirds numbers in each, as GPTQ has it
+    out_words, column_words = -(-out * bits // 32), -(-columns * bits // 32)
+    weight = (columns, out_words) if packing == "auto_awq" else (column_words, out)
+    parts = {"qweight": weight, "qzeros": (groups, out_words), "scales": (groups, out)}
     parts |= {"g_idx": (columns,)} if packing == "auto_gptq" else {}
     return [Tensor(layer + name, "F16" if name == "scales" else "I32", parts[name]) for name in parts]
-
-
-def _words(numbers: int, bits: int) -> int:
-    """32-bit words that hold so many numbers (three bits: ten and two thirds a word, as GPTQ does)."""
-    return -(-numbers * bits // 32)
 
 
 def quantized(tensors: list[Tensor], bits: int, group_size: int, packing: str = "auto_round") -> list[Tensor]:

@@ -55,14 +55,11 @@ def require(backend: str) -> None:
         raise ColqError(f"unknown kernel backend {backend!r}; known: {', '.join(BACKENDS)}")
     named = f"the quantization backend {backend!r}"
     if importlib.util.find_spec(BACKENDS[backend].package) is None:
-        raise ColqError(
-            f"{named} is not installed: {BACKENDS[backend].install}; "
-            "or name another one as `backend` in the experiment file"
-        )
+        remedy = f"{BACKENDS[backend].install}; or name another one as `backend` in the experiment file"
+        raise ColqError(f"{named} is not installed: {remedy}")
     if backend in ON_GPU and not torch.cuda.is_available():
-        raise ColqError(
-            f"{named} needs a CUDA device and none is visible; use backend unpack, ark or torch on the CPU"
-        )
+        remedy = "use backend unpack, ark or torch on the CPU"
+        raise ColqError(f"{named} needs a CUDA device and none is visible; {remedy}")
     if backend != "ark":
         return
     # a compiled library, which takes AVX-512 and AMX by itself where they are
@@ -146,9 +143,7 @@ def check(model: nn.Module, backend: str, per_block: int) -> None:
         if kernel is None or (kernel.startswith("fp8") and not in_language_model):
             continue  # or a tower that was asked for in eight bits
         if not in_language_model:
-            raise ColqError(
-                f"{name} was read as a quantized layer; only the language model is quantized here"
-            )
+            raise ColqError(f"{name} was read as a quantized layer; only the language model has any here")
         if "fake" in type(module).__module__ or not kernel.lower().startswith(BACKENDS[backend].quant_type):
             raise ColqError(f"{name} runs on {kernel!r}, not on the backend {backend!r} that was asked for")
         n_layers += 1

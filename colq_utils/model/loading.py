@@ -148,10 +148,9 @@ def _config(path: str, config: dict, revision: str | None = None) -> ColQwen3Con
     built = ColQwen3Config(**config | {"projection_bias": names.BIAS in shapes})
     width, shape = built.text_config.hidden_size, shapes.get(names.PROJECTION)
     if shape is not None and shape != (built.embed_dim, width):
-        raise ColqError(
-            f"{path}: the projection is {shape[0]} x {shape[-1]} where config.json says {built.embed_dim} x "
-            f"{width} (embed_dim x hidden_size); correct config.json, or fetch the checkpoint again"
-        )
+        said = f"{built.embed_dim} x {width} (embed_dim x hidden_size)"
+        cause = f"the projection is {shape[0]} x {shape[-1]} where config.json says {said}"
+        raise ColqError(f"{path}: {cause}; correct config.json, or fetch the checkpoint again")
     return built
 
 

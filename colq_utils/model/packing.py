@@ -116,11 +116,9 @@ class PackedLinear(nn.Module):
     @classmethod
     def stacked(cls, layers: list["PackedLinear"]) -> "PackedLinear":
         """One layer that computes several layers of the same input, outputs side by side."""
-        ((in_features, bits, group_size),) = {
-            (layer.in_features, layer.bits, layer.group_size) for layer in layers
-        }
+        first, out_features = layers[0], sum(layer.out_features for layer in layers)
         with torch.device("meta"):
-            joint = cls(in_features, sum(layer.out_features for layer in layers), bits, group_size)
+            joint = cls(first.in_features, out_features, first.bits, first.group_size)
         for name in ("qweight", "qzeros", "scales"):
             setattr(joint, name, torch.cat([getattr(layer, name) for layer in layers], dim=1))
         return joint
@@ -128,11 +126,8 @@ class PackedLinear(nn.Module):
 
 def pack_(module: nn.Module, bits: int, group_size: int, layout: str) -> None:
     """Replace every Linear under `module` by an empty `PackedLinear`, in place."""
-
-    def empty(layer: nn.Linear) -> PackedLinear:
-        return PackedLinear(layer.in_features, layer.out_features, bits, group_size, layout)
-
-    kernels.replace_(module, nn.Linear, empty)
+    how = (bits, group_size, layout)
+    kernels.replace_(module, nn.Linear, lambda old: PackedLinear(old.in_features, old.out_features, *how))
 
 
 def unpack_(module: nn.Module, dtype: torch.dtype) -> None:
@@ -161,12 +156,9 @@ def write_checkpoint(source: Path, target: Path, bits: int, group_size: int, dev
     for shard in hub.weight_files(source):
         with safe_open(shard, "pt") as content:
             for name in content.offset_keys():
-                tensor = content.get_tensor(name)
+                tensor, layer = content.get_tensor(name), name.removesuffix("weight")
                 if tensor.dim() == 2 and QUANTIZABLE.match(name):
-                    parts, layer = (
-                        packed_tensors(tensor.to(device), bits, group_size),
-                        name.removesuffix("weight"),
-                    )
+                    parts = packed_tensors(tensor.to(device), bits, group_size)
                     tensors |= {layer + part: value.cpu() for part, value in parts.items()}
                 elif "lm_head." not in name:
                     tensors[name] = tensor
