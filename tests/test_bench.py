@@ -13,7 +13,7 @@ import torch
 from colq_utils.base import config, process
 from colq_utils.base.errors import ColqError
 from colq_utils.report import results
-from colq_utils.stages.benchmark import bench, ceilings, measure, workloads
+from colq_utils.stages.benchmark import bench, ceilings, measure, tables, workloads
 
 LIMITS = {"copy_bytes_per_s": 1e9, "float32_flop_per_s": 1e9, "threads": 1}
 
@@ -224,12 +224,12 @@ def test_running_out_of_memory_is_one_workload(exp, monkeypatch):
 
 
 def test_p99_needs_a_hundred_samples():
-    few, enough = bench.summarize([0.1] * 99), bench.summarize([i / 100 for i in range(1, 101)])
+    few, enough = tables.summarize([0.1] * 99), tables.summarize([i / 100 for i in range(1, 101)])
     assert few["latency_s_p99"] != few["latency_s_p99"] and few["latency_s_std"] == pytest.approx(0)
     assert enough["latency_s_p99"] == pytest.approx(0.9901) and enough["latency_s_median"] == pytest.approx(
         0.505
     )
-    assert bench.summarize([]) == {"n_samples": 0}
+    assert tables.summarize([]) == {"n_samples": 0}
 
 
 def test_a_run_that_ended_early_says_what_it_lacks():
@@ -305,4 +305,4 @@ def test_mistakes_are_refused(exp, tmp_path):
 
 
 def test_drawn_pages_differ():
-    assert workloads.drawn_page(0) != workloads.drawn_page(1) and len(set(workloads.QUESTIONS)) == 32
+    assert workloads.drawn_page(0) != workloads.drawn_page(1) and len(set(workloads.questions())) == 32

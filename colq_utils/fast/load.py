@@ -17,23 +17,22 @@ def load(experiment: Experiment, variant: str, export: str = "auto_round") -> Lo
         export: which packing of a quantized variant.
 
     Raises:
-        ColqError: unknown variant, missing or damaged checkpoint, backend not available, anything `open_model` refuses.
+        ColqError: unknown variant, missing or damaged checkpoint, missing backend, what `open_model` refuses.
     """
     start = time.perf_counter()
     loaded = loading.plain(experiment, variant, export)
     if experiment.encode_path(variant) == "plain":
         return loaded
     model = accelerate(loaded, experiment.by_id[variant].backend or experiment.runtime.backend)
-    return Loaded(
-        variant, model, loaded.processor, kernels.census(model), time.perf_counter() - start, "fast"
-    )
+    load_s = time.perf_counter() - start
+    return Loaded(variant, model, loaded.processor, kernels.census(model), load_s, "fast")
 
 
 def accelerate(loaded: Loaded, backend: str, schedules: dict[str, str] | None = None) -> torch.nn.Module:
     """The model of `loaded` on the fast path, converted in place; packed layers get `backend`'s kernel.
 
     Args:
-        schedules: what `colq_utils.fast.sweeps.read_schedules` gives, for layers on humming.
+        schedules: tuned ones by ``out x in`` of a layer, for layers on humming; none: humming's own.
 
     Raises:
         ColqError: the backend is not available, or not every layer runs on it.
