@@ -1,4 +1,4 @@
-"""The fast path, packed layers and eight-bit parts give what the plain model gives; the same code runs on a GPU."""
+"""The fast path, packed layers and eight-bit parts give what the plain model gives, on a CPU as on a GPU."""
 
 import copy
 import importlib.util
@@ -167,7 +167,7 @@ def packed_checkpoint(random_checkpoint, tmp_path_factory):
 
 
 def test_a_packed_checkpoint_is_autorounds(packed_checkpoint, random_model, page_images):
-    """AutoRound's own loader reads it, and its torch kernel gives the same embeddings as the fast path on unpacked weights."""
+    """AutoRound's own loader reads it; its torch kernel gives the embeddings of the fast path on unpacked weights."""
     ours = loading.Loaded(
         "ours",
         loading.open_packed(str(packed_checkpoint), torch.float32, RUNTIME),

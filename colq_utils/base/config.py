@@ -202,10 +202,10 @@ class Workload(Section):
 
 
 class Extra(Section):
-    """A measurement beside the variants, in a process of its own: ``call(experiment, schedules, **arguments)``.
+    """A measurement beside the variants, in a child process: ``call(experiment, schedules, **arguments)``.
 
-    `call` is a function of this repository, ``module:function``; what it returns, or its error, is `file` among the results.
-    It is measured anew when the folder of its module changes, or one of the files and folders it `reads`.
+    `call` is a function of this repository, ``module:function``; what it returns, or its error, becomes
+    `file` among the results. A change in its module's folder, or in what it `reads`, has it measured anew.
     """
 
     file: str = Field(pattern=r"^\w+\.(csv|json)$")

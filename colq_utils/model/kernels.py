@@ -106,7 +106,7 @@ def on_cpu(packing: str, bits: int) -> str:
 
 
 class Scheduled(nn.Module):
-    """A humming layer with schedules tuned for the GPU at hand (`colq_utils.fast.schedules`) in place of its heuristic's."""
+    """A humming layer with schedules tuned for the GPU at hand (`benchmark.tune`) in place of its heuristic's."""
 
     QUANT_TYPE = "humming, tuned"
 

@@ -10,7 +10,6 @@ outside.
 import hashlib
 import json
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -103,7 +102,7 @@ def _variant(experiment: Experiment, name: str, round_: int, schedules: dict, ti
     }
     folder = Path(experiment.model_path) if spec.bits is None else experiment.checkpoint(name)
     stored = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.glob("*"))]
-    items = sha256(workloads.EMBEDDED / "fingerprint.json", workloads.MADE)
+    items = sha256(*filter(Path.exists, (workloads.EMBEDDED / "fingerprint.json", workloads.MADE)))
     basis = [spec.model_dump(), experiment.evaluation.suite, items, stored]
     return _kept(experiment, f"{name}-r{round_}", VARIANT, arguments, timeout_s, basis)
 
@@ -113,7 +112,7 @@ def _extra(experiment: Experiment, extra: Extra, schedules: dict, timeout_s: flo
     arguments = {"experiment": experiment.model_dump(mode="json"), "schedules": schedules, **extra.arguments}
     module = ROOT / f"{extra.call.split(':')[0].replace('.', '/')}.py"
     sources = [*sorted(module.parent.glob("*.py")), *(ROOT / name for name in extra.reads)]
-    basis = [sha256(*sources), footprint.configuration(experiment)]
+    basis = [extra.call, sha256(*sources), footprint.configuration(experiment)]
     file = experiment.results("benchmark") / extra.file
     outcome = _kept(experiment, file.stem, extra.call, arguments, timeout_s, basis)
     if file.suffix == ".json":
@@ -124,9 +123,7 @@ def _extra(experiment: Experiment, extra: Extra, schedules: dict, timeout_s: flo
     return outcome
 
 
-def _kept(
-    experiment: Experiment, name: str, function: str, arguments: dict, timeout_s: float, basis: Sequence = ()
-):
+def _kept(experiment: Experiment, name: str, function: str, arguments: dict, timeout_s: float, basis=()):
     """The child's result, of an earlier run on the same `basis` or measured now; a failure is never kept."""
     file = experiment.build("benchmark", f"{name}-{fingerprint(experiment, arguments, basis)[:12]}.json")
     if file.exists():
@@ -138,7 +135,7 @@ def _kept(
     return outcome.value
 
 
-def fingerprint(experiment: Experiment, arguments: dict, basis: Sequence) -> str:
+def fingerprint(experiment: Experiment, arguments: dict, basis=()) -> str:
     """Digest of all that a measurement depends on: arguments, its own `basis`, code, packages, machine."""
     machine = provenance.collect(experiment)
     if "experiment" in arguments:  # of which not all counts
@@ -152,27 +149,21 @@ def fingerprint(experiment: Experiment, arguments: dict, basis: Sequence) -> str
 def _write(experiment: Experiment, parts: list[dict], limits: dict, idle: dict[str, str]) -> pd.DataFrame:
     """Write every file of the stage but those of extras; returns the table of rows."""
     folder, runtime = experiment.results("benchmark"), experiment.runtime
-    table = tables.rows(experiment, parts, limits)
-    write_table(folder / "rows.csv", table)
-    write_table(folder / "samples.parquet", tables.samples(parts))
-    write_table(folder / "memory.csv", tables.memory(experiment, parts))
-    write_table(folder / "census.csv", tables.census(parts))
-    write_table(folder / "agreement.csv", tables.agreement(parts))
-    if runtime.device == "cuda":
-        write_table(folder / "profile.csv", tables.profile(parts))
+    written = tables.files(experiment, parts, limits)
+    for name, table in written.items():
+        write_table(folder / name, table)
     write_json(folder / "ceilings.json", limits)
     environment = {
         "threads": limits.get("threads"),
         "omp_wait_policy": limits.get("omp_wait_policy"),
         "device": runtime.device,
-        "dtype": runtime.dtype,
         "attention": runtime.attention,
         "rounds": max(part["round"] for part in parts),
         "left_out": left_out(experiment, idle) + unfinished(experiment, parts),
         "weights": "random" if experiment.model.is_random else "stored",
     }
     write_json(folder / "environment.json", provenance.collect(experiment) | environment)
-    return table
+    return written["rows.csv"]
 
 
 def left_out(experiment: Experiment, idle: dict[str, str]) -> list[str]:

@@ -103,10 +103,8 @@ def demand(model: nn.Module, inputs: dict) -> Demand:
 
 def _text_weights(text) -> int:
     """Weights that every token meets in the language model."""
-    rows = (
-        text.head_dim * 2 * (text.num_attention_heads + text.num_key_value_heads) + 3 * text.intermediate_size
-    )
-    return text.num_hidden_layers * text.hidden_size * rows
+    attention = 2 * text.head_dim * (text.num_attention_heads + text.num_key_value_heads)
+    return text.num_hidden_layers * text.hidden_size * (attention + 3 * text.intermediate_size)
 
 
 def _vision_weights(vision) -> float:

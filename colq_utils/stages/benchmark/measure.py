@@ -11,6 +11,7 @@ import io
 import itertools
 import statistics
 import time
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -162,11 +163,10 @@ def _measure(settings: Experiment, loaded: loading.Loaded, work: Workload) -> di
 
 def tensor_bytes(model: torch.nn.Module) -> dict[str, int]:
     """Bytes of parameters and buffers as the model holds them now, by part and together."""
-    sizes: dict[str, int] = {}
+    sizes: Counter[str] = Counter()
     for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
-        key = f"tensors_{part_of(name)}_bytes"
-        sizes[key] = sizes.get(key, 0) + tensor.nbytes
-    return sizes | {"tensors_bytes": sum(sizes.values())}
+        sizes[f"tensors_{part_of(name)}_bytes"] += tensor.nbytes
+    return {**sizes, "tensors_bytes": sizes.total()}
 
 
 def peak(work, device: str) -> dict[str, int]:

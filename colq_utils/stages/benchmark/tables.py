@@ -34,12 +34,30 @@ def summarize(latency_s: list[float]) -> dict:
     }
 
 
-def rows(experiment: Experiment, parts: list[dict], limits: dict) -> pd.DataFrame:
-    """One line a variant and workload: samples of all rounds pooled, first call and load averaged.
+def files(experiment: Experiment, parts: list[dict], limits: dict) -> dict[str, pd.DataFrame]:
+    """Every table by its file: what was timed, all calls, bytes, kernels, the two paths, GPU time by part.
 
     Args:
         limits: what `colq_utils.stages.benchmark.ceilings.measure` returned.
     """
+    memory = _values(parts, "memory", "metric", "bytes").astype({"batch": "Int64"})
+    memory.insert(1, "scheme", [experiment.by_id[name].scheme for name in memory.variant])
+    census = _entries(parts, "census", ["variant", "tower", "kernel", "weight_bits", "layers"])
+    agreement = ["variant", "round", "kind", "mean", "min", "tokens"]
+    tables = {
+        "rows.csv": rows(experiment, parts, limits),
+        "samples.parquet": _values(parts, "latency_s", "index", "latency_s"),
+        "memory.csv": memory,
+        "census.csv": census.drop_duplicates(),
+        "agreement.csv": _entries(parts, "agreement", agreement),
+    }
+    if experiment.runtime.device == "cuda":
+        tables["profile.csv"] = _values(parts, "profile", "part", "seconds")
+    return tables
+
+
+def rows(experiment: Experiment, parts: list[dict], limits: dict) -> pd.DataFrame:
+    """One line a variant and workload: samples of all rounds pooled, first call and load averaged."""
     lines = []
     for name in experiment.benchmark.variants:
         rounds = [part for part in parts if part["variant"] == name]
@@ -78,34 +96,6 @@ def _kernel(parts: list[dict]) -> str | None:
     """The kernel under most of the language model's layers."""
     uses = [use for part in parts for use in part.get("census", []) if use["tower"] == "language_model"]
     return max(uses, key=lambda use: use["layers"])["kernel"] if uses else None
-
-
-def census(parts: list[dict]) -> pd.DataFrame:
-    """Layers of every variant by tower and kernel."""
-    columns = ["variant", "tower", "kernel", "weight_bits", "layers"]
-    return _entries(parts, "census", columns).drop_duplicates()
-
-
-def agreement(parts: list[dict]) -> pd.DataFrame:
-    """Cosine between the embeddings of the fast and the plain path."""
-    return _entries(parts, "agreement", ["variant", "round", "kind", "mean", "min", "tokens"])
-
-
-def samples(parts: list[dict]) -> pd.DataFrame:
-    """Every timed call: variant, round, workload, batch, its number, seconds."""
-    return _values(parts, "latency_s", "index", "latency_s")
-
-
-def profile(parts: list[dict]) -> pd.DataFrame:
-    """Seconds of GPU work by variant, round, workload and part; `kernels` is their number."""
-    return _values(parts, "profile", "part", "seconds")
-
-
-def memory(experiment: Experiment, parts: list[dict]) -> pd.DataFrame:
-    """Long table of bytes: after loading (no kind), and the peak during a call of each workload."""
-    table = _values(parts, "memory", "metric", "bytes").astype({"batch": "Int64"})
-    table.insert(1, "scheme", [experiment.by_id[name].scheme for name in table.variant])
-    return table
 
 
 def _entries(parts: list[dict], field: str, columns: list[str]) -> pd.DataFrame:
