@@ -29,7 +29,7 @@ def fresh(random_model):
 def test_same_embeddings_as_the_plain_path(random_model, page_images):
     loaded = fresh(random_model)
     plain = encode.queries(loaded, TEXTS), encode.pages(loaded, page_images)
-    accelerated = loading.Loaded("fast", load.accelerate(loaded, "unpack"), loaded.processor, (), 0.0, "fast")
+    accelerated = load.accelerate(loaded, "unpack")
     for before, after in zip(
         plain, (encode.queries(accelerated, TEXTS), encode.pages(accelerated, page_images)), strict=True
     ):
@@ -44,7 +44,7 @@ def test_pages_of_several_sizes_keep_their_order(random_model, page_images):
     mixed = [page_images[0], page_images[1].resize((96, 160)), page_images[2]]
     loaded = fresh(random_model)
     plain = encode.pages(loaded, mixed)
-    accelerated = loading.Loaded("fast", load.accelerate(loaded, "unpack"), loaded.processor, (), 0.0, "fast")
+    accelerated = load.accelerate(loaded, "unpack")
     assert fast.agreement(plain, encode.pages(accelerated, mixed))["mean"] > 0.9999
 
 
@@ -167,7 +167,7 @@ def packed_checkpoint(random_checkpoint, tmp_path_factory):
 
 
 def test_a_packed_checkpoint_is_autorounds(packed_checkpoint, random_model, page_images):
-    """AutoRound's own loader reads it; its torch kernel gives the embeddings of the fast path on unpacked weights."""
+    """AutoRound's own loader reads it; its torch kernel agrees with the fast path on unpacked weights."""
     ours = loading.Loaded(
         "ours",
         loading.open_packed(str(packed_checkpoint), torch.float32, RUNTIME),
@@ -180,7 +180,7 @@ def test_a_packed_checkpoint_is_autorounds(packed_checkpoint, random_model, page
     )
     expected = encode.queries(theirs, TEXTS), encode.pages(theirs, page_images)
     assert fast.agreement(expected[0], encode.queries(ours, TEXTS))["mean"] > 0.9995
-    accelerated = loading.Loaded("fast", load.accelerate(ours, "unpack"), ours.processor, (), 0.0, "fast")
+    accelerated = load.accelerate(ours, "unpack")
     assert fast.agreement(expected[1], encode.pages(accelerated, page_images))["mean"] > 0.9995
     census = {
         use.kernel: use.layers for use in kernels.census(accelerated.model) if use.tower == "language_model"
@@ -253,7 +253,7 @@ def test_fp8_runs_through_both_paths(random_model, page_images):
     eightbit.fp8_(loaded.model.language_model.layers)
     eightbit.fp8_(loaded.model.visual)
     plain = encode.pages(loaded, page_images)
-    accelerated = loading.Loaded("fast", load.accelerate(loaded, "unpack"), loaded.processor, (), 0.0, "fast")
+    accelerated = load.accelerate(loaded, "unpack")
     assert fast.agreement(expected, plain)["mean"] > 0.98
     assert fast.agreement(plain, encode.pages(accelerated, page_images))["mean"] > 0.999
 
@@ -351,7 +351,7 @@ def test_graphs_give_the_same_embeddings(
         model = loading.open_packed(str(packed_checkpoint), torch.bfloat16, runtime)
     loaded = loading.Loaded("gpu", model, random_model.processor, (), 0.0)
     plain = encode.queries(loaded, TEXTS), encode.pages(loaded, page_images)
-    accelerated = loading.Loaded("fast", load.accelerate(loaded, backend), loaded.processor, (), 0.0, "fast")
+    accelerated = load.accelerate(loaded, backend)
     for _ in range(2):  # captured, then replayed
         assert fast.agreement(plain[0], encode.queries(accelerated, TEXTS))["mean"] > 0.9995
     assert fast.agreement(plain[0][:1], encode.queries(accelerated, TEXTS[:1]))["mean"] > 0.9995

@@ -1,8 +1,7 @@
 """A variant of an experiment as a model on the forward pass that the experiment asks for, plain or fast."""
 
 import time
-
-import torch
+from dataclasses import replace
 
 from colq_utils.base.config import Experiment
 from colq_utils.model import kernels, loading, packing
@@ -19,17 +18,14 @@ def load(experiment: Experiment, variant: str, export: str = "auto_round") -> Lo
     Raises:
         ColqError: unknown variant, missing or damaged checkpoint, missing backend, what `open_model` refuses.
     """
-    start = time.perf_counter()
     loaded = loading.plain(experiment, variant, export)
     if experiment.encode_path(variant) == "plain":
         return loaded
-    model = accelerate(loaded, experiment.by_id[variant].backend or experiment.runtime.backend)
-    load_s = time.perf_counter() - start
-    return Loaded(variant, model, loaded.processor, kernels.census(model), load_s, "fast")
+    return accelerate(loaded, experiment.by_id[variant].backend or experiment.runtime.backend)
 
 
-def accelerate(loaded: Loaded, backend: str, schedules: dict[str, str] | None = None) -> torch.nn.Module:
-    """The model of `loaded` on the fast path, converted in place; packed layers get `backend`'s kernel.
+def accelerate(loaded: Loaded, backend: str, schedules: dict[str, str] | None = None) -> Loaded:
+    """`loaded` on the fast path, its model converted in place; packed layers get `backend`'s kernel.
 
     Args:
         schedules: tuned ones by ``out x in`` of a layer, for layers on humming; none: humming's own.
@@ -39,8 +35,10 @@ def accelerate(loaded: Loaded, backend: str, schedules: dict[str, str] | None = 
     """
     from colq_utils.fast.path import FastColQwen3
 
+    start = time.perf_counter()
     packed = any(isinstance(module, packing.PackedLinear) for module in loaded.model.language_model.modules())
     model = FastColQwen3(loaded.model, backend if packed else None, schedules).eval().requires_grad_(False)
     if packed:
         kernels.check(model, backend, 4 * model.config.text_config.num_hidden_layers)
-    return model
+    load_s = loaded.load_s + time.perf_counter() - start
+    return replace(loaded, model=model, census=kernels.census(model), load_s=load_s, encode="fast")
