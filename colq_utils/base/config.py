@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from colq_utils.base.errors import ColqError
 
@@ -201,28 +201,27 @@ class Workload(Section):
     source: Literal["embedded", "made"] | None = None
 
 
-class AutoRoundCost(Section):
-    """A timing of AutoRound itself on `blocks` decoder blocks of the model's size; see `colq_utils.stages.benchmark.cost`."""
+class Extra(Section):
+    """A measurement beside the variants, in a child process: ``call(experiment, schedules, **arguments)``.
 
-    seqlen: int
-    samples: int
-    iters: int
-    batch_rows: int
-    blocks: int
-    compiled: bool = False
+    `call` is a function of this repository, ``module:function``; what it returns, or its error, becomes
+    `file` among the results. A change in its module's folder, or in what it `reads`, has it measured anew.
+    """
+
+    file: str = Field(pattern=r"^\w+\.(csv|json)$")
+    call: str = Field(pattern=r"^(colq_utils|studies)(\.\w+)+:\w+$")
+    arguments: dict = {}
+    reads: tuple[str, ...] = ()
 
 
 class Benchmark(Section):
-    """What 04 measures. On CUDA, `sweeps` adds GEMM time against tokens and MaxSim against a large index, and `tune` fits
-    the schedules of the 4-bit kernels to the GPU first.
-    """
+    """What 04 measures; `tune` comes first and fits the schedules of the 4-bit kernels to the GPU."""
 
     variants: tuple[str, ...]
     workloads: tuple[Workload, ...]
     rounds: int = 2
-    sweeps: bool = False
-    tune: bool = False
-    autoround: AutoRoundCost | None = None
+    tune: Extra | None = None
+    extras: tuple[Extra, ...] = ()
 
 
 class Evaluation(Section):

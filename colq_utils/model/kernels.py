@@ -85,7 +85,7 @@ def on_cpu(packing: str, bits: int) -> str:
 
 
 class Scheduled(nn.Module):
-    """A humming layer with a schedule tuned for this GPU (`colq_utils.fast.schedules`)."""
+    """A humming layer with schedules tuned for the GPU at hand (`benchmark.tune`)."""
 
     QUANT_TYPE = "humming, tuned"
 
