@@ -14,11 +14,11 @@ from PIL import Image, ImageFilter
 
 
 def scan(image: Image.Image, page_id: str, strength: float) -> Image.Image:
-    """Return an RGB page as a bad scan of the same size.
+    """An RGB page as a bad scan of the same size.
 
-    strength: 0 leaves the page as it is, 1 is hard to read for people; in between, everything grows
-    with it: skew (to 1.5 degrees), loss of resolution (to 45 %), blur, uneven light, loss of
-    contrast, noise and JPEG compression (quality from 90 down to 20). Raises ValueError outside 0..1.
+    strength: 0 leaves the page as it is, 1 is hard to read for people; with it grow skew (to 1.5°), loss of
+    resolution (to 45 %), blur, uneven light, loss of contrast, noise and JPEG compression (quality from 90
+    down to 20). Raises ValueError outside 0..1.
     """
     if not 0 <= strength <= 1:
         raise ValueError(f"scan strength must lie in 0..1, not {strength}")
@@ -39,7 +39,7 @@ def scan(image: Image.Image, page_id: str, strength: float) -> Image.Image:
 
 
 def _light(pixels: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """Return grey pixels (height, width) float32 with less contrast, uneven light and noise."""
+    """Grey pixels (height, width) float32 with less contrast, uneven light and noise."""
     height, width = pixels.shape
     ink, paper = 90 * strength * rng.uniform(0.3, 1), 255 - 60 * strength * rng.uniform(0.3, 1)
     pixels = ink + pixels / 255 * (paper - ink)
