@@ -210,7 +210,7 @@ def test_a_corpus_is_encoded_once_and_scores_agree_with_mteb(random_model, page_
         if shared
         else None
     )
-    searcher = retriever.Retriever(random_model, "r1", tmp_path / "pages", features, batch=2)
+    searcher = retriever.Retriever(random_model, tmp_path / "pages", features, batch=2)
     frame = evaluate.evaluate_task(searcher, Task(page_images))
     assert searcher.encoded == len(page_images) == frame["encoded_pages"].iloc[0]
     assert len(frame) == 6 and set(frame["lang"]) == {"en", "fr"}
@@ -394,4 +394,4 @@ def test_scores_of_two_machines_are_told_by_their_folders(study, monkeypatch):
     monkeypatch.setattr(references, "word_matching", lambda tasks: pd.DataFrame({"variant": ["bm25"]}))
     with pytest.raises(ColqError) as caught:
         evaluate.run_all(study, [])
-    assert f"remove {evaluate._place(study, 'tiny-w4a16-rtn', 'data')[1]} and run" in str(caught.value)
+    assert f"remove {evaluate._folder(study, 'tiny-w4a16-rtn', 'data')} and run" in str(caught.value)

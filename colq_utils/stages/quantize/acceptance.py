@@ -95,7 +95,7 @@ def _cosines(first: list[torch.Tensor], second: list[torch.Tensor]) -> torch.Ten
 def _opened(
     experiment: Experiment, variant: str, export: str, processor: ColQwen3Processor
 ) -> tuple[str, loading.Loaded | None]:
-    """An export opened as users do, by AutoRound's loader on a packed kernel of this CPU: kernel (or why not), model."""
+    """The packed kernel (or why there is none) and model with which AutoRound's loader opens an export."""
     if experiment.runtime.device != "cpu":
         return "", None
     try:

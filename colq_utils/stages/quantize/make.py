@@ -104,7 +104,7 @@ def _with_fallbacks(experiment: Experiment, spec: Variant, target: Path) -> tupl
         try:
             _autoround(experiment, attempt, target)
             return attempt, "; ".join(reasons)
-        except Exception as error:  # AutoRound raises anything; recorded, and raised if nothing works
+        except Exception as error:  # whatever AutoRound raises: it is recorded
             if isinstance(error, ColqError) or files.is_full(error):
                 raise
             reason = f"{type(error).__name__}: {error}"
@@ -211,7 +211,7 @@ def _restore(folder: Path, base: Path) -> None:
 
 
 def _original(name: str, tensor: torch.Tensor, stored: dict[str, Path]) -> torch.Tensor:
-    """The base's tensor of this name, if it has one; AutoRound may have changed its dtype, not its numbers."""
+    """The base's tensor of this name, if any; AutoRound may have changed its dtype, not its numbers."""
     if name not in stored:
         return tensor
     with safe_open(stored[name], "pt") as content:
