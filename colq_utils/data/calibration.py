@@ -1,9 +1,9 @@
 """Calibration text and sets: one stream of tokens, cut to blocks of each length, so that only that differs.
 
-The corpus is tokenized, cut into stretches of the longest block length, shuffled once with the
-languages taking turns, and joined. Every text set is a prefix of that stream folded to its own length:
-sets of one budget hold the same tokens in the same order. A page set holds pages drawn from the same
-text; no evaluation page is ever used. Sets are safetensors, never pickles.
+The corpus is tokenized, cut into stretches of the longest block length, shuffled once with the languages
+taking turns, and joined. Every text set is a prefix of that stream folded to its own length: sets of one
+budget hold the same tokens in the same order. A page set holds pages drawn from the same text, never an
+evaluation page.
 """
 
 from itertools import chain, zip_longest

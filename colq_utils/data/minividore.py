@@ -1,11 +1,10 @@
 """MiniVidore: the embedded benchmark of real pages in six languages.
 
-It exists so that a small retriever can be measured, offline and in minutes, where the effect of a
-few bits can be seen: the large benchmarks take hours, and an easy one is answered perfectly by
-everything. One corpus holds all languages and several regions of each page, so that every page has
-near twins; see `TASKS` for what is asked. Its queries are words that stand on the pages: it
-measures reading and matching, says little about meaning, and its scores cannot be compared with
-ViDoRe's. How it was made: studies/embedded/build_benchmark.py.
+It shows the effect of a few bits on a small retriever, offline and in minutes: the large benchmarks take
+hours, and everything answers an easy one perfectly. One corpus holds all languages and several regions of
+each page, so that every page has near twins. Its queries are words that stand on the pages: it measures
+reading and matching, says little about meaning, and cannot be compared with ViDoRe. Made by
+studies/embedded/build_benchmark.py.
 """
 
 import hashlib
@@ -97,7 +96,7 @@ def image(page_row) -> Image.Image:
 
 
 def scanned(page_row) -> Image.Image:
-    """The same picture in grey as the scanned tasks show it."""
+    """The same page in grey, as the scanned tasks show it."""
     return scan(image(page_row), page_row["page_id"], SCAN_STRENGTH).convert("L")
 
 

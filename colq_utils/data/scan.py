@@ -34,7 +34,9 @@ def scan(image: Image.Image, page_id: str, strength: float) -> Image.Image:
     page = page.filter(ImageFilter.GaussianBlur(strength * rng.uniform(0.2, 0.6)))
     pixels = _light(np.asarray(page, np.float32), strength, rng)
     page = Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
-    page = _jpeg(page, quality=round(90 - 70 * strength * rng.uniform(0.7, 1)))
+    buffer = io.BytesIO()
+    page.save(buffer, "JPEG", quality=round(90 - 70 * strength * rng.uniform(0.7, 1)))
+    page = Image.open(buffer).convert("L")
     return page.resize((width, height), Image.Resampling.BILINEAR).convert("RGB")
 
 
@@ -47,9 +49,3 @@ def _light(pixels: np.ndarray, strength: float, rng: np.random.Generator) -> np.
     slope_x, slope_y = 50 * strength * rng.uniform(-1, 1, 2)
     pixels = pixels + slope_x * across[None, :] + slope_y * down[:, None]
     return pixels + rng.normal(0, 16 * strength, pixels.shape)
-
-
-def _jpeg(page: Image.Image, quality: int) -> Image.Image:
-    buffer = io.BytesIO()
-    page.save(buffer, "JPEG", quality=quality)
-    return Image.open(io.BytesIO(buffer.getvalue())).convert("L")

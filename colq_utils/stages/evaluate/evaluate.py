@@ -15,7 +15,6 @@ from pathlib import Path
 import mteb
 import pandas as pd
 import torch
-from mteb.models import ModelMeta
 
 from colq_utils.base import cache, files, process, provenance
 from colq_utils.base.config import Experiment
@@ -27,7 +26,7 @@ from colq_utils.model import checkpoints, encode
 from colq_utils.model.loading import Loaded
 from colq_utils.stages.evaluate import references
 from colq_utils.stages.evaluate.references import RANDOM_INIT, random_init
-from colq_utils.stages.evaluate.retriever import Retriever
+from colq_utils.stages.evaluate.retriever import Retriever, Search
 from colq_utils.stages.evaluate.scores import per_query
 from colq_utils.stages.evaluate.store import VectorStore
 
@@ -38,29 +37,13 @@ QUERY = ["variant", "task", "lang", "query_id", "source"]
 OUTCOME = ["ndcg_at_5", "first_rank", "margin", "top5", "n_pages", "encoded_pages"]
 
 
-class _Search:
-    """A retriever in mteb's search protocol, for one task; its `rankings` stay, by subset."""
-
-    def __init__(self, retriever: Retriever):
-        self.retriever, self.rankings = retriever, {}
-        identity = {"name": f"colq/{retriever.loaded.variant}", "modalities": ["image", "text"]}
-        self.mteb_model_meta = ModelMeta.create_empty(overwrites=identity)
-
-    def index(self, corpus, *, task_metadata, **unused) -> None:
-        self.retriever.index(corpus, task_metadata.name)
-
-    def search(self, queries, *, hf_subset: str, top_k: int, **unused) -> dict[str, dict[str, float]]:
-        self.rankings[hf_subset] = self.retriever.rank(queries)
-        return self.rankings[hf_subset].top(top_k)
-
-
 def evaluate_task(retriever: Retriever, task) -> pd.DataFrame:
     """Run one mteb task; one row a query with task, lang and counts.
 
     Raises:
         ColqError: the per-query mean disagrees with mteb's own NDCG@5.
     """
-    name, search = task.metadata.name, _Search(retriever)
+    name, search = task.metadata.name, Search(retriever)
     task.load_data()  # what is loaded beforehand mteb leaves in place; the relevant pages are needed below
     before, start = retriever.encoded, time.perf_counter()
     result = mteb.evaluate(search, [task], cache=None, co2_tracker=False, show_progress_bar=False)[0]
@@ -75,18 +58,15 @@ def evaluate_task(retriever: Retriever, task) -> pd.DataFrame:
             raise ColqError(f"{name} {subset}: per-query NDCG@5 averages {ours:.5f}, mteb says {theirs:.5f}")
         images = dict(zip(found.page_ids, found.digests))
         frame["source"] = [source(name, relevant[query], images) for query in frame["query_id"]]
-        frames.append(
-            frame.assign(lang=languages(task)[subset], n_pages=len(found.page_ids), mteb_ndcg_at_5=theirs)
-        )
+        n_pages, lang = len(found.page_ids), languages(task)[subset]
+        frames.append(frame.assign(lang=lang, n_pages=n_pages, mteb_ndcg_at_5=theirs))
     task.unload_data()
-    encoded_pages, seconds = retriever.encoded - before, time.perf_counter() - start
-    return pd.concat(frames, ignore_index=True).assign(
-        task=name, encoded_pages=encoded_pages, seconds=seconds
-    )
+    cost = {"encoded_pages": retriever.encoded - before, "seconds": time.perf_counter() - start}
+    return pd.concat(frames, ignore_index=True).assign(task=name, **cost)
 
 
 def source(task: str, relevant: dict[str, int], images: dict[str, str]) -> str:
-    """What a query shares with its translations: the task and the graded pages that answer it, by their images.
+    """What a query shares with its translations: the task and the graded images that answer it.
 
     Two questions with the same answers share it too, which makes an interval wider, never narrower.
     """
@@ -143,7 +123,7 @@ def run_variant(
 
 
 def _folder(experiment: Experiment, variant: str, data: str) -> Path:
-    """Where a variant's finished tasks are kept: for exactly these weights, data, settings, code and packages."""
+    """Where a variant's finished tasks are kept, for exactly these weights, data, settings and code."""
     if variant == RANDOM_INIT:
         spec, revision = experiment.by_id[experiment.base], f"{RANDOM_INIT}-{experiment.seed}"
     else:
@@ -154,10 +134,9 @@ def _folder(experiment: Experiment, variant: str, data: str) -> Path:
 
 
 def _surroundings(experiment: Experiment) -> tuple:
-    """What embeddings depend on beside weights: configuration, processor, tokenizer, code, packages, settings.
+    """What embeddings depend on beside weights: processor, tokenizer, configuration, code, packages, settings.
 
-    Variants take the base's processor. A hub id's revision pins those files; random weights follow from size and
-    seed.
+    Variants take the base's processor; a hub id's revision pins its files, random weights follow from the seed.
     """
     folder = Path(experiment.model_path)
     if experiment.model.is_random or not folder.is_dir():
@@ -178,9 +157,8 @@ def _features(experiment: Experiment, loaded: Loaded) -> VectorStore | None:
     key = hashlib.sha256(repr((_surroundings(experiment), dtype, loaded.encode)).encode())
     for name in sorted(tower):
         key.update(name.encode() + tower[name].cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return VectorStore(
-        experiment.build("features", key.hexdigest()[:16]), encode.feature_width(loaded), dtype
-    )
+    folder = experiment.build("features", key.hexdigest()[:16])
+    return VectorStore(folder, encode.feature_width(loaded), dtype)
 
 
 def _side_by_side(experiment: Experiment, names: list[str], tasks: list, data: str) -> None:
@@ -198,17 +176,16 @@ def _side_by_side(experiment: Experiment, names: list[str], tasks: list, data: s
     folders = [_folder(experiment, name, data) for name in names]
     expected = [folder / f"{task.metadata.name}.parquet" for folder in folders for task in tasks]
     with bar("variants side by side", len(expected), "task") as progress:
-
-        def watch():
-            progress.update(sum(path.exists() for path in expected) - progress.n)
-
-        outcomes = process.side_by_side("colq_utils.stages.evaluate.evaluate:run_some", jobs, threads, watch)
+        outcomes = process.side_by_side(
+            f"{__name__}:run_some",
+            jobs,
+            threads,
+            lambda: progress.update(sum(path.exists() for path in expected) - progress.n),
+        )
     for share, outcome in zip(shares, outcomes, strict=True):
         if outcome.error:
-            who = f"a process evaluating {', '.join(share)}"
-            warnings.warn(
-                f"{who} ended early ({outcome.error}); what it left is tried again here", stacklevel=2
-            )
+            early = f"a process evaluating {', '.join(share)} ended early ({outcome.error})"
+            warnings.warn(f"{early}; what it left is tried again here", stacklevel=2)
 
 
 def run_some(experiment: dict, variants: list[str]) -> None:
@@ -220,11 +197,7 @@ def run_some(experiment: dict, variants: list[str]) -> None:
 
 
 def _one_machine(machines: dict[Path, str]) -> None:
-    """Scores of one table come from one kind of processor.
-
-    Raises:
-        ColqError: they do not; names the files of the rarer kind.
-    """
+    """Scores of one table come from one kind of processor, or the files of the rarer kind are named."""
     kinds = sorted(set(machines.values()), key=list(machines.values()).count)
     if len(kinds) > 1:
         odd = ", ".join(str(path) for path, kind in machines.items() if kind == kinds[0])
@@ -282,10 +255,9 @@ def data_fingerprint(experiment: Experiment) -> str:
 
 
 def run_all(experiment: Experiment, tasks: list) -> pd.DataFrame:
-    """The base, every quantized variant, the random-weight floor and (embedded benchmark) BM25; one row a query.
+    """Base, quantized variants, random-weight floor and (embedded benchmark) BM25, one row a query.
 
-    Another float format of the base is only benchmarked. Tasks that raised are written to failures.csv; the same
-    command tries them again.
+    Tasks that raised are written to failures.csv; the same command tries them again.
     """
     base, rest = experiment.base, list(experiment.quantized)
     for name in (base, *rest):

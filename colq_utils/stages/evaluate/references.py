@@ -27,7 +27,7 @@ def random_init(experiment: Experiment) -> loading.Loaded:
 def kept_floor(experiment: Experiment, tasks: list, data: str) -> pd.DataFrame | None:
     """Scores of the random-weight model, kept beside the embedded benchmark, for they depend on no variant.
 
-    None where anything of `floor_stamp` is not what they were measured with: then they have to be measured anew.
+    None where anything of `floor_stamp` is not what they were measured with.
     """
     if not FLOOR.exists():
         return None
@@ -38,7 +38,7 @@ def kept_floor(experiment: Experiment, tasks: list, data: str) -> pd.DataFrame |
 
 
 def floor_stamp(experiment: Experiment, data: str) -> str:
-    """What the random-weight model's scores depend on: benchmark, architecture, seed, dtype and visual tokens.
+    """What the random-weight model's scores depend on: benchmark, architecture, seed, dtype, visual tokens.
 
     Neither code nor packages: the scores are committed, and every change of either would measure them anew in
     each clone; `studies.embedded.floor` makes them again.

@@ -1,8 +1,8 @@
-"""A loaded variant that embeds a corpus and ranks it for queries.
+"""A loaded variant that embeds a corpus and ranks it for queries, by itself or as mteb asks it to.
 
 mteb's stock path encodes a corpus again for each language and pads it into one fp32 tensor in memory. Here a
 page is known by the digest of its image, so a page shared by tasks, languages or variants is decoded, run
-through the vision tower and embedded once, and kept in a store on disk. mteb itself is not known here.
+through the vision tower and embedded once, and kept in a store on disk.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from datasets import Image as ImageColumn
+from mteb.models import ModelMeta
 from PIL import Image
 
 from colq_utils.base.progress import bar, track
@@ -27,7 +28,7 @@ SMALL = 1 << 28
 
 @dataclass(frozen=True)
 class Ranking:
-    """Scores ``(n_queries, n_pages)``, with the queries' lengths in tokens and the digests of the pages' images."""
+    """Scores ``(n_queries, n_pages)``, lengths of the queries in tokens, digests of the pages' images."""
 
     scores: torch.Tensor
     query_ids: list[str]
@@ -113,6 +114,22 @@ class Retriever:
         if key not in self._in_memory:
             self._in_memory[key] = self.pages[key].float()
         return self._in_memory[key]
+
+
+class Search:
+    """A retriever in mteb's search protocol, for one task; its `rankings` stay, by subset."""
+
+    def __init__(self, retriever: Retriever):
+        self.retriever, self.rankings = retriever, {}
+        identity = {"name": f"colq/{retriever.loaded.variant}", "modalities": ["image", "text"]}
+        self.mteb_model_meta = ModelMeta.create_empty(overwrites=identity)
+
+    def index(self, corpus, *, task_metadata, **unused) -> None:
+        self.retriever.index(corpus, task_metadata.name)
+
+    def search(self, queries, *, hf_subset: str, top_k: int, **unused) -> dict[str, dict[str, float]]:
+        self.rankings[hf_subset] = self.retriever.rank(queries)
+        return self.rankings[hf_subset].top(top_k)
 
 
 def digest(entry: dict) -> str:

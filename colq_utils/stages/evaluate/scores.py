@@ -32,8 +32,8 @@ def per_query(
     """One row a query: NDCG@5, rank of the first relevant page, score margin and the top five pages.
 
     The margin is the score of the best relevant page minus that of the best other page, divided by the number
-    of query tokens: it moves before ranks do. A relevant page that the corpus lacks counts as not found, as in
-    trec_eval; where none is there, the rank is one past the last and the margin NaN.
+    of query tokens: it moves before ranks do. A relevant page that the corpus lacks counts as not found, as
+    in trec_eval; where none is there, the rank is one past the last and the margin NaN.
 
     Args:
         scores: ``(n_queries, n_pages)``.

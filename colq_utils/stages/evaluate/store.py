@@ -1,10 +1,9 @@
 """A multi-vector store on disk: one (n_tokens, width) matrix a page, appended, read one by one, resumable.
 
-Page features and page embeddings of a whole corpus do not fit in memory for the real benchmarks (19,000 pages
-of 1,280 vectors), so they live in one raw file. A record counts only once its line stands in the index, which
-is written after the data: a run killed half-way loses the records under way and nothing else. What it left
-behind is cut off by the next append, under the lock; opening and reading cut nothing, because another process
-may be appending. Raw bits are kept, so bfloat16 survives exactly.
+The vectors of a real benchmark (19,000 pages of 1,280) do not fit in memory, so they live in one raw file.
+A record counts only once its line stands in the index, which is written after the data: a run killed half-
+way loses the records under way and nothing else. What it left behind is cut off by the next append, under
+the lock; opening and reading cut nothing, because another process may be appending.
 """
 
 import fcntl

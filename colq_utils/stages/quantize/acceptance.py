@@ -33,15 +33,13 @@ def accept(experiment: Experiment, texts: list[str], images: list) -> pd.DataFra
 def compare(
     experiment: Experiment, variant: str, export: str, texts: list[str], images: list, base: dict
 ) -> dict:
-    """Load an export afresh and compare its embeddings with the base's, on text and on page images.
+    """One row of the acceptance table: an export loaded afresh against the base, on text and on page images.
+
+    ``opened_by`` is the kernel with which AutoRound's own loader, the users' way, opens the export here,
+    ``opened_cosine`` how well that agrees; left open on CUDA, where the comparison itself is made that way.
 
     Args:
         base: embeddings of the base on the same texts and images, its headers and bytes.
-
-    Returns:
-        One row of the acceptance table. ``opened_by`` is the kernel with which AutoRound's own loader, the
-        users' way, opens the export here, ``opened_cosine`` how well that agrees; on CUDA both are left open,
-        because the comparison itself is made that way.
     """
     spec, made_by = experiment.by_id[variant], f"quantize EXPERIMENT={experiment.name}"
     manifest = files.read_json(experiment.build("checkpoints", variant, MANIFEST), made_by)

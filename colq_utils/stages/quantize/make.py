@@ -3,8 +3,7 @@
 AutoRound (Cheng et al., 2023, arXiv:2309.05516) does the rounding; this module feeds it exact batches, turns
 its logged errors into real ones, and mends what it writes: tensors in a second file that loaders overlook; a
 GPTQ config that makes them misread the vision tower; on a CPU, where it tunes in fp32, all it left alone in
-fp32. What is not quantized is the base's byte for byte. A variant's folder appears only when complete and
-exactly as predicted; a finished one is not made again while its files are whole.
+fp32. What is not quantized is the base's byte for byte. A folder appears only when complete and as predicted.
 """
 
 import json
@@ -84,8 +83,8 @@ def _require_predicted(experiment: Experiment, variant: str, used: Variant, fold
         more = f" and {len(lines) - 3} more" if len(lines) > 3 else ""
         raise ColqError(
             f"{variant}, {folder.name}: AutoRound wrote another checkpoint than predicted, nothing of it is "
-            f"kept: {'; '.join(lines[:3])}{more}. Install the pinned versions (pip install -c requirements.lock "
-            "-e .) and run the same command again"
+            f"kept: {'; '.join(lines[:3])}{more}. Install the pinned versions "
+            "(pip install -c requirements.lock -e .) and run the same command again"
         )
 
 
