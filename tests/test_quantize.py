@@ -162,7 +162,7 @@ def test_what_is_not_quantized_is_the_bases_byte_for_byte(experiment, manifests)
 
 
 def test_exports_of_a_projection_with_bias_tell_so(experiment, manifests):
-    """vLLM builds a projection without bias where it finds the width under one of its five names, and drops the stored one."""
+    """Where vLLM finds the width under one of its five names, it drops the bias that is stored."""
     for export in ("auto_round", "auto_awq", "auto_gptq"):
         fields = json.loads((experiment.checkpoint("random-w4a16-rtn", export) / "config.json").read_text())
         assert fields["projection_bias"] is True and fields["embedding_dim"] == 32
@@ -209,7 +209,8 @@ def test_another_size_than_predicted_ends_the_stage(experiment, tmp_path, monkey
     elsewhere = experiment.model_copy(update={"output": tmp_path})
     with pytest.raises(
         ColqError,
-        match=r"random-w4a16-rtn, auto_round: .*embedding_proj_layer.bias is stored as F32 \(32,\) where BF16 \(32,\) was predicted",
+        match=r"random-w4a16-rtn, auto_round: .*embedding_proj_layer.bias is stored as F32 \(32,\) "
+        r"where BF16 \(32,\) was predicted",
     ):
         quantize.run(elsewhere, "random-w4a16-rtn")
     assert not list(tmp_path.rglob("*.safetensors"))
@@ -393,7 +394,7 @@ def test_a_manifest_that_is_missing_names_the_experiment(experiment, tmp_path):
 
 
 def test_a_tensor_lost_on_the_way_is_noticed(experiment, manifests, tmp_path):
-    """AutoRound writes some tensors to a second file that loaders overlook; settled checkpoints are complete."""
+    """AutoRound writes some tensors to a second file, which loaders overlook; what is kept is complete."""
     folder = experiment.checkpoint("random-w4a16-autoround-s32")
     index = folder / "model.safetensors.index.json"
     if index.exists():

@@ -1,4 +1,4 @@
-"""The path of the published checkpoints, on a stand-in: their layout, tasks of ViDoRe's three shapes, interrupted and resumed.
+"""The path of the published checkpoints, on a stand-in: their layout, ViDoRe's three shapes, interrupted runs.
 
 The notebooks' own cells run here, all but the benchmark's (which the smoke experiment runs).
 """

@@ -134,9 +134,9 @@ def _folder(experiment: Experiment, variant: str, data: str) -> Path:
 
 
 def _surroundings(experiment: Experiment) -> tuple:
-    """What embeddings depend on beside weights: processor, tokenizer, configuration, code, packages, settings.
+    """What embeddings depend on beside weights: processor, tokenizer, config, code, packages, settings.
 
-    Variants take the base's processor; a hub id's revision pins its files, random weights follow from the seed.
+    Variants take the base's processor; a hub id's revision pins its files, the seed decides random weights.
     """
     folder = Path(experiment.model_path)
     if experiment.model.is_random or not folder.is_dir():
