@@ -1,4 +1,4 @@
-"""NDCG by hand and against mteb and trec_eval, what queries share, what is encoded once and kept between runs."""
+"""NDCG by hand and against mteb and trec_eval, what queries share, what is encoded once, what is kept."""
 
 import json
 import shutil
@@ -117,7 +117,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def test_memory_does_not_grow_with_the_corpus(tmp_path):
-    """Twenty and 300 pages of 1280 x 320, 16 and 246 MB on disk, each written and searched in a new process."""
+    """Twenty and 300 pages of 1280 x 320, 16 and 246 MB on disk, each in a process of its own."""
     peak = [
         int(
             subprocess.run(
@@ -281,7 +281,7 @@ def test_opening_a_store_leaves_another_process_s_append_alone(tmp_path):
 
 @pytest.fixture
 def study(random_checkpoint, random_model, tmp_path, monkeypatch):
-    """An experiment on a copy of the random checkpoint and of the code, whose digest is forgotten afterwards."""
+    """An experiment on copies of the random checkpoint and of the code, whose digest is forgotten later."""
     shutil.copytree(
         config.ROOT / "colq_utils", tmp_path / "colq_utils", ignore=shutil.ignore_patterns("__pycache__")
     )
