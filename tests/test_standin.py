@@ -116,7 +116,7 @@ def embedded():
 
 @pytest.fixture(scope="module")
 def outcome(experiment, embedded):
-    """All stages; evaluation is killed within a corpus, then between two tasks, and started again each time."""
+    """All stages; evaluation killed within a corpus, then between two tasks, and started again each time."""
     for stage in ("inspect", "calibrate", "quantize"):
         notebook(stage, experiment)
     extend, left = (
