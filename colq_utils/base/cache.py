@@ -14,7 +14,7 @@ from colq_utils.base.config import ROOT, Experiment
 REACH = {
     "inspect": ("base", "model", "stages/inspect.py"),
     "calibrate": ("base", "model", "data", "stages/calibrate.py"),
-    "quantize": ("base", "model", "data", "stages/quantize.py"),
+    "quantize": ("base", "model", "data", "stages/quantize"),
     "benchmark": ("base", "model", "data", "stages/benchmark"),
     "evaluate": ("base", "model", "data", "stages/evaluate"),
     "report": ("base", "report"),

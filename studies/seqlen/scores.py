@@ -83,7 +83,7 @@ def picture(entry: tuple[dict, bool]):
     row, scanned = entry
     if not scanned:
         return minividore.image(row)
-    return minividore.scan(minividore.image(row), row["page_id"], minividore.SCAN_STRENGTH).convert("L")
+    return minividore.scanned(row)
 
 
 @torch.inference_mode()
