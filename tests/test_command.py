@@ -206,7 +206,7 @@ def test_index_lists_every_page_and_escapes_html(written):
     assert all((pages[-1].parent / link) in pages for link in links)
     assert (
         "<script" not in index
-        and "&lt;script&gt;alert(&quot;a&quot;)&lt;/script&gt; &amp; more" in index
+        and "&lt;script&gt;alert(&#34;a&#34;)&lt;/script&gt; &amp; more" in index
         and "01 · Look" in index
     )
 
