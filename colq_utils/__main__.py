@@ -83,7 +83,7 @@ def run(
     try:
         driver.run(experiment, name, stages, parameters, force, lambda line: print(line, flush=True), step)
     except driver.StageFailed as failure:
-        return _error(failure, 2 if failure.mistake else 1)
+        return _error(failure, 1)
     if rejected := driver.rejected(experiment):
         table = f"results/{experiment.name}/quantize/variants.csv"
         names = ", ".join(rejected)

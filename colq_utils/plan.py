@@ -58,11 +58,6 @@ def make(experiment: Experiment, measured: Path | None = None) -> Plan:
     return Plan(experiment, table, downloads(experiment, tasks), gpu_hours, disk(experiment, table))
 
 
-def _evaluated(experiment: Experiment) -> list[str]:
-    floor = ["random-init"] if experiment.evaluation.random_init else []
-    return [experiment.base, *experiment.quantized, *floor]
-
-
 def task_table(experiment: Experiment, tasks: list) -> pd.DataFrame:
     """A row a task: entries, queries (all languages), pages to embed; NaN where mteb does not describe it."""
     described = _minividore if experiment.evaluation.suite == "minividore" else _mteb
@@ -143,36 +138,29 @@ def hub_bytes(name: str, revision: str, file: str | None = None) -> float:
 
 
 def hours(experiment: Experiment, tasks: pd.DataFrame, measured: Path) -> pd.DataFrame:
-    """GPU-hours by variant: quantize_h, pages_h, queries_h, and what they rest on; NaN where nothing is."""
+    """GPU-hours by variant: quantize_h, pages_h, queries_h, and the fastest measured row of its scheme
+    without further options, on which they rest; NaN where there is none.
+    """
     rows, cost = measured / "rows.csv", measured / "autoround_cost.json"
-    rows = pd.read_csv(rows) if rows.exists() else None
+    columns = ["variant", "kind", "items_per_s", "tokens_per_call", "batch"]
+    rows = pd.read_csv(rows) if rows.exists() else pd.DataFrame(columns=columns, dtype=object)
     cost = json.loads(cost.read_text()) if cost.exists() else {}
-    variants, table = experiment.by_id, []
-    for name in _evaluated(experiment):
-        spec = variants.get(name, experiment.variants[0])
-        page, query = (_fastest(rows, experiment.model.size, spec, kind) for kind in ("pages", "queries"))
-        taken = {"quantize_h": _tuning(experiment, spec, cost), "pages_h": np.nan, "queries_h": np.nan}
-        basis = markdown.MISSING
-        if query is not None:
-            taken["queries_h"] = tasks.queries.sum(skipna=False) / query.items_per_s / 3600
-        if page is not None:
-            taken["pages_h"] = tasks.pages.sum(skipna=False) / page.items_per_s / 3600
-            rate, tokens = (
-                f"{page.items_per_s:.3g} pages/s",
-                f"{page.tokens_per_call / page.batch:,.0f} tokens",
-            )
-            basis = f"{page.variant}, {rate} of {tokens} at batch {int(page.batch)}"
-        table.append({"variant": name, **taken, "rests_on": basis})
+    base, size = experiment.variants[0], experiment.model.size
+    floor = {"random-init": base} if experiment.evaluation.random_init else {}
+    table = []
+    for name, spec in {experiment.base: base, **experiment.quantized, **floor}.items():
+        plain = rows.variant.str.fullmatch(f"{size}-{spec.scheme}(-rtn|-pack|-autoround-[^-]+)?")
+        rates = rows[plain].sort_values("items_per_s", ascending=False, kind="stable").groupby("kind").head(1)
+        row = {"variant": name, "quantize_h": _tuning(experiment, spec, cost)}
+        for kind in ("pages", "queries"):
+            rate = rates.items_per_s[rates.kind == kind].max()
+            row[f"{kind}_h"] = tasks[kind].sum(skipna=False) / rate / 3600
+        row["rests_on"] = markdown.MISSING
+        for page in rates[(rates.kind == "pages") & rates.items_per_s.notna()].itertuples():
+            speed = f"{page.items_per_s:.3g} pages/s of {page.tokens_per_call / page.batch:,.0f} tokens"
+            row["rests_on"] = f"{page.variant}, {speed} at batch {int(page.batch)}"
+        table.append(row)
     return pd.DataFrame(table)
-
-
-def _fastest(rows: pd.DataFrame | None, size: str, spec: Variant, kind: str):
-    """The fastest measured row of a scheme without further options, over batch sizes."""
-    if rows is None:
-        return None
-    plain = rows.variant.str.fullmatch(f"{size}-{spec.scheme}(-rtn|-pack|-autoround-[^-]+)?")
-    rates = rows[plain & (rows.kind == kind) & rows.items_per_s.notna()]
-    return rates.loc[rates.items_per_s.idxmax()] if len(rates) else None
 
 
 def _tuning(experiment: Experiment, spec: Variant, cost: dict) -> float:

@@ -32,11 +32,7 @@ SECTIONS = {
 
 
 class StageFailed(Exception):
-    """A notebook stopped; the message says where and why, `mistake` whether it is the user's to mend."""
-
-    def __init__(self, message: str, mistake: bool):
-        super().__init__(message)
-        self.mistake = mistake
+    """A notebook stopped, and not for a mistake of the user; the message says where and why."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +142,7 @@ def execute(experiment: Experiment, step: Step, source: str, parameters: dict) -
         source: the experiment as the user named it (a name, or the path of a file).
 
     Raises:
-        StageFailed: a cell raised; the partial notebook is kept under build/.
+        ColqError, StageFailed: a cell raised; the partial notebook is kept under build/.
     """
     partial = experiment.build("executed", step.notebook.name)
     partial.parent.mkdir(parents=True, exist_ok=True)
@@ -169,22 +165,21 @@ def execute(experiment: Experiment, step: Step, source: str, parameters: dict) -
             extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
         )
     except PapermillExecutionError as error:
-        raise _failure(error, partial) from None
+        raise _told(error, partial) from None
     notebook = _without_run(nbformat.read(partial, as_version=4))
     files.write_text(experiment.results("notebooks") / step.notebook.name, nbformat.writes(notebook) + "\n")
 
 
-def _failure(error: PapermillExecutionError, partial: Path) -> StageFailed:
+def _told(error: PapermillExecutionError, partial: Path) -> Exception:
     """What to say of a failed cell."""
     if error.ename == "ColqError":
-        return StageFailed(error.evalue, mistake=True)
+        return ColqError(error.evalue)
     if files.is_full(error):
-        return StageFailed(files.FULL, mistake=True)
+        return ColqError(files.FULL)
     code = "\n".join(f"    {line}" for line in error.source.strip().splitlines()[:12])
     return StageFailed(
         f"cell {error.exec_count} of {partial.name} failed with {error.ename}: {error.evalue}\n{code}\n"
-        f"The partial notebook, with the traceback, is {partial}",
-        mistake=False,
+        f"The partial notebook, with the traceback, is {partial}"
     )
 
 
@@ -215,8 +210,8 @@ def run(
         step: gives the `Step` of a stage; a study brings its own.
 
     Raises:
-        ColqError: unknown stage or parameter (of which papermill would only warn).
-        StageFailed: a notebook stopped.
+        ColqError: unknown stage or parameter (of which papermill only warns), or a mistake that a notebook
+        met. StageFailed: a notebook stopped.
     """
     stages, parameters = stages or experiment.stages, parameters or {}
     for stage in stages:

@@ -73,8 +73,7 @@ def test_a_mistake_is_one_line_and_2(arguments, message, capsys):
         (KeyboardInterrupt(), 130, "interrupted; finished work is kept"),
         (ColqError("no such thing"), 2, "error: no such thing\n"),
         (OSError(28, "No space left on device"), 2, "error: the disk is full"),
-        (run.StageFailed("cell 2 failed", mistake=False), 1, "error: cell 2 failed"),
-        (run.StageFailed("not there yet", mistake=True), 2, "error: not there yet"),
+        (run.StageFailed("cell 2 failed"), 1, "error: cell 2 failed"),
     ],
 )
 def test_exit_codes(raised, code, message, monkeypatch, tmp_path, capsys):

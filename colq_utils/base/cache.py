@@ -4,7 +4,6 @@ What is kept of an earlier run (a fresh stage, a measured process, scored tasks)
 """
 
 import functools
-from pathlib import Path
 
 from colq_utils.base import files
 from colq_utils.base.config import ROOT, Experiment
@@ -41,8 +40,3 @@ def digest(*parts: str) -> str:
         for path in below or [package / part]:
             lines.append(f"{path.relative_to(package)} {files.sha256(path)}")
     return files.sha256_bytes("\n".join(lines).encode())
-
-
-def reachable(stage: str) -> list[Path]:
-    """The folders and files of `REACH`, for tests of what the code really imports."""
-    return [ROOT / "colq_utils" / part for part in REACH[stage]]
