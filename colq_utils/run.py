@@ -210,8 +210,8 @@ def run(
         step: gives the `Step` of a stage; a study brings its own.
 
     Raises:
-        ColqError: unknown stage or parameter (of which papermill only warns), or a mistake that a notebook
-        met. StageFailed: a notebook stopped.
+        ColqError: unknown stage or parameter (papermill only warns of it), or a mistake that a notebook met.
+        StageFailed: a notebook stopped.
     """
     stages, parameters = stages or experiment.stages, parameters or {}
     for stage in stages:
