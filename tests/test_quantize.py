@@ -246,7 +246,6 @@ def test_without_ark_the_torch_kernel_is_named(experiment, manifests, page_image
 def test_every_width_is_read_as_autorounds_own_layer_reads_it(experiment, tmp_path, bits, sym):
     spec = config.Variant(scheme=f"w{bits}a16", method="rtn", sym=sym)
     wide = experiment.model_copy(update={"output": tmp_path, "variants": (experiment.variants[0], spec)})
-    wide.__dict__.pop("by_id", None)
     name = spec.name("random")
     quantize.run(wide, name)
     ours, theirs = (
