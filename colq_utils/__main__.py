@@ -1,18 +1,18 @@
-"""The `colq` command behind the Makefile: ``colq run tiny``, or ``python -m colq_utils run tiny`` without installing.
+"""The `colq` command behind the Makefile: ``colq run tiny``, or ``python -m colq_utils run tiny``.
 
-Each command's docstring is its ``--help``: what it does, an example, what comes next. Everything heavy is imported within
-the commands, so that help appears at once. A user's mistake is one line and exit code 2; a study runs its own experiments
-through the same commands by calling `main` with its own `load` and `step`.
+Each command's docstring is its ``--help``: what it does, an example, what comes next. Everything heavy is
+imported within the commands, so that help appears at once. A study runs its own experiments through `main`.
 """
 
+import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from colq_utils.base import config
 from colq_utils.base.errors import ColqError
 
 app = typer.Typer(
@@ -21,35 +21,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+Option = typer.Option
 Name = Annotated[
     str, typer.Argument(metavar="EXPERIMENT", help="Name of a file in experiments/, or the path of one.")
 ]
 Output = Annotated[
-    str,
-    typer.Option(metavar="FOLDER", help="Where results/, figures/ and build/ are (default: the repository)."),
+    str, Option(metavar="FOLDER", help="Where results/, figures/ and build/ are (default: the repository).")
 ]
-
-
-@dataclass(frozen=True)
-class Driver:
-    """How an experiment file is read and what a stage of it consists of; None: as for retrievers."""
-
-    load: Callable | None = None
-    step: Callable | None = None
-
-    def experiment(self, name: str, output: str):
-        """The validated experiment; `ColqError` if there is none, or if it is wrong."""
-        from colq_utils.base import config
-
-        return (self.load or config.load)(name, output)
 
 
 @app.callback()
 def colq():
     """Quantize a visual-document retriever and measure what that costs and gains.
 
-    An experiment is one file in experiments/. Its notebooks run in order, each only when something that it depends on has
-    changed; reports and figures are made from the results.
+    An experiment is one file in experiments/. Its notebooks run in order, each only when something that it
+    depends on has changed; reports and figures are made from the results.
 
     \b
     Start here:
@@ -57,8 +43,8 @@ def colq():
       colq run tiny         run it: offline, on a CPU
       colq render tiny      the notebooks and reports as web pages
 
-    Exit codes: 0 all is well, 1 a notebook failed or a quantized checkpoint was rejected, 2 a mistake to mend (the message
-    says which), 130 interrupted.
+    Exit codes: 0 all is well, 1 a notebook failed or a quantized checkpoint was rejected, 2 a mistake to mend
+    (the message says which), 130 interrupted.
     """
 
 
@@ -66,18 +52,18 @@ def colq():
 def run(
     context: typer.Context,
     name: Name,
-    stage: Annotated[list[str] | None, typer.Option(help="Only this stage; may be repeated.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Run even if nothing has changed.")] = False,
+    stage: Annotated[list[str] | None, Option(help="Only this stage; may be repeated.")] = None,
+    force: Annotated[bool, Option("--force", help="Run even if nothing has changed.")] = False,
     parameter: Annotated[
         list[str] | None,
-        typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="A parameter of the notebook."),
+        Option("--parameter", "-p", metavar="NAME=VALUE", help="A parameter of the notebook."),
     ] = None,
     output: Output = "",
 ) -> int:
     """Run an experiment's notebooks, skipping fresh ones.
 
-    Executed notebooks, tables and reports go to results/EXPERIMENT, figures to figures/EXPERIMENT, checkpoints to
-    build/EXPERIMENT. After an interruption the same command goes on where it stopped.
+    Executed notebooks, tables and reports go to results/EXPERIMENT, figures to figures/EXPERIMENT,
+    checkpoints to build/EXPERIMENT. After an interruption the same command goes on where it stopped.
 
     \b
     Examples:
@@ -88,36 +74,29 @@ def run(
     """
     from colq_utils import run as driver
 
-    experiment = context.obj.experiment(name, output)
-    given = [text.partition("=") for text in parameter or ()]
-    if not all(equals for _, equals, _ in given):
+    load, step = context.obj
+    experiment = load(name, output)
+    if not all("=" in text for text in parameter or ()):
         raise ColqError("-p takes NAME=VALUE")
+    parameters = dict(text.split("=", 1) for text in parameter or ())
+    stages, step = tuple(stage or experiment.stages), step or driver.step
     try:
-        driver.run(
-            experiment,
-            name,
-            tuple(stage or experiment.stages),
-            {key: value for key, _, value in given},
-            force,
-            say=lambda line: print(line, flush=True),
-            step=context.obj.step or driver.step,
-        )
+        driver.run(experiment, name, stages, parameters, force, lambda line: print(line, flush=True), step)
     except driver.StageFailed as failure:
-        return _error(failure, 2 if failure.mistake else 1)
+        return _error(failure, 1)
     if rejected := driver.rejected(experiment):
-        return _error(
-            f"03_quantize rejected {', '.join(rejected)}: results/{experiment.name}/quantize/variants.csv says why; "
-            "everything else is done and kept",
-            1,
-        )
+        table = f"results/{experiment.name}/quantize/variants.csv"
+        names = ", ".join(rejected)
+        return _error(f"03_quantize rejected {names}: {table} says why; everything else is done and kept", 1)
     return 0
 
 
 @app.command()
-def plan(context: typer.Context, name: Name, output: Output = "") -> int:
+def plan(context: typer.Context, name: Name, output: Output = ""):
     """Show what an experiment would run; runs nothing.
 
-    Also what it would download and occupy. GPU-hours are counted from measured rates where there are any, and are "not measured" where there are none.
+    Also what it would download and occupy. GPU-hours are counted from measured rates where there are any, and
+    are "not measured" where there are none.
 
     \b
     Example:
@@ -127,8 +106,8 @@ def plan(context: typer.Context, name: Name, output: Output = "") -> int:
     """
     from colq_utils import plan as planning
 
-    print(planning.text(planning.make(context.obj.experiment(name, output))), end="")
-    return 0
+    load, _ = context.obj
+    print(planning.text(planning.make(load(name, output))), end="")
 
 
 @app.command()
@@ -137,11 +116,11 @@ def render(
         str | None, typer.Argument(metavar="EXPERIMENT", help="Folder of results/ (default: all of them).")
     ] = None,
     output: Output = "",
-) -> int:
+):
     """Make web pages of notebooks and reports.
 
-    Writes results/html: one index page, and a folder of pages per experiment. The pages need no network: pictures are
-    inside. Without EXPERIMENT, everything in results/ is rendered.
+    Writes results/html: one index page, and a folder of pages per experiment. The pages need no network:
+    pictures are inside. Without EXPERIMENT, everything in results/ is rendered.
 
     \b
     Examples:
@@ -151,14 +130,12 @@ def render(
     Next: open results/html/index.html, or send the folder to someone.
     """
     from colq_utils import render as rendering
-    from colq_utils.base.config import ROOT
 
-    print(rendering.render(Path(output or ROOT), name)[-1])
-    return 0
+    print(rendering.render(Path(output or config.ROOT), name)[-1])
 
 
 @app.command()
-def readme(context: typer.Context, name: Name, output: Output = "") -> int:
+def readme(context: typer.Context, name: Name, output: Output = ""):
     """Put an experiment's table of scores into README.md.
 
     \b
@@ -167,11 +144,10 @@ def readme(context: typer.Context, name: Name, output: Output = "") -> int:
 
     Next: look at the change with `git diff README.md`, then commit it with the results.
     """
-    from colq_utils.base.config import ROOT
     from colq_utils.report import build
 
-    print(build.refresh_readme(ROOT / "README.md", context.obj.experiment(name, output)))
-    return 0
+    load, _ = context.obj
+    print(build.refresh_readme(config.ROOT / "README.md", load(name, output)))
 
 
 @app.command()
@@ -179,12 +155,12 @@ def clean(
     context: typer.Context,
     name: Name,
     output: Output = "",
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-) -> int:
+    yes: Annotated[bool, Option("--yes", "-y", help="Do not ask.")] = False,
+):
     """Remove an experiment's checkpoints, after asking.
 
-    Lists what is in build/EXPERIMENT (checkpoints, caches, the record of what is fresh) and how large it is, then removes
-    the folder. To make it again can take hours. Results and figures stay.
+    Lists what is in build/EXPERIMENT (checkpoints, caches, the record of what is fresh) and how large it is,
+    then removes the folder. To make it again can take hours. Results and figures stay.
 
     \b
     Examples:
@@ -193,24 +169,20 @@ def clean(
 
     Next: `colq run EXPERIMENT` makes it all again.
     """
-    from colq_utils import run as driver
-
-    experiment = context.obj.experiment(name, output)
+    load, _ = context.obj
+    experiment = load(name, output)
     folder = experiment.build()
     if not folder.exists():
         print(f"nothing to remove: {folder} does not exist")
-        return 0
-    sizes = {path: _bytes(path) for path in sorted(folder.iterdir())}
-    for path, size in sizes.items():
-        print(f"  {path.name:<14} {size / 1e9:9.3f} GB")
-    print(
-        f"removes {folder} ({sum(sizes.values()) / 1e9:.3f} GB); keeps results/{experiment.name} and figures/{experiment.name}"
-    )
+        return
+    for path in sorted(folder.iterdir()):
+        print(f"  {path.name:<14} {_gigabytes(path):9.3f} GB")
+    kept = f"results/{experiment.name} and figures/{experiment.name}"
+    print(f"removes {folder} ({_gigabytes(folder):.3f} GB); keeps {kept}")
     if not yes and not typer.confirm("Remove it?"):
         raise typer.Abort
-    driver.clean(experiment)
+    shutil.rmtree(folder)
     print(f"removed {folder}")
-    return 0
 
 
 @app.command()
@@ -222,15 +194,15 @@ def new(
         str | None, typer.Option(metavar="FILE", help="CSV (query, file, page, grade), or a query per line.")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Commit of a hub model (default: newest).")] = None,
-) -> int:
+) -> None:
     """Write an experiment for your checkpoint and your documents.
 
-    Checks both and writes experiments/NAME.yaml, commented: the base, eight bits, four bits rounded and tuned. With the pages
-    that answer each query you get NDCG@5; without, how far the quantized model agrees with the base.
+    Checks both and writes experiments/NAME.yaml, commented: the base, eight bits, four bits twice.
+    With the pages that answer each query you get NDCG@5; without, how far a variant agrees with the base.
 
     \b
     Example:
-      colq new mine --model models/tiny-colqwen3 --documents data/documents --queries data/documents/queries.csv
+      colq new mine --model models/tiny-colqwen3 --documents data/documents
 
     Next: `colq run NAME`.
     """
@@ -241,10 +213,7 @@ def new(
         print(f"note: {row.file}: {row.problem}")
     asked = ", ".join(f"{n:,} {kind}" for kind, n in made.kinds.items()) or "no queries file"
     print(f"{len(made.documents):,} documents, {made.documents.pages.sum():,} pages; {asked}")
-    print(
-        f"wrote {made.path}\nnext: make report EXPERIMENT={name}   (what it would take: make plan EXPERIMENT={name})"
-    )
-    return 0
+    print(f"wrote {made.path}\nnext: make report EXPERIMENT={name} (make plan says what it would take)")
 
 
 @app.command()
@@ -257,10 +226,11 @@ def publish(
     public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
     output: Output = "",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Send it; without this nothing is sent.")] = False,
-) -> int:
+) -> None:
     """Show what publishing a checkpoint would send; with --yes, send it.
 
-    The card goes with it. A variant that 03_quantize rejected is refused. A new repository is private unless --public.
+    The card goes with it. A variant that 03_quantize rejected is refused. A new repository is private unless
+    --public is given.
 
     \b
     Example:
@@ -273,16 +243,12 @@ def publish(
     upload = publishing.prepare(context.obj.experiment(name, output), variant, to, export)
     print("\n".join([f"{upload.folder} to {to}:", *upload.lines()]))
     print(f"sent: {publishing.send(upload, not public)}" if yes else "nothing was sent; add --yes to send it")
-    return 0
 
 
-def _bytes(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder."""
-    return sum(
-        p.stat().st_size
-        for p in (path.rglob("*") if path.is_dir() else [path])
-        if p.is_file() and not p.is_symlink()
-    )
+def _gigabytes(path: Path) -> float:
+    """GB of a file, or of all files below a folder."""
+    paths = (p for p in (path, *path.rglob("*")) if p.is_file() and not p.is_symlink())
+    return sum(p.stat().st_size for p in paths) / 1e9
 
 
 def _error(message, code: int) -> int:
@@ -291,22 +257,18 @@ def _error(message, code: int) -> int:
 
 
 def main(
-    arguments: list[str] | None = None, load: Callable | None = None, step: Callable | None = None
+    arguments: list[str] | None = None, load: Callable = config.load, step: Callable | None = None
 ) -> int:
-    """Run one command and return its exit code; a mistake of the user is one line on stderr.
+    """Run one command and return its exit code; a mistake of the user is one line on stderr and exit code 2.
 
     Args:
         arguments: those of the command line by default.
-        load, step: a study's own way to read its experiment files and to describe a stage (`colq_utils.run.step`).
+        load, step: a study's own way to read its experiment files and to describe a stage.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    command = typer.main.get_command(app)
     try:
-        code = (
-            typer.main.get_command(app)(
-                arguments or ["--help"], prog_name="colq", standalone_mode=False, obj=Driver(load, step)
-            )
-            or 0
-        )
+        code = command(arguments, prog_name="colq", standalone_mode=False, obj=(load, step)) or 0
     except ColqError as error:
         return _error(error, 2)
     except typer.TyperException as error:

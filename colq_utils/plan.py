@@ -1,8 +1,8 @@
-"""What an experiment would run, fetch, take and occupy, before any of it happens: ``make plan EXPERIMENT=tomoro-8b``.
+"""What an experiment would run, fetch, take and occupy, before any of it happens: ``colq plan tomoro-8b``.
 
 Sizes follow from shapes, page and query counts from mteb's own description of its tasks, times from measured
-benchmark rows of the same dimensions. A number whose source is not there is called so; none is guessed. Nothing is
-downloaded: the sizes of data sets come from the hub if it answers.
+rows of the same dimensions; no number is guessed. Nothing is downloaded: the hub is asked for the sizes of
+data sets.
 """
 
 import json
@@ -12,17 +12,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from colq_utils.base.config import ROOT, STAGES, Experiment, Variant
+from colq_utils.base.config import ROOT, Experiment, Variant
 from colq_utils.base.errors import ColqError
+from colq_utils.base.names import PROJECTION
 from colq_utils.model import footprint, hub
-from colq_utils.report import markdown
-from colq_utils.report.markdown import MISSING
+from colq_utils.report import markdown, prose
 
 #: Bytes of a number of an embedding as stored.
 WIDTH = {"bfloat16": 2, "float32": 4}
 #: Visual tokens of a page where the experiment sets no limit.
 PUBLISHED_TOKENS = 1280
-UNKNOWN = "not known offline"
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,6 @@ class Plan:
     """The tables of a plan; see `make`. Missing numbers are NaN."""
 
     experiment: Experiment
-    stages: pd.DataFrame
     tasks: pd.DataFrame
     downloads: pd.DataFrame
     hours: pd.DataFrame
@@ -44,94 +42,53 @@ def make(experiment: Experiment, measured: Path | None = None) -> Plan:
         measured: results folder of benchmark rows in the same dimensions; results/h200-<size> by default.
 
     Raises:
-        ColqError: a study of another kind than retrieval.
+        ColqError: an experiment that evaluates nothing.
     """
     from colq_utils.stages.evaluate import evaluate
 
     if "evaluate" not in experiment.stages:
         raise ColqError(
-            f"{experiment.name} evaluates nothing; a plan is made of experiments that do: try EXPERIMENT=tomoro-4b"
+            f"{experiment.name} evaluates nothing; a plan is made of experiments that do: "
+            "try EXPERIMENT=tomoro-4b"
         )
     tasks = evaluate.tasks_of(experiment)
     table = task_table(experiment, tasks)
     measured = measured or ROOT / "results" / f"h200-{experiment.model.size}"
-    return Plan(
-        experiment,
-        stages(experiment, table),
-        table,
-        downloads(experiment, tasks),
-        hours(experiment, table, measured),
-        disk(experiment, table),
-    )
-
-
-def stages(experiment: Experiment, tasks: pd.DataFrame) -> pd.DataFrame:
-    """What each stage does, in numbers."""
-    text = [s for s in experiment.calibration.sets if s.kind == "text"]
-    tuned = [v for v in experiment.quantized.values() if v.method == "autoround"]
-    variants = _evaluated(experiment)
-    does = {
-        "inspect": "headers of the base checkpoint",
-        "calibrate": f"{len(experiment.calibration.sets)} sets, {sum(s.blocks * s.seqlen for s in text):,} tokens of text from {experiment.calibration.source}",
-        "quantize": f"{len(experiment.quantized)} checkpoints, {len(tuned)} of them tuned ({sum(v.iters for v in tuned):,} iterations a layer block)",
-        "benchmark": f"{len(experiment.benchmark.variants)} variants x {len(experiment.benchmark.workloads) + 1} workloads x {experiment.benchmark.rounds} rounds",
-        "evaluate": f"{len(variants)} variants x {len(tasks)} tasks ({int(tasks.entries.sum())} task x language entries), each page once a variant",
-        "report": "reports and figures",
-    }
-    return pd.DataFrame(
-        [(f"{i:02d} {stage}", does[stage]) for i, stage in enumerate(STAGES, 1)], columns=["stage", "runs"]
-    )
-
-
-def _evaluated(experiment: Experiment) -> list[str]:
-    return [experiment.base, *experiment.quantized] + (
-        ["random-init"] if experiment.evaluation.random_init else []
-    )
+    gpu_hours = hours(experiment, table, measured / "benchmark")
+    return Plan(experiment, table, downloads(experiment, tasks), gpu_hours, disk(experiment, table))
 
 
 def task_table(experiment: Experiment, tasks: list) -> pd.DataFrame:
-    """A row a task: entries, queries (all languages), pages to embed; NaN where mteb does not describe the task."""
+    """A row a task: entries, queries (all languages), pages to embed; NaN where mteb does not describe it."""
+    described = _minividore if experiment.evaluation.suite == "minividore" else _mteb
     rows = []
     for task in tasks:
-        subsets = _described(experiment, task)
-        rows.append(
-            {
-                "task": task.metadata.name,
-                "entries": len(task.hf_subsets),
-                "queries": sum(q for q, _ in subsets) if subsets else np.nan,
-                "pages": max(p for _, p in subsets) if subsets else np.nan,
-            }
-        )
+        counts = pd.DataFrame(described(task), columns=["queries", "pages"])
+        totals = {"queries": counts.queries.sum(min_count=1), "pages": counts.pages.max()}
+        rows.append({"task": task.metadata.name, "entries": len(task.hf_subsets), **totals})
     return pd.DataFrame(rows)
 
 
-def _described(experiment: Experiment, task) -> list[tuple[int, int]]:
-    """(queries, pages) of each language of a task; pages that are the same picture count once."""
-    if experiment.evaluation.suite == "minividore":
-        from colq_utils.data import minividore
+def _minividore(task) -> list[tuple[int, int]]:
+    """Queries and pages of each language of a task of the embedded benchmark."""
+    from colq_utils.data import minividore
 
-        benchmark, name = minividore.load(), task.metadata.name
-        return [
-            (
-                len(minividore.queries_of(benchmark, name, lang)),
-                len(minividore.corpus_of(benchmark, name, lang)),
-            )
-            for lang in task.hf_subsets
-        ]
+    data, name = minividore.load(), task.metadata.name
+    tables = (minividore.queries_of, minividore.corpus_of)
+    return [tuple(len(table(data, name, lang)) for table in tables) for lang in task.hf_subsets]
+
+
+def _mteb(task) -> list[tuple[int, int]]:
+    """As `_minividore`, as mteb describes a task; pages that are the same picture count once."""
     stats = (task.metadata.descriptive_stats or {}).get(task.metadata.eval_splits[0])
     if stats is None:
         return []
-    parts = (stats.get("hf_subset_descriptive_stats") or {"all": stats}).values()
-    return [
-        (
-            round(
-                p["queries_text_statistics"]["total_text_length"]
-                / p["queries_text_statistics"]["average_text_length"]
-            ),
-            p["documents_image_statistics"]["unique_images"],
-        )
-        for p in parts
-    ]
+    counts = []
+    for part in (stats.get("hf_subset_descriptive_stats") or {"all": stats}).values():
+        text = part["queries_text_statistics"]
+        queries = round(text["total_text_length"] / text["average_text_length"])
+        counts.append((queries, part["documents_image_statistics"]["unique_images"]))
+    return counts
 
 
 def tensors_of(experiment: Experiment) -> list[hub.Tensor]:
@@ -146,42 +103,31 @@ def tensors_of(experiment: Experiment) -> list[hub.Tensor]:
         return footprint.from_config(footprint.real_config(experiment.model.size))
     except KeyError:
         raise ColqError(
-            f"no dimensions are known here for size {experiment.model.size!r}: download {experiment.model.path} and give its folder "
-            "as model.path"
+            f"no dimensions are known here for size {experiment.model.size!r}: "
+            f"download {experiment.model.path} and give its folder as model.path"
         ) from None
 
 
 def downloads(experiment: Experiment, tasks: list) -> pd.DataFrame:
     """What comes from the hub, pinned: what, name, revision, bytes (NaN: not known without the hub)."""
-    rows, source, wanted = [], experiment.calibration, []
-    if not experiment.model.is_local:
-        rows.append(
-            (
-                "base checkpoint",
-                experiment.model.path,
-                experiment.model.revision,
-                footprint.total(tensors_of(experiment)),
-            )
-        )
-    if not (ROOT / source.source).exists():
-        wanted.append(("calibration text", source.source, source.revision, source.file))
+    rows, wanted, base, text = [], [], experiment.model, experiment.calibration
+    if not base.is_local:
+        size = footprint.total(tensors_of(experiment))
+        rows.append(("base checkpoint", base.path, base.revision, size))
+    if not (ROOT / text.source).exists():
+        wanted.append(("calibration text", text.source, text.revision, text.file))
     if experiment.evaluation.suite == "mteb":
-        wanted += [
-            ("task", *key, None)
-            for key in dict.fromkeys(
-                (t.metadata.dataset["path"], t.metadata.dataset["revision"]) for t in tasks
-            )
-        ]
-    answers = True
+        data = dict.fromkeys((t.metadata.dataset["path"], t.metadata.dataset["revision"]) for t in tasks)
+        wanted += [("task", *pinned, None) for pinned in data]
+    size = 0.0
     for what, name, revision, file in wanted:
-        size = hub_bytes(name, revision, file) if answers else np.nan
-        answers = answers and not np.isnan(size)  # a hub that does not answer is asked once
+        size = size if np.isnan(size) else hub_bytes(name, revision, file)  # if it is silent, asked once
         rows.append((what, name, revision, size))
     return pd.DataFrame(rows, columns=["what", "name", "revision", "bytes"])
 
 
 def hub_bytes(name: str, revision: str, file: str | None = None) -> float:
-    """Bytes of a data set (or of one file of it) at a revision, as the hub says; NaN if it does not answer."""
+    """Bytes of a data set (or of one file of it) as the hub says; NaN if it does not answer."""
     from huggingface_hub import HfApi
 
     try:
@@ -192,84 +138,60 @@ def hub_bytes(name: str, revision: str, file: str | None = None) -> float:
 
 
 def hours(experiment: Experiment, tasks: pd.DataFrame, measured: Path) -> pd.DataFrame:
-    """GPU-hours by variant: quantize_h, pages_h, queries_h, and the measured rows they rest on; NaN where none is."""
-    rows, cost = (
-        _read(measured / "benchmark" / "rows.csv"),
-        _read(measured / "benchmark" / "autoround_cost.json"),
-    )
+    """GPU-hours by variant: quantize_h, pages_h, queries_h, and the fastest measured row of its scheme
+    without further options, on which they rest; NaN where there is none.
+    """
+    rows, cost = measured / "rows.csv", measured / "autoround_cost.json"
+    columns = ["variant", "kind", "items_per_s", "tokens_per_call", "batch"]
+    rows = pd.read_csv(rows) if rows.exists() else pd.DataFrame(columns=columns, dtype=object)
+    cost = json.loads(cost.read_text()) if cost.exists() else {}
+    base, size = experiment.variants[0], experiment.model.size
+    floor = {"random-init": base} if experiment.evaluation.random_init else {}
     table = []
-    for name in _evaluated(experiment):
-        spec = experiment.by_id.get(name, experiment.by_id[experiment.base])
-        page, query = (_fastest(rows, experiment.model.size, spec, kind) for kind in ("pages", "queries"))
-        table.append(
-            {
-                "variant": name,
-                "quantize_h": _tuning(experiment, spec, cost),
-                "pages_h": _time(tasks.pages.sum(skipna=False), page),
-                "queries_h": _time(tasks.queries.sum(skipna=False), query),
-                "rests_on": MISSING
-                if page is None
-                else f"{page.variant}, {page.items_per_s:.3g} pages/s of {page.tokens_per_call / page.batch:,.0f} tokens at batch {int(page.batch)}",
-            }
-        )
+    for name, spec in {experiment.base: base, **experiment.quantized, **floor}.items():
+        plain = rows.variant.str.fullmatch(f"{size}-{spec.scheme}(-rtn|-pack|-autoround-[^-]+)?")
+        rates = rows[plain].sort_values("items_per_s", ascending=False, kind="stable").groupby("kind").head(1)
+        row = {"variant": name, "quantize_h": _tuning(experiment, spec, cost)}
+        for kind in ("pages", "queries"):
+            rate = rates.items_per_s[rates.kind == kind].max()
+            row[f"{kind}_h"] = tasks[kind].sum(skipna=False) / rate / 3600
+        row["rests_on"] = markdown.MISSING
+        for page in rates[(rates.kind == "pages") & rates.items_per_s.notna()].itertuples():
+            speed = f"{page.items_per_s:.3g} pages/s of {page.tokens_per_call / page.batch:,.0f} tokens"
+            row["rests_on"] = f"{page.variant}, {speed} at batch {int(page.batch)}"
+        table.append(row)
     return pd.DataFrame(table)
 
 
-def _read(path: Path):
-    if not path.exists():
-        return None
-    return json.loads(path.read_text()) if path.suffix == ".json" else pd.read_csv(path)
-
-
-def _fastest(rows: pd.DataFrame | None, size: str, spec: Variant, kind: str):
-    """The fastest measured row of a scheme without further options, over batch sizes."""
-    if rows is None:
-        return None
-    plain = rows.variant.str.fullmatch(f"{size}-{spec.scheme}(-rtn|-pack|-autoround-[^-]+)?")
-    mine = rows[plain & (rows.kind == kind) & rows.items_per_s.notna()]
-    return mine.loc[mine.items_per_s.idxmax()] if len(mine) else None
-
-
-def _time(count: float, row) -> float:
-    return np.nan if row is None else count / row.items_per_s / 3600
-
-
-def _tuning(experiment: Experiment, spec: Variant, cost: dict | None) -> float:
-    """Hours of AutoRound: measured seconds a block, scaled by iterations, tokens of a step and number of blocks; 0 where nothing is tuned."""
+def _tuning(experiment: Experiment, spec: Variant, cost: dict) -> float:
+    """Hours of AutoRound: measured seconds a block, scaled by iterations, tokens of a step and blocks."""
     if spec.method != "autoround":
         return 0.0
     text = next(s for s in experiment.calibration.sets if s.id == spec.calibration)
-    if cost is None or "block_s" not in cost or text.kind != "text":
+    if "block_s" not in cost or text.kind != "text":
         return np.nan
     scale = spec.iters * text.batch_rows * text.seqlen / (cost["iters"] * cost["batch_rows"] * cost["seqlen"])
-    return (
-        float(np.median(cost["block_s"]))
-        * scale
-        * footprint.real_config(experiment.model.size)["text_config"]["num_hidden_layers"]
-        / 3600
-    )
+    blocks = footprint.real_config(experiment.model.size)["text_config"]["num_hidden_layers"]
+    return float(np.median(cost["block_s"])) * scale * blocks / 3600
 
 
 def disk(experiment: Experiment, tasks: pd.DataFrame) -> pd.DataFrame:
-    """Bytes that stay (checkpoints) and bytes that come and go (embeddings of one variant at a time, features if shared)."""
-    tensors = tensors_of(experiment)
-    kept = sum(
-        footprint.total(footprint.quantized(tensors, v.bits, v.group_size, export))
-        for v in experiment.quantized.values()
-        for export in v.exports
-    )
-    tokens, pages = _page_tokens(experiment), _pages(experiment, tasks)
-    dim = next(t.shape[0] for t in tensors if t.name == "embedding_proj_layer.weight")
+    """Bytes that stay (checkpoints), and that come and go (embeddings of one variant, shared features)."""
+    tensors, tokens = tensors_of(experiment), _page_tokens(experiment)
+    stored = 0
+    for variant in experiment.quantized.values():
+        for export in variant.exports:
+            made = footprint.quantized(tensors, variant.bits, variant.group_size, export)
+            stored += footprint.total(made)
+    dim = next(tensor.shape[0] for tensor in tensors if tensor.name == PROJECTION)
+    embeddings = _pages(experiment, tasks) * tokens * dim * WIDTH[experiment.runtime.dtype]
+    kept = "build/, until `make clean-checkpoints`"
     rows = [
-        ("quantized checkpoints", kept, "build/, until `make clean-checkpoints`"),
-        (
-            f"page embeddings, {tokens} tokens x {dim}",
-            pages * tokens * dim * WIDTH[experiment.runtime.dtype],
-            "build/, one variant at a time",
-        ),
+        ("quantized checkpoints", stored, kept),
+        (f"page embeddings, {tokens} tokens x {dim}", embeddings, "build/, one variant at a time"),
     ]
     if experiment.evaluation.share_vision:
-        rows.append(("page features of the vision tower", np.nan, "build/, until `make clean-checkpoints`"))
+        rows.append(("page features of the vision tower", np.nan, kept))
     return pd.DataFrame(rows, columns=["what", "bytes", "where"])
 
 
@@ -279,21 +201,16 @@ def _pages(experiment: Experiment, tasks: pd.DataFrame) -> float:
         return tasks.pages.sum(skipna=False)
     from colq_utils.data import minividore
 
-    benchmark = minividore.load()
-    return float(
-        len(
-            {
-                (minividore.TASKS[name].pages == "scanned", page)
-                for name in tasks.task
-                for lang in minividore.TASKS[name].languages
-                for page in minividore.corpus_of(benchmark, name, lang)["page_id"]
-            }
-        )
-    )
+    data, pages = minividore.load(), set()
+    for name in tasks.task:
+        scanned = minividore.TASKS[name].pages == "scanned"
+        for lang in minividore.TASKS[name].languages:
+            pages |= {(scanned, page) for page in minividore.corpus_of(data, name, lang).page_id}
+    return float(len(pages))
 
 
 def _page_tokens(experiment: Experiment) -> int:
-    """The most visual tokens of a page: the experiment's limit, or that of the checkpoint's image processor."""
+    """The most visual tokens of a page: the experiment's limit, or that of the checkpoint's processor."""
     limit = experiment.model.max_visual_tokens
     if limit is not None or not experiment.model.is_local or experiment.model.is_random:
         return limit or PUBLISHED_TOKENS
@@ -305,63 +222,38 @@ def _page_tokens(experiment: Experiment) -> int:
 
 def text(plan: Plan) -> str:
     """The plan as markdown."""
-    exp, tasks, hours_, disk_, down = plan.experiment, plan.tasks, plan.hours, plan.disk, plan.downloads
-    number, gigabytes = markdown.number, lambda b: UNKNOWN if pd.isna(b) else markdown.number(b / 1e9, 2)
-    total = lambda column: hours_[column].sum(skipna=False)  # noqa: E731
-    rows = [
-        (r.variant, *(number(v, 3) for v in (r.quantize_h, r.pages_h, r.queries_h)), r.rests_on)
-        for r in hours_.itertuples()
-    ]
-    rows.append(("**all**", *(number(total(c), 3) for c in ("quantize_h", "pages_h", "queries_h")), ""))
-    return markdown.document(
-        f"# Plan of {exp.name}: {exp.title}",
-        "Nothing of this has run. GB are 10^9 bytes.",
-        "## Stages",
-        markdown.table(["Stage", "Runs"], plan.stages.itertuples(index=False), left=2),
-        "## Tasks",
-        markdown.table(
-            ["Task", "Entries", "Queries", "Pages"],
-            [(r.task, r.entries, *(number(v, 0) for v in (r.queries, r.pages))) for r in tasks.itertuples()]
-            + [
-                (
-                    "**all**",
-                    int(tasks.entries.sum()),
-                    number(tasks.queries.sum(skipna=False), 0),
-                    number(tasks.pages.sum(skipna=False), 0),
-                )
-            ],
-        ),
-        "Pages are distinct pictures of a task, by mteb's description of it; a picture that two tasks share is embedded once and counted twice here."
-        if exp.evaluation.suite == "mteb"
-        else "Tasks share pages: each is embedded once, whatever the sum says.",
-        "## Downloads",
-        markdown.table(
-            ["What", "Name", "Revision", "GB"],
-            [
-                (r.what, f"`{r.name_}`", r.revision[:12], gigabytes(r.bytes))
-                for r in down.rename(columns={"name": "name_"}).itertuples()
-            ],
-            left=3,
-        )
-        if len(down)
-        else "None.",
-        "## GPU-hours",
-        *(
-            ["None: it runs on a CPU."]
-            if exp.runtime.device != "cuda"
-            else [
-                markdown.table(["Variant", "Tuning", "Pages", "Queries", "Pages rest on"], rows),
-                f"Rates are those measured in results/h200-{exp.model.size} (random weights in the published dimensions, no decoding of images, no MaxSim), on the GPU "
-                "named there; tuning is extrapolated from single blocks, in proportion to iterations and tokens of a step. Reading pages and MaxSim come on top.",
-            ]
-        ),
-        "## Disk",
-        markdown.table(
-            ["What", "GB", "Where"],
-            [
-                (r.what, MISSING if pd.isna(r.bytes) else number(r.bytes / 1e9, 2), r.where)
-                for r in disk_.itertuples()
-            ],
-        ),
-        "Downloads come on top, in the hub's cache.",
+    experiment, down, disk = plan.experiment, plan.downloads, plan.disk
+    sets = [s for s in experiment.calibration.sets if s.kind == "text"]
+    tuned = [v for v in experiment.quantized.values() if v.method == "autoround"]
+    tasks = _with_total(plan.tasks, ["entries", "queries", "pages"], 0)
+    gpu_hours = _with_total(plan.hours, ["quantize_h", "pages_h", "queries_h"], 3)
+    down = zip(
+        down.what, "`" + down.name + "`", down.revision.str[:12], _gigabytes(down, "not known offline")
     )
+    disk = zip(disk.what, _gigabytes(disk, markdown.MISSING), disk["where"])
+    return prose.render(
+        "plan.md.j2",
+        experiment=experiment,
+        tokens=f"{sum(s.blocks * s.seqlen for s in sets):,}",
+        tuned=tuned,
+        iterations=f"{sum(v.iters for v in tuned):,}",
+        evaluated=len(plan.hours),
+        entries=plan.tasks.entries.sum(),
+        n_tasks=len(plan.tasks),
+        tasks=markdown.table(["Task", "Entries", "Queries", "Pages"], tasks),
+        downloads=markdown.table(["What", "Name", "Revision", "GB"], down, 3) if len(plan.downloads) else "",
+        hours=markdown.table(["Variant", "Tuning", "Pages", "Queries", "Pages rest on"], gpu_hours),
+        disk=markdown.table(["What", "GB", "Where"], disk),
+    )
+
+
+def _with_total(frame: pd.DataFrame, columns: list[str], digits: int):
+    """Rows of text of a frame, and one of the sums of `columns`."""
+    total = {frame.columns[0]: "**all**", **frame[columns].sum(skipna=False)}
+    frame = pd.concat([frame, pd.DataFrame([total])])
+    written = {column: [markdown.number(value, digits) for value in frame[column]] for column in columns}
+    return frame.assign(**written).fillna("").itertuples(index=False)
+
+
+def _gigabytes(frame: pd.DataFrame, missing: str) -> list[str]:
+    return [missing if np.isnan(size) else markdown.number(size / 1e9) for size in frame["bytes"]]

@@ -1,17 +1,16 @@
-"""Executed notebooks and Markdown reports as web pages in one folder, results/html, that can be opened anywhere or sent on.
+"""Executed notebooks and Markdown reports as web pages in one folder, results/html, to open or send on.
 
-A page holds its pictures and its style, and a policy that lets a browser run no script and load nothing from elsewhere,
-whatever a notebook's output contains. HTML in a report stays text, but for folded sections (``<details>``).
+A page holds its pictures and its style, and a policy that lets a browser run no script and load nothing from
+elsewhere, whatever a notebook's output contains. HTML in a report stays text, but for folds (``<details>``).
 """
 
 import base64
-import html
 import mimetypes
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
+import jinja2
 import mistune
 import nbformat
 import yaml
@@ -20,28 +19,22 @@ from nbconvert import HTMLExporter
 from colq_utils.base import files
 from colq_utils.base.config import ROOT
 from colq_utils.base.errors import ColqError
+from colq_utils.report.prose import TEMPLATES
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-STYLE = """
-body{font:16px/1.55 system-ui,"Segoe UI","DejaVu Sans",sans-serif;max-width:62rem;margin:2rem auto 5rem;padding:0 1.2rem;color:#1d2126}
-h1{font-size:1.7rem;line-height:1.25}h2{font-size:1.3rem;margin-top:2.4rem}h3{font-size:1.1rem}a{color:#0b5394}a.anchor-link{display:none}
-nav,.id{font-size:.85rem;color:#5b6570}img,svg{max-width:100%;height:auto}summary{cursor:pointer;color:#0b5394}
-table{display:block;width:max-content;max-width:100%;overflow-x:auto;border:0;border-collapse:collapse;font-size:.85rem;margin:1rem 0;font-variant-numeric:tabular-nums}
-th,td{border:0;border-bottom:1px solid #d9dde2;padding:.3rem .6rem;text-align:left;vertical-align:top}th{white-space:nowrap}.dataframe td{text-align:right}
-code,pre{font:.82rem/1.45 ui-monospace,"DejaVu Sans Mono",monospace}code{background:#f2f4f6;border-radius:3px;padding:.1em .25em}
-pre{background:#f2f4f6;padding:.7rem .9rem;border-radius:4px;overflow-x:auto}pre code{padding:0}.output pre{background:none;padding:.2rem .9rem}
-.k,.kn,.kc,.ow{color:#7a2a8f}.s1,.s2,.sa,.si{color:#1c6b3a}.c1{color:#68717b}.mi,.mf{color:#a3480b}
-"""
+PAGES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, keep_trailing_newline=True
+)
 #: What of HTML in a report stays HTML.
 FOLDED = re.compile(r"&lt;(/?(?:details|summary))&gt;")
 
 
 class Report(mistune.HTMLRenderer):
-    """Markdown of the file `source` to HTML: pictures put inside, links to other reports led to their pages, headings with anchors."""
+    """The Markdown file `source` as HTML: pictures inside, links to reports led to their pages, anchors."""
 
-    def __init__(self, source: Path, page: Path):
+    def __init__(self, source: Path):
         super().__init__(escape=True)
-        self.source, self.page = source, page
+        self.source = source
 
     def heading(self, text: str, level: int, **attrs) -> str:
         words = re.sub(r"[^\w\- ]", "", re.sub(r"<[^>]+>", "", text).lower())
@@ -58,7 +51,7 @@ class Report(mistune.HTMLRenderer):
             path = (self.source.parent / target).resolve()
             if path.suffix == ".md" and path.parent.name == "reports":
                 path = page_of(path)
-            url = os.path.relpath(path, self.page.parent.resolve()) + hash_ + anchor
+            url = os.path.relpath(path, page_of(self.source).parent.resolve()) + hash_ + anchor
         return super().link(text, url, title)
 
     def image(self, text: str, url: str, title: str | None = None) -> str:
@@ -76,18 +69,17 @@ def documents(output: Path, name: str) -> list[Path]:
 
 
 def page_of(source: Path) -> Path:
-    """Where the page of ``results/<name>/<reports or notebooks>/<stem>`` goes: ``results/html/<name>/<stem>.html``."""
-    experiment = source.parents[1]
-    return experiment.parent / "html" / experiment.name / f"{source.stem}.html"
+    """``results/html/<name>/<stem>.html`` for ``results/<name>/<reports or notebooks>/<stem>``."""
+    results, name = source.parents[2], source.parents[1].name
+    return results / "html" / name / f"{source.stem}.html"
 
 
 def title_of(source: Path) -> str:
     """The first heading of a report or notebook, as plain text; without one, its name."""
     text = source.read_text()
     if source.suffix == ".ipynb":
-        text = "\n".join(
-            cell.source for cell in nbformat.reads(text, as_version=4).cells if cell.cell_type == "markdown"
-        )
+        cells = nbformat.reads(text, as_version=4).cells
+        text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
     heading = re.search(r"^# (.+)$", text, re.M)
     return re.sub(r"[`*]", "", heading[1]).strip() if heading else source.stem
 
@@ -100,64 +92,44 @@ def experiment_title(output: Path, name: str) -> str:
     return title_of(documents(output, name)[0])
 
 
-def body_of(source: Path) -> str:
-    """The HTML of a report or notebook, without head and navigation."""
+def page(source: Path, experiment: str) -> str:
+    """The web page of a report or notebook; `experiment` is a title."""
     if source.suffix == ".md":
-        return mistune.create_markdown(renderer=Report(source, page_of(source)), plugins=["table"])(
-            source.read_text()
-        )
-    exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
-    return exporter.from_notebook_node(nbformat.read(source, as_version=4))[0]
+        body = mistune.create_markdown(renderer=Report(source), plugins=["table"])(source.read_text())
+    else:
+        exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
+        body = exporter.from_notebook_node(nbformat.read(source, as_version=4))[0]
+    template = PAGES.get_template("page.html.j2")
+    return template.render(policy=POLICY, title=title_of(source), experiment=experiment, body=body)
 
 
-def page(title: str, body: str, navigation: str = "") -> str:
-    """A whole page; `body` and `navigation` are HTML, `title` is text."""
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n<body>{navigation}\n{body}\n</body></html>\n"
-    )
-
-
-def index(output: Path, names: Iterable[str]) -> str:
+def index(output: Path, names: list[str]) -> str:
     """The page that lists the pages there are, by experiment."""
-    sections = [
-        "<h1>ColQ: results</h1>",
-        "<p>What it costs to quantize a visual-document retriever, and what is gained: "
-        "the reports, and the notebooks that they come from with their outputs.</p>",
-    ]
+    experiments = []
     for name in names:
-        sections.append(
-            f'<h2>{html.escape(experiment_title(output, name))}</h2><p class="id">results/{html.escape(name)}</p>'
-        )
-        for heading, folder in (("Reports", "reports"), ("Notebooks", "notebooks")):
-            links = [
-                f'<a href="{html.escape(f"{name}/{page_of(source).name}")}">{html.escape(title_of(source))}</a>'
-                for source in documents(output, name)
-                if source.parent.name == folder and page_of(source).exists()
-            ]
-            sections.append(f"<p>{heading}: {' | '.join(links)}</p>" if links else "")
-    return page("ColQ: results", "\n".join(filter(None, sections)))
+        pages = {"Reports": [], "Notebooks": []}
+        for source in documents(output, name):
+            if page_of(source).exists():
+                pages[source.parent.name.title()].append((page_of(source).name, title_of(source)))
+        if any(pages.values()):
+            experiments.append((name, experiment_title(output, name), pages))
+    return PAGES.get_template("index.html.j2").render(policy=POLICY, experiments=experiments)
 
 
 def render(output: Path, name: str | None = None) -> list[Path]:
-    """Write the pages of an experiment or study (by default of all that have results), and the index; the index comes last.
+    """Write the pages of an experiment or study (by default of all that have results), and last the index.
 
     Raises:
         ColqError: there is neither a report nor an executed notebook.
     """
-    names = sorted(p.name for p in (output / "results").glob("*") if documents(output, p.name))
+    names = sorted(path.name for path in (output / "results").glob("*") if documents(output, path.name))
     chosen = names if name is None else [name]
     if not chosen or not set(chosen) <= set(names):
-        raise ColqError(
-            f"results/{name or ''} holds no report and no executed notebook: run `make report EXPERIMENT={name or 'tiny'}` first"
-        )
+        first = f"run `make report EXPERIMENT={name or 'tiny'}` first"
+        raise ColqError(f"results/{name or ''} holds no report and no executed notebook: {first}")
     written = []
     for this in chosen:
-        up = f'<nav><a href="../index.html">All results</a> · {html.escape(experiment_title(output, this))}</nav>'
-        written += [
-            files.write_text(page_of(source), page(title_of(source), body_of(source), up))
-            for source in documents(output, this)
-        ]
-    shown = [n for n in names if any(page_of(source).exists() for source in documents(output, n))]
-    return [*written, files.write_text(output / "results" / "html" / "index.html", index(output, shown))]
+        title = experiment_title(output, this)
+        sources = documents(output, this)
+        written += [files.write_text(page_of(source), page(source, title)) for source in sources]
+    return [*written, files.write_text(output / "results" / "html" / "index.html", index(output, names))]

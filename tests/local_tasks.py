@@ -1,7 +1,7 @@
 """Local mteb tasks in the three shapes of ViDoRe's, for tests: nothing is downloaded.
 
-v1: one subset named default, attributes in mteb's older format. v2: languages that share one corpus object, relevant
-pages of all languages in each. v3: a corpus of its own for each language with the same pictures, graded relevance.
+v1: one subset named default, attributes in mteb's older format. v2: languages that share one corpus object,
+relevant pages of all languages in each. v3: a corpus per language of the same pictures, graded relevance.
 """
 
 import io

@@ -1,5 +1,8 @@
-"""The benchmark's bookkeeping: failures become rows, percentiles need samples, finished work is kept. No timings."""
+"""The benchmark's bookkeeping: failures become rows, percentiles need samples, finished work is kept."""
 
+import importlib
+import inspect
+import json
 import os
 import signal
 import subprocess
@@ -13,7 +16,7 @@ import torch
 from colq_utils.base import config, process
 from colq_utils.base.errors import ColqError
 from colq_utils.report import results
-from colq_utils.stages.benchmark import bench, ceilings, measure, workloads
+from colq_utils.stages.benchmark import bench, ceilings, measure, tables, workloads
 
 LIMITS = {"copy_bytes_per_s": 1e9, "float32_flop_per_s": 1e9, "threads": 1}
 
@@ -210,6 +213,71 @@ def test_a_run_is_complete_and_kept(exp, monkeypatch):
     assert len(results.of_benchmark(exp, "samples.parquet")) == second["n_samples"].sum()
 
 
+def test_extras_are_files_of_their_own(exp, monkeypatch):
+    """Tuning comes first and its schedules reach all that follows; a failure is a row, and is tried again."""
+    module, called = "studies.h200.extras", []
+    plan = {
+        "tune": {"file": "tuning.csv", "call": f"{module}.schedules:tune"},
+        "extras": [
+            {"file": "gemms.csv", "call": f"{module}.sweeps:gemms", "arguments": {"of": 2}},
+            {"file": "cost.json", "call": f"{module}.autoround:cost"},
+            {"file": "broken.csv", "call": f"{module}.options:effects", "reads": ["models/tiny-colqwen3"]},
+        ],
+    }
+    results_of = {
+        "tune": {"rows": [{"product": "o", "tuned_s": 1.0}], "schedules": {"2x2": "[]"}},
+        "gemms": [{"kernel": "bf16", "layer_s": 2.0}],
+        "cost": {"block_s": [1.0]},
+        "measure": LIMITS,
+        "run": {"workloads": []},
+    }
+
+    def child(function, arguments, threads, timeout_s):
+        called.append((name := function.split(":")[1], arguments))
+        return (
+            process.Outcome(value=results_of[name]) if name in results_of else process.Outcome(error="none")
+        )
+
+    monkeypatch.setattr(process, "call", child)
+    fields = exp.model_dump(mode="json")
+    fields["benchmark"] |= plan
+    exp = config.Experiment.model_validate(fields)
+    bench.run(exp)
+    names = [name for name, _ in called]
+    assert names == ["tune", "measure", "run", "run", "gemms", "cost", "effects"]
+    assert all(given["schedules"] == {"2x2": "[]"} for _, given in called[2:]) and called[4][1]["of"] == 2
+    folder = exp.results("benchmark")
+    written = {name: (folder / name).read_text() for name in ("tuning.csv", "gemms.csv", "broken.csv")}
+    assert written == {
+        "tuning.csv": "product,tuned_s\no,1\n",
+        "gemms.csv": "kernel,layer_s\nbf16,2\n",
+        "broken.csv": "error\nnone\n",
+    }
+    assert json.loads((folder / "cost.json").read_text()) == {"block_s": [1.0]}
+    called.clear()
+    bench.run(exp)
+    assert [name for name, _ in called] == ["effects"]
+
+
+@pytest.mark.parametrize(
+    "call", ["os:system", "subprocess:run", "studies:x", "studies.h200.extras", "colq_utils.x:y:z"]
+)
+def test_an_extra_calls_nothing_but_this_repository(call):
+    with pytest.raises(ValueError, match="call"):
+        config.Extra(file="a.csv", call=call)
+
+
+def test_the_extras_of_the_experiments_are_there():
+    """Every function that an experiment file names can be imported and takes what it is given."""
+    for name in config.available():
+        plan = config.load(name).benchmark
+        for extra in (*plan.extras, *filter(None, [plan.tune])):
+            module, function = extra.call.split(":")
+            signature = inspect.signature(getattr(importlib.import_module(module), function))
+            signature.bind(experiment={}, schedules={}, **extra.arguments)
+            assert all((config.ROOT / path).exists() for path in extra.reads)
+
+
 def test_running_out_of_memory_is_one_workload(exp, monkeypatch):
     class Full:
         device = "cpu"
@@ -224,12 +292,12 @@ def test_running_out_of_memory_is_one_workload(exp, monkeypatch):
 
 
 def test_p99_needs_a_hundred_samples():
-    few, enough = bench.summarize([0.1] * 99), bench.summarize([i / 100 for i in range(1, 101)])
+    few, enough = tables.summarize([0.1] * 99), tables.summarize([i / 100 for i in range(1, 101)])
     assert few["latency_s_p99"] != few["latency_s_p99"] and few["latency_s_std"] == pytest.approx(0)
     assert enough["latency_s_p99"] == pytest.approx(0.9901) and enough["latency_s_median"] == pytest.approx(
         0.505
     )
-    assert bench.summarize([]) == {"n_samples": 0}
+    assert tables.summarize([]) == {"n_samples": 0}
 
 
 def test_a_run_that_ended_early_says_what_it_lacks():
@@ -305,4 +373,4 @@ def test_mistakes_are_refused(exp, tmp_path):
 
 
 def test_drawn_pages_differ():
-    assert workloads.drawn_page(0) != workloads.drawn_page(1) and len(set(workloads.QUESTIONS)) == 32
+    assert workloads.drawn_page(0) != workloads.drawn_page(1) and len(set(workloads.questions())) == 32

@@ -3,6 +3,7 @@
 import pytest
 import yaml
 
+from colq_utils import __main__ as command
 from colq_utils.base import config
 from colq_utils.base.errors import ColqError
 
@@ -31,9 +32,9 @@ def test_variant_ids():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"variants": [{"scheme": "w5a16", "method": "rtn"}]}, "unknown scheme 'w5a16'"),
-        ({"variants": [{"scheme": "bf16"}, {"scheme": "bf16"}]}, "two variants have one id"),
-        ({"variants": [{"scheme": "w4a16", "method": "rtn"}]}, "first variant is the base"),
+        ({"variants": [{"scheme": "w5a16", "method": "rtn"}]}, "w2a16' (it is 'w5a16')"),
+        ({"variants": [{"scheme": "bf16"}, {"scheme": "bf16"}]}, "variant tiny-bf16 is named twice"),
+        ({"variants": [{"scheme": "w4a16", "method": "rtn"}]}, "the first of `variants`"),
         (
             {
                 "variants": [
@@ -52,11 +53,11 @@ def test_variant_ids():
         ({"runtime": {"device": ["cpu"]}}, "'cpu' or 'cuda'"),
         ({"runtime": "cpu"}, "runtime"),
         ({"runtime": None}, "runtime"),
-        ({"name": "other"}, "mine.yaml: leave out `name`; an experiment has the name of its file"),
+        ({"name": "other"}, "mine.yaml: leave out `name`; it is the name of the file"),
         ({"output": "/elsewhere"}, "mine.yaml: leave out `output`; the folder is given with --output"),
         (
             {"variants": [{"scheme": "bf16"}, {"scheme": "w4a16", "method": "pack", "sym": False}]},
-            "take method rtn for `sym: false`",
+            "for `sym: false` .* take method rtn",
         ),
         (
             {
@@ -65,7 +66,7 @@ def test_variant_ids():
                     {"scheme": "w4a16", "method": "pack", "exports": ["auto_round", "auto_awq"]},
                 ]
             },
-            "take method rtn for other `exports`",
+            "other `exports` .* take method rtn",
         ),
         (
             {"variants": [{"scheme": "bf16"}, {"scheme": "w4a16", "method": "rtn", "exports": ["auto_awq"]}]},
@@ -74,7 +75,7 @@ def test_variant_ids():
     ],
 )
 def test_mistakes_are_named(tmp_path, changes, message):
-    with pytest.raises(ColqError, match=message.replace("(", r"\(")):
+    with pytest.raises(ColqError, match=message.replace("(", r"\(").replace(")", r"\)")):
         config.load(changed(tmp_path, **changes))
 
 
@@ -100,3 +101,46 @@ def test_unknown_experiment_lists_those_there_are():
 def test_calibration_blocks_fill_whole_batches():
     with pytest.raises(ValueError, match="no multiple of batch_rows"):
         config.CalibrationSet(id="x", seqlen=8, blocks=10, batch_rows=4)
+
+
+TWICE = "is named twice; each may be named once"
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "told"),
+    [
+        ("seed", -1, "greater than or equal to 0 (it is -1)"),
+        ("model.size", "../evil", "should match pattern '^[A-Za-z0-9]"),
+        ("model.max_visual_tokens", 0, "greater than 0 (it is 0)"),
+        ("runtime.threads", 0, "greater than 0 (it is 0)"),
+        ("calibration.sets.0.id", "../../evil", "._-]*$' (it is '../../evil')"),
+        ("calibration.sets.0.seqlen", 0, "seqlen of a set of text is greater than 0, not 0"),
+        ("calibration.sets.0.blocks", 0, "greater than 0 (it is 0)"),
+        ("calibration.sets.0.blocks", -8, "greater than 0 (it is -8)"),
+        ("calibration.sets.1.id", "s64", f"calibration set s64 {TWICE}"),
+        ("variants", [], "the first of `variants`, 1 or more, is the base"),
+        ("variants.1.group_size", 0, "greater than or equal to 32 (it is 0)"),
+        ("variants.1.group_size", 7, "a multiple of 32 (it is 7)"),
+        ("variants.1.group_size", -1, "a multiple of 32 (it is -1)"),
+        ("variants.1.exports", ["auto_round", "auto_round"], f"auto_round {TWICE}"),
+        ("benchmark.rounds", 0, "greater than 0 (it is 0)"),
+        ("benchmark.variants", ["tiny-bf16", "tiny-bf16"], f"tiny-bf16 {TWICE}"),
+        ("benchmark.workloads.0.batch", 0, "greater than 0 (it is 0)"),
+        ("benchmark.workloads.0.iterations", 0, "greater than 0 (it is 0)"),
+        ("benchmark.workloads.0.items", 0, "greater than 0 (it is 0)"),
+        ("evaluation.batch", 0, "greater than 0 (it is 0)"),
+    ],
+)
+def test_a_number_out_of_range_is_one_line_and_2(tmp_path, capsys, place, value, told):
+    """Field, value and range, before anything runs."""
+    *parents, field = [int(part) if part.isdigit() else part for part in place.split(".")]
+    fields = section = yaml.safe_load((config.ROOT / "experiments/smoke.yaml").read_text())
+    for parent in parents:
+        section = section[parent]
+    section[field] = value
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(fields))
+    assert command.main(["run", str(tmp_path / "mine.yaml"), "--output", str(tmp_path / "out")]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: mine.yaml: ") and line.count("\n") == 1 and told in line
+    assert field in line or told.endswith(TWICE)
+    assert not (tmp_path / "out").exists()

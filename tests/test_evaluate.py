@@ -1,4 +1,4 @@
-"""NDCG by hand, against mteb and trec_eval, what queries share, a corpus that is encoded once, and what is kept between runs."""
+"""NDCG by hand and against mteb and trec_eval, what queries share, what is encoded once, what is kept."""
 
 import json
 import shutil
@@ -117,7 +117,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def test_memory_does_not_grow_with_the_corpus(tmp_path):
-    """Twenty and 300 pages of 1280 x 320, 16 MB and 246 MB on disk, written and searched in a process of their own."""
+    """Twenty and 300 pages of 1280 x 320, 16 and 246 MB on disk, each in a process of its own."""
     peak = [
         int(
             subprocess.run(
@@ -210,7 +210,7 @@ def test_a_corpus_is_encoded_once_and_scores_agree_with_mteb(random_model, page_
         if shared
         else None
     )
-    searcher = retriever.Retriever(random_model, "r1", tmp_path / "pages", features, batch=2)
+    searcher = retriever.Retriever(random_model, tmp_path / "pages", features, batch=2)
     frame = evaluate.evaluate_task(searcher, Task(page_images))
     assert searcher.encoded == len(page_images) == frame["encoded_pages"].iloc[0]
     assert len(frame) == 6 and set(frame["lang"]) == {"en", "fr"}
@@ -281,7 +281,7 @@ def test_opening_a_store_leaves_another_process_s_append_alone(tmp_path):
 
 @pytest.fixture
 def study(random_checkpoint, random_model, tmp_path, monkeypatch):
-    """An experiment on a copy of the random checkpoint, loaded by a stand-in; code is read from a copy and its digest forgotten afterwards."""
+    """An experiment on copies of the random checkpoint and of the code, whose digest is forgotten later."""
     shutil.copytree(
         config.ROOT / "colq_utils", tmp_path / "colq_utils", ignore=shutil.ignore_patterns("__pycache__")
     )
@@ -394,4 +394,4 @@ def test_scores_of_two_machines_are_told_by_their_folders(study, monkeypatch):
     monkeypatch.setattr(references, "word_matching", lambda tasks: pd.DataFrame({"variant": ["bm25"]}))
     with pytest.raises(ColqError) as caught:
         evaluate.run_all(study, [])
-    assert f"remove {evaluate._place(study, 'tiny-w4a16-rtn', 'data')[1]} and run" in str(caught.value)
+    assert f"remove {evaluate._folder(study, 'tiny-w4a16-rtn', 'data')} and run" in str(caught.value)

@@ -1,4 +1,4 @@
-"""The fast path, packed layers and eight-bit parts give what the plain model gives; the same code runs on a GPU."""
+"""The fast path, packed layers and eight-bit parts give what the plain model gives, on a CPU as on a GPU."""
 
 import copy
 import importlib.util
@@ -10,9 +10,12 @@ from safetensors.torch import load_file, save_file
 
 from colq_utils.base import backends, config
 from colq_utils.base.errors import ColqError
-from colq_utils.fast import load, schedules, steps
+from colq_utils.fast import graphs, layout, load, steps
 from colq_utils.fast import path as fast
 from colq_utils.model import eightbit, encode, kernels, loading, packing
+from studies.fp8_serving.fp8 import quantize_weight
+from studies.h200.extras import schedules
+from studies.seqlen.weights import round_fp8
 
 TEXTS = ["alpha", "beta gamma delta", "epsilon " * 5]
 RUNTIME = config.Runtime()
@@ -28,13 +31,13 @@ def fresh(random_model):
 def test_same_embeddings_as_the_plain_path(random_model, page_images):
     loaded = fresh(random_model)
     plain = encode.queries(loaded, TEXTS), encode.pages(loaded, page_images)
-    accelerated = loading.Loaded("fast", load.accelerate(loaded, "unpack"), loaded.processor, (), 0.0, "fast")
+    accelerated = load.accelerate(loaded, "unpack")
     for before, after in zip(
         plain, (encode.queries(accelerated, TEXTS), encode.pages(accelerated, page_images)), strict=True
     ):
         found = fast.agreement(before, after)
         assert found["mean"] > 0.9999 and found["min"] > 0.999, found
-    stored, grids = encode.features(accelerated, page_images)
+    ((_, stored, grids),) = encode.stream_features(accelerated, range(4), page_images.__getitem__, 4)
     again = encode.pages_from_features(accelerated, stored, grids)
     assert fast.agreement(plain[1], again)["mean"] > 0.9999
 
@@ -43,13 +46,13 @@ def test_pages_of_several_sizes_keep_their_order(random_model, page_images):
     mixed = [page_images[0], page_images[1].resize((96, 160)), page_images[2]]
     loaded = fresh(random_model)
     plain = encode.pages(loaded, mixed)
-    accelerated = loading.Loaded("fast", load.accelerate(loaded, "unpack"), loaded.processor, (), 0.0, "fast")
+    accelerated = load.accelerate(loaded, "unpack")
     assert fast.agreement(plain, encode.pages(accelerated, mixed))["mean"] > 0.9999
 
 
 def test_buckets_hold_what_they_are_for():
-    assert fast.bucket(1, 5, 5) == (1, 16, 16) and fast.bucket(3, 24, 60) == (4, 32, 64)
-    assert fast.bucket(8, 28, 202) == (8, 32, 208) and fast.bucket(32, 130, 1100) == (32, 192, 1152)
+    assert layout.bucket(1, 5, 5) == (1, 16, 16) and layout.bucket(3, 24, 60) == (4, 32, 64)
+    assert layout.bucket(8, 28, 202) == (8, 32, 208) and layout.bucket(32, 130, 1100) == (32, 192, 1152)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is not None, reason="triton is here")
@@ -60,7 +63,7 @@ def test_a_gpu_without_triton_is_told_what_to_do():
 
 def test_packed_rows_come_back():
     mask = torch.tensor([[0, 0, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]])
-    packed = steps.Packed(mask, 8)
+    packed = layout.Packed(mask, 8)
     assert packed.source[:6].tolist() == [2, 3, 8, 9, 10, 11] and packed.positions[:6].tolist() == [
         0,
         1,
@@ -81,7 +84,7 @@ def test_attention_of_packed_rows_sees_its_own_row_alone():
     torch.manual_seed(0)
     mask = torch.tensor([[0, 0, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]])
     qkv = torch.randn(8, 6 * 8)  # two query heads and two key/value heads of 8
-    found = steps.attend_packed(qkv, steps.Packed(mask, 8), 2, 2)
+    found = steps.attend_packed(qkv, layout.Packed(mask, 8), 2, 2)
     for row in (slice(0, 2), slice(2, 6)):
         assert torch.allclose(found[row], steps.attend(qkv[row], 1, 2, 2, causal=True), atol=1e-6)
 
@@ -89,7 +92,7 @@ def test_attention_of_packed_rows_sees_its_own_row_alone():
 def test_padding_may_stand_on_either_side(random_model, page_images):
     mixed = [page_images[0], page_images[1].resize((320, 256))]
     inputs = random_model.processor.pages(mixed)
-    order, _ = fast.shifts(inputs["attention_mask"])
+    order, _ = layout.shifts(inputs["attention_mask"])
     right = {
         name: value.gather(1, order) if value.shape == order.shape else value
         for name, value in inputs.items()
@@ -104,28 +107,28 @@ def test_padding_may_stand_on_either_side(random_model, page_images):
 
 
 def test_the_oldest_graphs_are_let_go():
-    kept = dict.fromkeys(range(fast.KEPT + 2))
-    fast._latest(kept, 0)
-    assert len(kept) == fast.KEPT and 0 in kept and 1 not in kept and 2 not in kept
+    kept = dict.fromkeys(range(graphs.KEPT + 2))
+    graphs.latest(kept, 0)
+    assert len(kept) == graphs.KEPT and 0 in kept and 1 not in kept and 2 not in kept
 
 
 def test_positions_are_the_models(random_model, page_images):
     mixed = [page_images[0], page_images[1].resize((96, 160)), page_images[2].resize((320, 64))]
     inputs = random_model.processor.pages(mixed)
-    order, _ = fast.shifts(inputs["attention_mask"])
+    order, _ = layout.shifts(inputs["attention_mask"])
     ids, mask, types = (
         inputs[name].gather(1, order) for name in ("input_ids", "attention_mask", "mm_token_type_ids")
     )
     expected, _ = random_model.model.vlm.model.get_rope_index(
         ids, image_grid_thw=inputs["image_grid_thw"], attention_mask=mask, mm_token_type_ids=types
     )
-    found = fast.page_positions(types, inputs["image_grid_thw"], 2)
+    found = layout.page_positions(types, inputs["image_grid_thw"], 2)
     assert torch.equal(found * mask, expected * mask)
 
 
 def test_shifting_left_and_back():
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
-    order, back = fast.shifts(mask)
+    order, back = layout.shifts(mask)
     rows = torch.tensor([[9, 9, 1, 2], [3, 4, 5, 6]])
     assert rows.gather(1, order)[0, :2].tolist() == [1, 2]
     assert torch.equal(rows.gather(1, order).gather(1, back), rows)
@@ -166,7 +169,7 @@ def packed_checkpoint(random_checkpoint, tmp_path_factory):
 
 
 def test_a_packed_checkpoint_is_autorounds(packed_checkpoint, random_model, page_images):
-    """AutoRound's own loader reads it, and its torch kernel gives the same embeddings as the fast path on unpacked weights."""
+    """AutoRound's own loader reads it; its torch kernel agrees with the fast path on unpacked weights."""
     ours = loading.Loaded(
         "ours",
         loading.open_packed(str(packed_checkpoint), torch.float32, RUNTIME),
@@ -179,7 +182,7 @@ def test_a_packed_checkpoint_is_autorounds(packed_checkpoint, random_model, page
     )
     expected = encode.queries(theirs, TEXTS), encode.pages(theirs, page_images)
     assert fast.agreement(expected[0], encode.queries(ours, TEXTS))["mean"] > 0.9995
-    accelerated = loading.Loaded("fast", load.accelerate(ours, "unpack"), ours.processor, (), 0.0, "fast")
+    accelerated = load.accelerate(ours, "unpack")
     assert fast.agreement(expected[1], encode.pages(accelerated, page_images))["mean"] > 0.9995
     census = {
         use.kernel: use.layers for use in kernels.census(accelerated.model) if use.tower == "language_model"
@@ -217,7 +220,7 @@ def test_other_packings_are_refused(packed_checkpoint, tmp_path):
     content["quantization_config"]["packing_format"] = "auto_round:auto_awq"
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(ColqError, match="set encode to plain"):
-        loading._refuse_unless_symmetric(str(tmp_path))
+        loading.open_packed(str(tmp_path), torch.float32, RUNTIME, fast=True)
     content["quantization_config"]["packing_format"] = "auto_round:exllama"
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(
@@ -238,6 +241,21 @@ def test_fp8_rounds_to_three_bits_of_mantissa():
     assert torch.equal(made(x), made((values, scale)))
 
 
+def test_every_fp8_path_scales_rows_alike():
+    """The same numbers as by the formula, whatever the magnitude; a row of zeros stays one of zeros."""
+    x = torch.randn(400, 64, generator=torch.Generator().manual_seed(0)) * torch.logspace(-8, 8, 400)[:, None]
+    for rows in (x, x.bfloat16()):
+        values, scale = eightbit.scaled(rows)
+        plain = rows.float().abs().amax(-1, keepdim=True) / 448
+        assert torch.equal(scale, plain)
+        assert torch.equal(values.float(), (rows.float() / plain).to(values.dtype).float())
+        stored = quantize_weight(rows, per_channel=True)
+        assert torch.equal(stored[0].float(), values.float()) and torch.equal(stored[1], scale)
+        assert torch.equal(round_fp8(rows), (values.float() * scale).to(rows.dtype))
+    for zeros in (eightbit.scaled(x * 0)[0], quantize_weight(x * 0, True)[0], round_fp8(x * 0)):
+        assert (zeros.float() == 0).all()
+
+
 def test_int8_embedding_restores_rows():
     table = torch.nn.Embedding(10, 16).bfloat16()
     made = eightbit.Int8Embedding(table)
@@ -252,7 +270,7 @@ def test_fp8_runs_through_both_paths(random_model, page_images):
     eightbit.fp8_(loaded.model.language_model.layers)
     eightbit.fp8_(loaded.model.visual)
     plain = encode.pages(loaded, page_images)
-    accelerated = loading.Loaded("fast", load.accelerate(loaded, "unpack"), loaded.processor, (), 0.0, "fast")
+    accelerated = load.accelerate(loaded, "unpack")
     assert fast.agreement(expected, plain)["mean"] > 0.98
     assert fast.agreement(plain, encode.pages(accelerated, page_images))["mean"] > 0.999
 
@@ -320,7 +338,7 @@ def test_gpu_rotation_and_attention(heads, kv_heads, head_dim):
 
     torch.manual_seed(0)
     mask = (torch.rand(8, 28, device="cuda") < 0.7).long()
-    packed = steps.Packed(mask, 208)
+    packed = layout.Packed(mask, 208)
     qkv = torch.randn(208, (heads + 2 * kv_heads) * head_dim, device="cuda", dtype=torch.bfloat16)
     cos, sin = torch.rand(2, 208, head_dim, device="cuda").bfloat16()
     norms = tuple(torch.rand(2, head_dim, device="cuda").bfloat16())
@@ -350,7 +368,7 @@ def test_graphs_give_the_same_embeddings(
         model = loading.open_packed(str(packed_checkpoint), torch.bfloat16, runtime)
     loaded = loading.Loaded("gpu", model, random_model.processor, (), 0.0)
     plain = encode.queries(loaded, TEXTS), encode.pages(loaded, page_images)
-    accelerated = loading.Loaded("fast", load.accelerate(loaded, backend), loaded.processor, (), 0.0, "fast")
+    accelerated = load.accelerate(loaded, backend)
     for _ in range(2):  # captured, then replayed
         assert fast.agreement(plain[0], encode.queries(accelerated, TEXTS))["mean"] > 0.9995
     assert fast.agreement(plain[0][:1], encode.queries(accelerated, TEXTS[:1]))["mean"] > 0.9995

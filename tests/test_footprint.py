@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from colq_utils.base import config
 from colq_utils.base.errors import ColqError
-from colq_utils.model import footprint, hub, loading, processing, randomized
+from colq_utils.model import checkpoints, footprint, hub, loading, processing, randomized
 from colq_utils.stages import inspect
 
 EXPORTS = {"auto_round": "auto-round-auto-gptq", "auto_awq": "auto-awq", "auto_gptq": "auto-gptq"}
@@ -155,8 +155,28 @@ def test_absent_folder_and_impossible_packing(random_checkpoint):
         footprint.packed(layer, 3, 128, "auto_awq")
 
 
+def test_an_index_that_is_none_is_said(published_layout):
+    index = published_layout / "model.safetensors.index.json"
+    for content in ("{", "{}", "[]"):
+        index.write_text(content)
+        assert "an index that cannot be read" in checkpoints.damage(published_layout)
+
+
+def test_a_hub_that_does_not_answer_is_one_line():
+    """As the tests run offline, none does."""
+    for fetch in (
+        hub.read_headers,
+        hub.fetch_folder,
+        lambda path, commit: hub.fetch(path, "config.json", commit),
+    ):
+        with pytest.raises(ColqError, match=r"^a/b@cccccccc cannot be fetched .* the folder as model\.path$"):
+            fetch("a/b", "c" * 40)
+    with pytest.raises(ColqError, match=r"cannot be fetched .* as calibration\.source$"):
+        hub.fetch_dataset("a/b", "x.parquet", "c" * 40)
+
+
 def test_random_weights_leave_the_residual_stream_in_front():
-    """What is added to a stream is small beside it, at any depth; so a rounding error does not grow from layer to layer."""
+    """What is added to a stream is small beside it, so that rounding errors do not grow with depth."""
     config = SimpleNamespace(
         text_config=SimpleNamespace(num_hidden_layers=36), vision_config=SimpleNamespace(depth=24)
     )

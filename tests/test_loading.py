@@ -148,7 +148,7 @@ def test_missing_or_damaged_checkpoint_names_the_experiment(copy, tmp_path):
         weights.truncate(1000)
     with pytest.raises(
         ColqError,
-        match=rf"model.safetensors is damaged.* Delete {folder.parent} and run `make quantize EXPERIMENT=mine`",
+        match=rf"safetensors is damaged.* Delete {folder.parent} and run `make quantize EXPERIMENT=mine`",
     ):
         load.load(experiment, "random-w4a16-rtn")
 
@@ -187,7 +187,7 @@ def test_no_gpu_is_said(random_checkpoint):
 
 def test_shared_vision_features_give_the_same_bits(random_model, page_images):
     whole = encode.pages(random_model, page_images, batch=2)
-    stored, grids = encode.features(random_model, page_images)
+    ((_, stored, grids),) = encode.stream_features(random_model, range(4), page_images.__getitem__, 4)
     again = encode.pages_from_features(random_model, stored, grids)
     assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
 

@@ -16,8 +16,9 @@ from colq_utils.base import config, files, names
 from colq_utils.base.errors import ColqError
 from colq_utils.data import calibration
 from colq_utils.fast import load
-from colq_utils.model import checkpoints, kernels, loading, packing
+from colq_utils.model import checkpoints, hub, kernels, loading, packing
 from colq_utils.stages import calibrate, quantize
+from colq_utils.stages.quantize import acceptance, make
 
 WORDS = [
     "alpha",
@@ -161,7 +162,7 @@ def test_what_is_not_quantized_is_the_bases_byte_for_byte(experiment, manifests)
 
 
 def test_exports_of_a_projection_with_bias_tell_so(experiment, manifests):
-    """vLLM builds a projection without bias where it finds the width under one of its five names, and drops the stored one."""
+    """Where vLLM finds the width under one of its five names, it drops the bias that is stored."""
     for export in ("auto_round", "auto_awq", "auto_gptq"):
         fields = json.loads((experiment.checkpoint("random-w4a16-rtn", export) / "config.json").read_text())
         assert fields["projection_bias"] is True and fields["embedding_dim"] == 32
@@ -197,27 +198,28 @@ def test_a_kernel_that_gives_no_numbers_is_no_agreement(experiment, manifests, p
             model.embedding_proj_layer.weight.data.fill_(float("nan"))
         return model
 
-    monkeypatch.setattr(quantize.loading, "open_model", spoilt)
+    monkeypatch.setattr(acceptance.loading, "open_model", spoilt)
     table = quantize.accept(experiment, ["alpha beta"], page_images[:1])
     assert table["opened_cosine"].isna().all() and not table["accepted"].any()
 
 
 def test_another_size_than_predicted_ends_the_stage(experiment, tmp_path, monkeypatch):
     """As AutoRound leaves it on a CPU: what was not quantized is stored in the precision of tuning."""
-    monkeypatch.setattr(quantize, "_original", lambda name, tensor, stored: tensor)
+    monkeypatch.setattr(make, "_original", lambda name, tensor, stored: tensor)
     elsewhere = experiment.model_copy(update={"output": tmp_path})
     with pytest.raises(
         ColqError,
-        match=r"random-w4a16-rtn, auto_round: .*embedding_proj_layer.bias is stored as F32 \(32,\) where BF16 \(32,\) was predicted",
+        match=r"random-w4a16-rtn, auto_round: .*embedding_proj_layer.bias is stored as F32 \(32,\) "
+        r"where BF16 \(32,\) was predicted",
     ):
         quantize.run(elsewhere, "random-w4a16-rtn")
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_a_tensor_that_should_have_been_left_alone(experiment, tmp_path, monkeypatch):
-    load = quantize.load_file
+    load = make.load_file
     monkeypatch.setattr(
-        quantize,
+        make,
         "load_file",
         lambda path: {n: t + 1 if n == "embedding_proj_layer.bias" else t for n, t in load(path).items()},
     )
@@ -244,7 +246,6 @@ def test_without_ark_the_torch_kernel_is_named(experiment, manifests, page_image
 def test_every_width_is_read_as_autorounds_own_layer_reads_it(experiment, tmp_path, bits, sym):
     spec = config.Variant(scheme=f"w{bits}a16", method="rtn", sym=sym)
     wide = experiment.model_copy(update={"output": tmp_path, "variants": (experiment.variants[0], spec)})
-    wide.__dict__.pop("by_id", None)
     name = spec.name("random")
     quantize.run(wide, name)
     ours, theirs = (
@@ -269,7 +270,7 @@ def test_reordered_columns_are_refused(experiment, manifests, tmp_path):
 
 
 def test_a_finished_variant_is_not_made_again(experiment, manifests, monkeypatch):
-    monkeypatch.setattr(quantize, "_autoround", lambda *a: pytest.fail("quantized again"))
+    monkeypatch.setattr(make, "_autoround", lambda *a: pytest.fail("quantized again"))
     for variant, manifest in manifests.items():
         assert quantize.run(experiment, variant) == manifest
 
@@ -282,7 +283,7 @@ def test_an_interrupted_variant_leaves_nothing(experiment, tmp_path, monkeypatch
         (target / "auto_round" / "model.safetensors").write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(quantize, "_autoround", killed)
+    monkeypatch.setattr(make, "_autoround", killed)
     with pytest.raises(KeyboardInterrupt):
         quantize.run(elsewhere, "random-w4a16-rtn")
     assert not elsewhere.checkpoint("random-w4a16-rtn").exists() and not list(
@@ -299,9 +300,9 @@ def test_fallbacks_are_named(experiment, tmp_path, monkeypatch):
             raise RuntimeError("no")
         shutil.copytree(experiment.model_path, target / "auto_round")
 
-    monkeypatch.setattr(quantize, "_autoround", failing)
+    monkeypatch.setattr(make, "_autoround", failing)
     monkeypatch.setattr(
-        quantize, "_require_predicted", lambda *a: None
+        make, "_require_predicted", lambda *a: None
     )  # what stands in for a checkpoint is none
     manifest = quantize.run(experiment.model_copy(update={"output": tmp_path}), "random-w4a16-rtn")
     assert tried == [("rtn", 128), ("rtn", 32)]
@@ -313,7 +314,7 @@ def test_fallbacks_are_named(experiment, tmp_path, monkeypatch):
 
 def test_a_failure_after_writing_is_not_in_the_way_of_the_fallback(experiment, tmp_path, monkeypatch):
     """AutoRound has written every export, and one is in its place, when the second cannot be settled."""
-    settle, seen = quantize._settle, []
+    settle, seen = make._settle, []
 
     def failing(folder, export, *rest):
         seen.append(export)
@@ -321,7 +322,7 @@ def test_a_failure_after_writing_is_not_in_the_way_of_the_fallback(experiment, t
             raise RuntimeError("late")
         settle(folder, export, *rest)
 
-    monkeypatch.setattr(quantize, "_settle", failing)
+    monkeypatch.setattr(make, "_settle", failing)
     elsewhere = experiment.model_copy(update={"output": tmp_path})
     manifest = quantize.run(elsewhere, "random-w4a16-rtn")
     assert (
@@ -353,7 +354,7 @@ def test_a_damaged_variant_is_made_again(experiment, manifests, tmp_path, caplog
     with pytest.raises(ColqError, match="make quantize EXPERIMENT=random"):
         load.load(elsewhere, name, export)
     assert quantize.run(elsewhere, name)["revision"] == manifests[name]["revision"]
-    assert [r.getMessage() for r in caplog.records if r.name == quantize.__name__] == [
+    assert [r.getMessage() for r in caplog.records if r.name == make.__name__] == [
         f"{name}: {export} damaged or incomplete, making the variant again"
     ]
     load.load(elsewhere, name, export)
@@ -361,7 +362,7 @@ def test_a_damaged_variant_is_made_again(experiment, manifests, tmp_path, caplog
 
 def test_a_fingerprint_is_of_what_decides_the_weights(experiment):
     text, pages = (experiment.by_id[f"random-w4a16-autoround-{s}"] for s in ("s32", "pages"))
-    before = quantize._fingerprint(experiment, text)
+    before = make._fingerprint(experiment, text)
     for options in (
         {"backend": "torch"},
         {"encode": "fast"},
@@ -369,30 +370,30 @@ def test_a_fingerprint_is_of_what_decides_the_weights(experiment):
         {"vision": "fp8"},
         {"tag": "other"},
     ):
-        assert quantize._fingerprint(experiment, text.model_copy(update=options)) == before, options
+        assert make._fingerprint(experiment, text.model_copy(update=options)) == before, options
     for options in (
         {"iters": 3},
         {"group_size": 32},
         {"sym": False},
         {"exports": ("auto_round", "auto_gptq")},
     ):
-        assert quantize._fingerprint(experiment, text.model_copy(update=options)) != before, options
+        assert make._fingerprint(experiment, text.model_copy(update=options)) != before, options
     smaller = experiment.model_copy(
         update={"model": experiment.model.model_copy(update={"max_visual_tokens": 16})}
     )
-    assert quantize._fingerprint(smaller, text) == before, "text has no pixel budget"
-    assert quantize._fingerprint(smaller, pages) != quantize._fingerprint(experiment, pages)
+    assert make._fingerprint(smaller, text) == before, "text has no pixel budget"
+    assert make._fingerprint(smaller, pages) != make._fingerprint(experiment, pages)
 
 
 def test_a_manifest_that_is_missing_names_the_experiment(experiment, tmp_path):
     with pytest.raises(ColqError, match="make quantize EXPERIMENT=random"):
-        quantize.compare(
+        acceptance.compare(
             experiment.model_copy(update={"output": tmp_path}), "random-w4a16-rtn", "auto_round", [], [], {}
         )
 
 
 def test_a_tensor_lost_on_the_way_is_noticed(experiment, manifests, tmp_path):
-    """AutoRound writes some tensors to a second file that loaders overlook; settled checkpoints are complete."""
+    """AutoRound writes some tensors to a second file, which loaders overlook; what is kept is complete."""
     folder = experiment.checkpoint("random-w4a16-autoround-s32")
     index = folder / "model.safetensors.index.json"
     if index.exists():
@@ -407,13 +408,15 @@ def test_the_unused_head_is_left_out(experiment, manifests, tmp_path):
     before = checkpoints.tensor_bytes(folder)
     index = {
         "weight_map": {
-            name: path.name for path in folder.glob("*.safetensors") for name in quantize._names(path)
+            tensor.name: path.name
+            for path in folder.glob("*.safetensors")
+            for tensor in hub.file_headers(path)
         }
     }
     save_file({"vlm.lm_head.weight": torch.zeros(384, 128)}, folder / "model_extra.safetensors")
     index["weight_map"]["vlm.lm_head.weight"] = "model_extra.safetensors"
     files.write_json(folder / "model.safetensors.index.json", index)
-    quantize._restore(folder, Path(experiment.model_path))
+    make._restore(folder, Path(experiment.model_path))
     assert (
         checkpoints.tensor_bytes(folder) == before
         and "lm_head" not in (folder / "model.safetensors.index.json").read_text()
@@ -438,5 +441,4 @@ def test_full_disk_is_one_message(tmp_path):
         raise RuntimeError(
             "Error while serializing: I/O error: No space left on device (os error 28)"
         )  # as safetensors says it
-    assert not list(tmp_path.iterdir())
     assert not list(tmp_path.iterdir())

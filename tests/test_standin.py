@@ -1,4 +1,4 @@
-"""The path of the published checkpoints, on a stand-in: their layout, tasks of ViDoRe's three shapes, interrupted and resumed.
+"""The path of published checkpoints, on a stand-in: their layout, ViDoRe's three shapes, interrupted runs.
 
 The notebooks' own cells run here, all but the benchmark's (which the smoke experiment runs).
 """
@@ -38,7 +38,7 @@ WORDS = [
 
 @pytest.fixture(scope="module")
 def standin(random_checkpoint, tmp_path_factory):
-    """The random model as the 8B is published: untied, with its unused head, in shards with an index, dimension in the config."""
+    """The random model as the 8B is published: untied, an unused head, shards with an index."""
     folder = shutil.copytree(random_checkpoint, tmp_path_factory.mktemp("standin") / "checkpoint")
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
@@ -60,7 +60,7 @@ def standin(random_checkpoint, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def experiment(standin, tmp_path_factory):
-    """tomoro-8b on the stand-in: its designs of calibration, its way of evaluating, three local tasks and one that fails."""
+    """tomoro-8b on the stand-in: its calibration and evaluation, three local tasks and one that fails."""
     folder = tmp_path_factory.mktemp("experiment")
     (folder / "corpus").mkdir()
     rows = [
@@ -116,7 +116,7 @@ def embedded():
 
 @pytest.fixture(scope="module")
 def outcome(experiment, embedded):
-    """All stages; evaluation is killed in the middle of a corpus and then between two tasks, and started again each time."""
+    """All stages; evaluation killed within a corpus, then between two tasks, and started again each time."""
     for stage in ("inspect", "calibrate", "quantize"):
         notebook(stage, experiment)
     extend, left = (

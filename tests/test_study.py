@@ -17,7 +17,7 @@ from scipy import stats as scipy_stats
 from colq_utils.base import config
 from colq_utils.base.errors import ColqError
 from colq_utils.fast import load
-from colq_utils.model import encode, loading, maxsim
+from colq_utils.model import encode, loading
 from colq_utils.stages import calibrate, quantize
 from studies.seqlen import analysis as study_analysis
 from studies.seqlen import plots as study_plots
@@ -270,17 +270,6 @@ def test_what_is_measured_is_what_autoround_packs(made):
     cosine = torch.cat([study_scores.cosine(a, b) for a, b in zip(ours, encode.queries(normal, texts))])
     assert cosine.min() > 0.9995, (
         "the packed kernel and the rounded weights differ by more than bf16 arithmetic"
-    )
-
-
-def test_maxsim_is_maxsim():
-    generator = torch.Generator().manual_seed(0)
-    queries = [torch.randn(n, 16, generator=generator) for n in (3, 7, 5)]
-    pages = torch.randn(9, 11, 16, generator=generator)
-    assert torch.allclose(
-        study_scores.maxsim(queries, pages, torch.device("cpu")),
-        maxsim.maxsim(queries, 9, lambda i: pages[i]),
-        atol=1e-5,
     )
 
 

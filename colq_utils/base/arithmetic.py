@@ -1,16 +1,12 @@
 """One arithmetic on every CPU: fp32, with the instructions of AVX2, whatever more the processor has.
 
-A sum of floating-point numbers depends on its order, and the libraries under torch choose the order by the width of the
-vectors they find: the same weights score differently on AVX2 and AVX-512, and bf16 products, native on some processors,
-are emulated ten times slower on others. So on x86-64 the three libraries (ATen, oneDNN, MKL) are held to AVX2 before
-torch is first imported. MKL's strict mode makes the result independent of the number of threads as well. It costs speed on a
-processor with AVX-512 (a page of the bundled model took 173 instead of 143 ms on two cores of one). `check`, which every loader
-calls, refuses other settings and a torch that was used before the pins were there.
-
-Not held: MKL takes a path of its own on processors that are not Intel's, which differs in the last bits of long sums;
-other architectures (64-bit Arm) compute fp32 with what they have; packed kernels (``ark``) choose for themselves, which is
-why no score is made with them on a CPU. Sources: the CNR chapter of oneMKL's developer guide, oneDNN's CPU dispatcher
-control, ATen's native/DispatchStub.cpp.
+A sum of floating-point numbers depends on its order, which the libraries under torch (ATen, oneDNN, MKL)
+choose by the width of the vectors they find. So on x86-64 they are held to AVX2 before torch is first
+imported; MKL's strict mode makes results independent of the number of threads as well. It costs speed on
+AVX-512 (a page of the bundled model: 173 instead of 143 ms). Not held: MKL's own path on processors that are
+not Intel's, other architectures, and packed kernels (``ark``), with which therefore no score is made on a
+CPU. Sources: the CNR chapter of oneMKL's developer guide, oneDNN's CPU dispatcher control, ATen's
+native/DispatchStub.cpp.
 """
 
 import ctypes
@@ -35,35 +31,27 @@ def pin() -> None:
 
 
 def check() -> None:
-    """Raise where the pins did not take.
-
-    Raises:
-        ColqError: the processor has no AVX2, a variable asks for something else, or torch was used before this package was
-            imported.
-    """
+    """Raise a `ColqError` where the pins did not take; every loader calls this."""
     if platform.machine() not in X86:
         return
     import torch
 
     if not torch.cpu._is_avx2_supported():
         raise ColqError(
-            f"this processor ({processor()}) has no AVX2 instructions, which everything here is computed with on x86-64; "
-            "use a machine made after 2015, or a GPU (runtime.device: cuda)"
+            f"this processor ({processor()}) has no AVX2 instructions, with which everything is computed "
+            "on x86-64; use a machine made after 2015, or a GPU (runtime.device: cuda)"
         )
     for name, value in {**PINS, "MKL_ENABLE_INSTRUCTIONS": None}.items():
-        given = os.environ.get(name)
-        if given is not None and given != value:
+        if os.environ.get(name, value) != value:
             raise ColqError(
-                f"the environment variable {name} is {given!r}: everything here is computed with the instructions of AVX2, "
-                f"so that results do not depend on the processor; unset it and run the same command again"
+                f"the environment variable {name} is {os.environ[name]!r}: everything here is computed with "
+                "the instructions of AVX2, whatever the processor; unset it and run the same command again"
             )
-    late = torch.backends.cpu.get_cpu_capability() != "AVX2" or (
-        vendor() == "GenuineIntel" and mkl_mode() not in (None, STRICT_AVX2)
-    )
-    if late:
+    other_mkl = vendor() == "GenuineIntel" and mkl_mode() not in (None, STRICT_AVX2)
+    if other_mkl or torch.backends.cpu.get_cpu_capability() != "AVX2":
         raise ColqError(
-            "torch computed before colq_utils was imported, with other instructions than those of AVX2; import colq_utils first "
-            "(in a notebook: restart the kernel and run the cells in order)"
+            "torch computed before colq_utils was imported, with other instructions than those of AVX2; "
+            "import colq_utils first (in a notebook: restart the kernel and run the cells in order)"
         )
 
 
@@ -71,23 +59,20 @@ def mkl_mode() -> int | None:
     """The reproducibility mode that MKL is in, as its own number; None where torch has no MKL that tells."""
     import torch
 
-    libraries = sorted(Path(torch.__file__).parent.glob("lib/libtorch_cpu.so"))
     try:
-        return int(ctypes.CDLL(str(libraries[0])).mkl_serv_cbwr_get(-1))
-    except (IndexError, OSError, AttributeError):
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        return int(library.mkl_serv_cbwr_get(-1))
+    except (OSError, AttributeError):
         return None
 
 
 def describe(dtype: str) -> dict[str, str]:
-    """What results are computed with on this CPU: dtype, instructions, and the settings of the three libraries."""
+    """What results are computed with on this CPU: dtype, instructions, and the settings of the libraries."""
     import torch
 
-    return {
-        "dtype": dtype,
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "vendor": vendor(),
-        **{name: os.environ[name] for name in PINS if name in os.environ},
-    }
+    instructions = torch.backends.cpu.get_cpu_capability()
+    pins = {name: os.environ[name] for name in PINS if name in os.environ}
+    return {"dtype": dtype, "instructions": instructions, "vendor": vendor(), **pins}
 
 
 def kind() -> str:
@@ -109,8 +94,6 @@ def vendor() -> str:
 
 def _cpuinfo(field: str) -> str:
     """A line of Linux's /proc/cpuinfo; empty where there is none."""
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(field)), "")
-    except OSError:
-        return ""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(field)), "")

@@ -1,109 +1,90 @@
-"""Experiment files: one YAML a study, validated into frozen objects before anything runs.
-
-An experiment decides the scale (embedded, one GPU, many); the notebooks never change. Unknown keys,
-unknown schemes and duplicate variants are refused here, with the names that would have been accepted.
+"""Experiment files: a YAML file each, validated into frozen objects before anything runs. An experiment
+decides the scale (embedded, one GPU, many); the notebooks never change.
 """
 
-from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from colq_utils.base.errors import ColqError
+from colq_utils.base.schema import Count, Id, Names, Once, Section, each_once, parse
 
 ROOT = Path(__file__).resolve().parents[2]
+EXPERIMENTS = ROOT / "experiments"
 STAGES = ("inspect", "calibrate", "quantize", "benchmark", "evaluate", "report")
 #: Stage -> its notebook in notebooks/.
 NOTEBOOKS = {stage: f"{number:02d}_{stage}.ipynb" for number, stage in enumerate(STAGES, 1)}
 #: Weight bits of every scheme known here; None: floating point, not quantized.
 SCHEMES = {"bf16": None, "fp32": None, "fp8": None, "w8a16": 8, "w4a16": 4, "w3a16": 3, "w2a16": 2}
-
-
 #: What is computed in, by device.
 DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-#: `Model.path` of a checkpoint with random weights in the published dimensions of `size`; see `colq_utils.model.randomized`.
+#: `Model.path` of random weights in the published dimensions of `size`; see `colq_utils.model.randomized`.
 RANDOM = "random"
+#: Fields of a variant that change how stored weights are held or run, not what is stored.
+RUNTIME_OPTIONS = {"backend", "encode", "embedding", "vision", "tag"}
+
+Stage = Literal[*STAGES]
 
 
 class Model(Section):
     """The base checkpoint: a folder of this repository, a hub id with a full commit hash, or `RANDOM`."""
 
     path: str
-    size: str
+    size: Id
     revision: str | None = None
-    max_visual_tokens: int | None = (
-        None  # of a page; None: the checkpoint's own limit, but at most 1,280, as published
-    )
-
-    @property
-    def is_local(self) -> bool:
-        return self.is_random or (ROOT / self.path).exists() or self.path.startswith(("models/", "/", "."))
+    max_visual_tokens: Count | None = None  # of a page; None: the checkpoint's own, at most 1,280
 
     @property
     def is_random(self) -> bool:
         return self.path == RANDOM
 
+    @property
+    def is_local(self) -> bool:
+        return self.is_random or (ROOT / self.path).exists() or self.path.startswith(("models/", "/", "."))
+
     @model_validator(mode="after")
     def pinned(self):
-        if not self.is_local and (self.revision is None or len(self.revision) != 40):
+        if not self.is_local and len(self.revision or "") != 40:
             raise ValueError(f"{self.path} is a hub id: give `revision`, the full 40-digit commit hash")
         return self
 
 
 class Runtime(Section):
-    """What all variants share, so that only the weights differ.
-
-    `dtype` is what is computed in, not what is stored: bfloat16 on CUDA, float32 on a CPU (`colq_utils.base.arithmetic`).
-    `backend` is the kernel of packed layers; ``unpack``, the default on a CPU, turns them into floats once, at loading.
-    `encode` is the forward pass: ``plain`` is transformers' own, ``fast`` is `colq_utils.fast.path`, ``auto`` is fast on CUDA.
+    """What all variants share. `dtype` is what is computed in, not what is stored; `backend` is the kernel of
+    packed layers (``unpack``: floats, made at loading); `encode` is the forward pass: ``plain`` transformers'
+    own, ``fast`` that of `colq_utils.fast.path`, ``auto`` fast on CUDA.
     """
 
     device: Literal["cpu", "cuda"] = "cpu"
-    dtype: Literal["bfloat16", "float32"]
+    dtype: Literal["bfloat16", "float32"] = Field(default_factory=lambda fields: DTYPES[fields["device"]])
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    threads: int | None = None
+    threads: Count | None = None
     backend: Literal["ark", "torch", "marlin", "humming", "tritonv2", "unpack"] = "unpack"
     encode: Literal["auto", "plain", "fast"] = "auto"
-
-    @model_validator(mode="before")
-    @classmethod
-    def of_the_device(cls, fields: dict) -> dict:
-        device = fields.get("device", "cpu") if isinstance(fields, dict) else None
-        return {"dtype": DTYPES[device], **fields} if isinstance(device, str) and device in DTYPES else fields
 
     @model_validator(mode="after")
     def portable(self):
         if (self.device, self.dtype) == ("cpu", "bfloat16"):
-            raise ValueError(
-                "on a CPU everything is computed in float32 (many processors emulate bfloat16, ten times slower and with other "
-                "results): leave `dtype` out; weights are stored in bfloat16 all the same"
-            )
+            raise ValueError("on a CPU everything is computed in float32: leave out `dtype`")
         return self
 
 
 class CalibrationSet(Section):
-    """Exactly `blocks` blocks of `seqlen` tokens; `batch_rows` blocks make one tuning step."""
+    """Exactly `blocks` blocks of `seqlen` tokens, or so many pages; `batch_rows` make a tuning step."""
 
-    id: str
-    seqlen: int = 0
-    blocks: int
-    batch_rows: int
+    id: Id
+    seqlen: int = Field(0, ge=0)
+    blocks: Count
+    batch_rows: Count
     kind: Literal["text", "pages"] = "text"
 
     @model_validator(mode="after")
     def whole_batches(self):
+        if self.kind == "text" and self.seqlen == 0:
+            raise ValueError("seqlen of a set of text is greater than 0, not 0")
         if self.blocks % self.batch_rows:
-            raise ValueError(
-                f"calibration set {self.id}: blocks ({self.blocks}) is no multiple of batch_rows ({self.batch_rows})"
-            )
+            raise ValueError(f"blocks ({self.blocks}) is no multiple of batch_rows ({self.batch_rows})")
         return self
 
 
@@ -116,53 +97,35 @@ class Calibration(Section):
     sets: tuple[CalibrationSet, ...]
 
 
-#: Fields of a variant that change how stored weights are held or run, not what is stored.
-RUNTIME_OPTIONS = {"backend", "encode", "embedding", "vision", "tag"}
-
-
 class Variant(Section):
-    """One way of storing the weights; `calibration` names a set, `backend` the kernel to insist on.
-
-    Method ``pack`` is round to nearest by `colq_utils.model.packing`, the same bits as ``rtn``, which is AutoRound's. The
-    runtime options change how stored weights are held or run, not what is stored: `encode` (as in `Runtime`),
-    `embedding` (table in int8), `vision` (tower in FP8) and `tag`, a suffix that tells two backends of one scheme apart.
+    """One way of storing the weights. Method ``pack`` rounds to nearest by `colq_utils.model.packing`, to the
+    bits of AutoRound's ``rtn``; `calibration` names a set, `backend` the kernel to insist on; `embedding` is
+    the table in int8, `vision` the tower in FP8; `tag` tells two backends of one scheme apart.
     """
 
-    scheme: str
+    scheme: Literal[*SCHEMES]
     method: Literal["base", "rtn", "pack", "autoround"] = "base"
     calibration: str | None = None
-    iters: int = 0
-    group_size: int = 128
+    iters: int = Field(0, ge=0)
+    group_size: int = Field(128, ge=32, multiple_of=32)
     sym: bool = True
     backend: str | None = None
-    exports: tuple[Literal["auto_round", "auto_awq", "auto_gptq"], ...] = ("auto_round",)
+    exports: Annotated[tuple[Literal["auto_round", "auto_awq", "auto_gptq"], ...], Once] = ("auto_round",)
     encode: Literal["plain", "fast"] | None = None
     embedding: Literal["int8"] | None = None
     vision: Literal["fp8"] | None = None
-    tag: str | None = None
+    tag: Id | None = None
 
     @model_validator(mode="after")
-    def known(self):
-        if self.scheme not in SCHEMES:
-            raise ValueError(f"unknown scheme {self.scheme!r}; known: {', '.join(SCHEMES)}")
-        if (SCHEMES[self.scheme] is None) != (self.method == "base"):
+    def consistent(self):
+        if (self.bits is None) != (self.method == "base"):
             raise ValueError(f"scheme {self.scheme} does not go with method {self.method}")
         if (self.method == "autoround") != (self.calibration is not None and self.iters > 0):
-            raise ValueError(
-                f"{self.scheme}: method autoround takes `calibration` and `iters`, others take neither"
-            )
-        if self.method == "pack" and not self.sym:
-            raise ValueError(
-                f"{self.scheme}: method pack is symmetric only; take method rtn for `sym: false`, or leave `sym` out"
-            )
-        if self.method == "pack" and self.exports != ("auto_round",):
-            raise ValueError(
-                f"{self.scheme}: method pack writes auto_round only; take method rtn for other `exports`, or leave them out"
-            )
+            raise ValueError("method autoround takes `calibration` and `iters`, others take neither")
+        if self.method == "pack" and not (self.sym and self.exports == ("auto_round",)):
+            raise ValueError("for `sym: false` or other `exports` than auto_round, take method rtn, not pack")
         if self.bits is not None and "auto_round" not in self.exports:
-            raise ValueError(
-                f"{self.scheme}: auto_round is the export that is benchmarked and evaluated; add it to `exports`"
-            )
+            raise ValueError("auto_round is the export that is evaluated; add it to `exports`")
         return self
 
     @property
@@ -170,108 +133,98 @@ class Variant(Section):
         return SCHEMES[self.scheme]
 
     def stored(self, size: str) -> str:
-        """Id of the weights as stored: size-scheme-method, with whatever departs from group 128, symmetric."""
-        parts = [size, self.scheme]
-        if self.method != "base":
-            parts += [self.method] + ([self.calibration] if self.calibration else [])
-        if self.group_size != 128:
-            parts.append(f"g{self.group_size}")
-        return "-".join(parts + ([] if self.sym else ["asym"]))
+        """Id of the weights as stored: size-scheme-method, with what departs from group 128, symmetric."""
+        method = None if self.method == "base" else self.method
+        group = None if self.group_size == 128 else f"g{self.group_size}"
+        asym = None if self.sym else "asym"
+        return "-".join(filter(None, [size, self.scheme, method, self.calibration, group, asym]))
 
     def name(self, size: str) -> str:
         """Variant id: that of the stored weights, and the runtime options."""
-        options = ([f"{self.embedding}embed"] if self.embedding else []) + (
-            [f"{self.vision}vision"] if self.vision else []
-        )
-        return "-".join([self.stored(size), *options, *filter(None, (self.tag, self.encode))])
+        embedding = self.embedding and f"{self.embedding}embed"
+        vision = self.vision and f"{self.vision}vision"
+        return "-".join(filter(None, [self.stored(size), embedding, vision, self.tag, self.encode]))
 
 
 class Workload(Section):
-    """`kind` inputs in batches of `batch`, `iterations` timed calls after `warmup`, in each round.
-
-    `source` tells where items come from: the ``embedded`` benchmark, or ``made`` (32 questions, drawn pages of full size);
-    left out, it is the embedded benchmark where that is evaluated too.
+    """`iterations` timed calls on batches of `batch` inputs, after `warmup`, in each round; the `items` are
+    those of the ``embedded`` benchmark (the default where it is evaluated), or ``made``: drawn, of full size.
     """
 
     kind: Literal["queries", "pages"]
-    batch: int
-    iterations: int
-    warmup: int = 3
-    items: int = 32
+    batch: Count
+    iterations: Count
+    warmup: int = Field(3, ge=0)
+    items: Count = 32
     source: Literal["embedded", "made"] | None = None
 
 
-class AutoRoundCost(Section):
-    """A timing of AutoRound itself on `blocks` decoder blocks of the model's size; see `colq_utils.stages.benchmark.cost`."""
+class Extra(Section):
+    """A measurement beside the variants, in a child process: ``call(experiment, schedules, **arguments)``.
 
-    seqlen: int
-    samples: int
-    iters: int
-    batch_rows: int
-    blocks: int
-    compiled: bool = False
+    `call` is a function of this repository, ``module:function``; what it returns, or its error, becomes
+    `file` among the results. A change in its module's folder, or in what it `reads`, has it measured anew.
+    """
+
+    file: str = Field(pattern=r"^\w+\.(csv|json)$")
+    call: str = Field(pattern=r"^(colq_utils|studies)(\.\w+)+:\w+$")
+    arguments: dict = {}
+    reads: tuple[str, ...] = ()
 
 
 class Benchmark(Section):
-    """What 04 measures. On CUDA, `sweeps` adds GEMM time against tokens and MaxSim against a large index, and `tune` fits
-    the schedules of the 4-bit kernels to the GPU first.
-    """
+    """What 04 measures; `tune` comes first and fits the schedules of the 4-bit kernels to the GPU."""
 
-    variants: tuple[str, ...]
+    variants: Names
     workloads: tuple[Workload, ...]
-    rounds: int = 2
-    sweeps: bool = False
-    tune: bool = False
-    autoround: AutoRoundCost | None = None
+    rounds: Count = 2
+    tune: Extra | None = None
+    extras: tuple[Extra, ...] = ()
 
 
 class Documents(Section):
-    """Documents of your own, for `suite: documents`; see `colq_utils.data.documents`.
-
-    `folder` holds PDFs and pictures. `queries` is a CSV with columns query, file, page (and grade), or a text with a query
-    per line. A page is drawn at `dpi`; of a file, the first `max_pages` pages are used; up to `known_items` queries are drawn
-    from text layers (0: none).
+    """Documents of your own: a folder of PDFs and pictures, and `queries`, a CSV with columns query, file, page
+    (and grade), or a text with a query per line. Of each file the first `max_pages` pages are drawn at `dpi`;
+    up to `known_items` queries come from text layers.
     """
 
     folder: str
     queries: str | None = None
     dpi: int = Field(150, ge=36, le=600)
-    max_pages: int = Field(500, ge=1)
+    max_pages: Count = 500
     known_items: int = Field(200, ge=0)
 
 
 class Evaluation(Section):
-    """Tasks by mteb name (none: all of the embedded suite).
-
-    `share_vision` keeps page features on disk and runs the vision tower once for all variants;
-    `random_init` adds the floor, the same architecture with random weights; `margin` is the loss
-    of NDCG@5 that still counts as none, stated before the run. `processes` is how many variants are
-    evaluated at once, on a CPU, each with its share of the threads; each holds a model in memory.
+    """Tasks by mteb name (none: all of the suite). `share_vision` keeps the features of pages on disk;
+    `random_init` adds a model of random weights; `margin` is the loss of NDCG@5 that counts as none, stated
+    before the run; `processes` variants are evaluated at once on a CPU, with a share of the threads each.
     """
 
-    tasks: tuple[str, ...] = ()
+    tasks: Names = ()
     suite: Literal["minividore", "mteb", "documents"] = "minividore"
     documents: Documents | None = None
     share_vision: bool = True
-    batch: int = 8
+    batch: Count = 8
     random_init: bool = False
-    margin: float = 0.005
-    processes: int = 1
+    margin: float = Field(0.005, ge=0, le=1)
+    processes: Count = 1
+
+    @model_validator(mode="after")
+    def whole(self):
+        if (self.suite == "documents") != (self.documents is not None):
+            raise ValueError("suite documents and the section `documents` go together")
+        return self
 
 
 class Experiment(Section):
-    """A whole study. See `load`.
+    """The `stages` that are run, `notebooks` of its own for some, and what they read. See `load`."""
 
-    `stages` are those that it runs. `notebooks` names a notebook of its own (from the repository's root) for a stage.
-    """
-
-    stages: tuple[Literal["inspect", "calibrate", "quantize", "benchmark", "evaluate", "report"], ...] = (
-        STAGES
-    )
-    notebooks: dict[str, str] = {}
+    stages: Annotated[tuple[Stage, ...], Once] = Field(STAGES, min_length=1)
+    notebooks: dict[Stage, str] = {}
     name: str
     title: str
-    seed: int = 42
+    seed: int = Field(42, ge=0, lt=2**32)
     model: Model
     runtime: Runtime = Runtime()
     calibration: Calibration
@@ -282,66 +235,51 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def consistent(self):
-        sets = {s.id for s in self.calibration.sets}
-        ids = [v.name(self.model.size) for v in self.variants]
-        if len(set(ids)) < len(ids):
-            raise ValueError(f"two variants have one id: {sorted(i for i in ids if ids.count(i) > 1)[0]}")
-        if self.variants[0].method != "base":
-            raise ValueError(
-                "the first variant is the base that the others are compared with: give it method base"
-            )
-        for variant in self.variants:
-            if variant.calibration and variant.calibration not in sets:
-                raise ValueError(
-                    f"{variant.name(self.model.size)}: no calibration set {variant.calibration!r}; there are {sorted(sets)}"
-                )
-        for wanted in self.benchmark.variants:
-            if wanted not in ids:
-                raise ValueError(f"benchmark names the variant {wanted!r}; there are {ids}")
-        for variant in self.variants:
+        ids, sets = list(self.by_id), [s.id for s in self.calibration.sets]
+        each_once([f"calibration set {name}" for name in sets])
+        each_once([f"variant {variant.name(self.model.size)}" for variant in self.variants])
+        if not self.variants or self.variants[0].method != "base":
+            raise ValueError("the first of `variants`, 1 or more, is the base of all others: method base")
+        for name, variant in self.by_id.items():
+            if variant.calibration not in (None, *sets):
+                raise ValueError(f"{name}: no calibration set {variant.calibration!r}; there are {sets}")
             stored = variant.stored(self.model.size)
             if variant.bits is not None and stored not in ids:
-                raise ValueError(
-                    f"{variant.name(self.model.size)} runs the weights of {stored}; list that variant too"
-                )
+                raise ValueError(f"{name} runs the weights of {stored}; list that variant too")
+        for name in sorted(set(self.benchmark.variants) - set(ids)):
+            raise ValueError(f"benchmark names the variant {name!r}; there are {ids}")
         return self
 
-    @cached_property
+    @property
     def by_id(self) -> dict[str, Variant]:
         """Variant id -> variant, in the order of the file; the first is the base."""
-        return {v.name(self.model.size): v for v in self.variants}
+        return {variant.name(self.model.size): variant for variant in self.variants}
 
     @property
     def base(self) -> str:
-        return next(iter(self.by_id))
+        return self.variants[0].name(self.model.size)
 
     @property
     def quantized(self) -> dict[str, Variant]:
         """Variants with quantized weights of their own, without those that only run them otherwise."""
-        return {
-            name: v
-            for name, v in self.by_id.items()
-            if v.bits is not None and name == v.stored(self.model.size)
-        }
+        size = self.model.size
+        return {n: v for n, v in self.by_id.items() if v.bits is not None and n == v.stored(size)}
 
     def notebook(self, stage: str) -> Path:
-        """The notebook of a stage."""
-        return (
-            ROOT / self.notebooks[stage] if stage in self.notebooks else ROOT / "notebooks" / NOTEBOOKS[stage]
-        )
+        return ROOT / self.notebooks.get(stage, f"notebooks/{NOTEBOOKS[stage]}")
 
     def encode_path(self, variant: str) -> str:
         """``plain`` or ``fast``, as variant or runtime say; left open, fast on CUDA."""
         wanted = self.by_id[variant].encode or self.runtime.encode
-        return wanted if wanted != "auto" else "fast" if self.runtime.device == "cuda" else "plain"
+        return {"cpu": "plain", "cuda": "fast"}[self.runtime.device] if wanted == "auto" else wanted
 
     def results(self, stage: str) -> Path:
-        """Folder of a stage's results, made if missing."""
-        return _made(self.output / "results" / self.name / stage)
+        """Folder of a stage's results; made if missing, as that of the figures is."""
+        return _with_folder(self.output / "results" / self.name / stage)
 
     @property
     def figures(self) -> Path:
-        return _made(self.output / "figures" / self.name)
+        return _with_folder(self.output / "figures" / self.name)
 
     def build(self, *parts: str) -> Path:
         """A place for large or intermediate files, outside git."""
@@ -354,79 +292,28 @@ class Experiment(Section):
     @property
     def model_path(self) -> str:
         """What the loaders take: an absolute folder for a local model, else the hub id."""
-        if self.model.is_random:
-            return str(self.build("base"))
-        return str(ROOT / self.model.path) if self.model.is_local else self.model.path
+        local = self.build("base") if self.model.is_random else ROOT / self.model.path
+        return str(local) if self.model.is_local else self.model.path
 
 
-def _made(path: Path) -> Path:
+def _with_folder(path: Path) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     return path
 
 
-def available(folder: Path = ROOT / "experiments") -> list[str]:
+def available(folder: Path = EXPERIMENTS) -> list[str]:
     """Names of the experiment files in a folder."""
-    return sorted(p.stem for p in folder.glob("*.yaml"))
+    return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
-def load(
-    name: str,
-    output: str | Path = "",
-    folder: Path = ROOT / "experiments",
-    kind: type[BaseModel] | None = None,
-):
-    """Read ``experiments/<name>.yaml`` as an `Experiment`.
-
-    Args:
-        name: of an experiment here, or the path of a YAML file elsewhere.
-        output: folder that receives results/, figures/ and build/; the repository by default.
-        folder, kind: where a study keeps its own files, and what it reads them as.
+def load(name: str, output: str | Path = "", folder: Path = EXPERIMENTS, kind: type[BaseModel] = Experiment):
+    """The experiment of a name in `folder`, or a path; `output` receives results/, figures/ and build/.
 
     Raises:
         ColqError: no such experiment, or a key or value in it that cannot be.
     """
     path = Path(name) if name.endswith(".yaml") else folder / f"{name}.yaml"
     if not path.exists():
-        raise ColqError(
-            f"no experiment {name!r}; there are: {', '.join(available(folder))} (files in {folder.relative_to(ROOT)}/)"
-        )
-    fields = read(
-        path,
-        {"name": "an experiment has the name of its file", "output": "the folder is given with --output"},
-    )
-    return validated(
-        kind or Experiment,
-        path,
-        fields | {"name": path.stem, "output": Path(output).resolve() if output else ROOT},
-    )
-
-
-def read(path: Path, given: dict[str, str]) -> dict:
-    """The keys and values of a YAML file.
-
-    Args:
-        given: keys that may not stand in it, because they follow from elsewhere, and from where.
-
-    Raises:
-        ColqError: not valid YAML, no mapping, one of the keys `given`.
-    """
-    try:
-        fields = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise ColqError(f"{path.name} is not valid YAML: {error}") from None
-    if not isinstance(fields, dict):
-        raise ColqError(
-            f"{path.name} holds a {type(fields).__name__}: write it as `key: value` lines, as experiments/tiny.yaml is"
-        )
-    for key in given.keys() & fields.keys():
-        raise ColqError(f"{path.name}: leave out `{key}`; {given[key]}")
-    return fields
-
-
-def validated(kind: type[BaseModel], path: Path, fields: dict):
-    """`fields` of a file as a `kind`; a value that cannot be is a `ColqError` that names file and key."""
-    try:
-        return kind.model_validate(fields)
-    except ValidationError as error:
-        lines = [f"  {'.'.join(str(p) for p in e['loc']) or 'file'}: {e['msg']}" for e in error.errors()]
-        raise ColqError(f"{path.name}:\n" + "\n".join(lines)) from None
+        there = f"{', '.join(available(folder))} (files in {folder.relative_to(ROOT)}/)"
+        raise ColqError(f"no experiment {name!r}; there are: {there}")
+    return parse(kind, path, name=path.stem, output=Path(output).resolve() if output else ROOT)

@@ -13,7 +13,8 @@ import pandas as pd
 
 from colq_utils.base.errors import ColqError
 
-FULL = "the disk is full; free some space and run the same command again, finished work is kept"
+AGAIN = "free some space and run the same command again"
+FULL = f"the disk is full; {AGAIN}, finished work is kept"
 
 
 @contextlib.contextmanager
@@ -36,9 +37,7 @@ def atomic(path: Path, folder: bool = False):
         os.replace(target, path)
     except Exception as error:
         if is_full(error):
-            raise ColqError(
-                f"the disk is full: could not write {path}; free some space and run the same command again"
-            ) from None
+            raise ColqError(f"the disk is full: could not write {path}; {AGAIN}") from None
         raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -51,9 +50,7 @@ def is_full(error: BaseException) -> bool:
 
 def write_json(path: Path, value) -> Path:
     """Write `value` as indented JSON."""
-    with atomic(path) as target:
-        target.write_text(json.dumps(value, indent=1, sort_keys=False, default=str) + "\n")
-    return path
+    return write_text(path, json.dumps(value, indent=1, default=str) + "\n")
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -73,22 +70,18 @@ def write_table(path: Path, frame: pd.DataFrame) -> Path:
 
 
 def read_json(path: Path, made_by: str):
-    """Read a result of an earlier stage.
-
-    Raises:
-        ColqError: it is not there; says which target makes it.
-    """
+    """Read a result of an earlier stage; see `required`."""
     return json.loads(required(path, made_by).read_text())
 
 
 def read_table(path: Path, made_by: str) -> pd.DataFrame:
-    """Read a CSV or parquet table of an earlier stage; see `read_json`."""
+    """Read a CSV or parquet table of an earlier stage; see `required`."""
     path = required(path, made_by)
     return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
 
 
 def required(path: Path, made_by: str) -> Path:
-    """`path`, or an error that names the target which makes it."""
+    """`path`, or a `ColqError` that names the target which makes it."""
     if not Path(path).exists():
         raise ColqError(f"{path} does not exist yet: run `make {made_by}` first")
     return Path(path)
@@ -97,8 +90,7 @@ def required(path: Path, made_by: str) -> Path:
 def sha256(*paths: Path) -> str:
     """Digest of files and folders: names and contents, independent of dates."""
     digest = hashlib.sha256()
-    for path in paths:
-        path = Path(path)
+    for path in map(Path, paths):
         for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
             digest.update(str(file.relative_to(path) if file != path else file.name).encode())
             with file.open("rb") as stream:
@@ -108,5 +100,4 @@ def sha256(*paths: Path) -> str:
 
 
 def sha256_bytes(content: bytes) -> str:
-    """Digest of a byte string."""
     return hashlib.sha256(content).hexdigest()

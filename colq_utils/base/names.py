@@ -10,7 +10,7 @@ TOWERS = {
 
 
 def tower_of(name: str) -> str:
-    """The tower a module or tensor belongs to: language_model, visual, projection or other."""
+    """language_model, visual, projection or other, of a module or tensor."""
     return next((tower for prefix, tower in TOWERS.items() if name.startswith(prefix)), "other")
 
 
@@ -33,9 +33,9 @@ def part_of(name: str) -> str:
 
 #: The language model's blocks, as quantization configs name what they quantize.
 BLOCKS = "vlm.model.language_model.layers"
-#: Mean cosine between the token embeddings of the fast and the plain path of the bf16 base: from the first on it is measured in
-#: any case, below the second the report says so.
+#: Mean cosine of the token embeddings of the fast and the plain path of the bf16 base: at the first or above
+#: it is measured in any case, below the second the report says so.
 DIFFERENT, SAME = 0.999, 0.9999
-#: What the plain path's own embeddings differ by when the same queries are not batched: no other path can be closer.
-#: A path is another one if it is `COARSE` times further off.
+#: The row of agreement.csv, by its name there, for how far the plain path is from itself when queries are not
+#: batched: no other path can be closer. A path is another one if it is `COARSE` times further off.
 GRAIN, COARSE = "queries, plain path one by one", 2.0

@@ -1,8 +1,8 @@
-"""One function call in a fresh process, so that no measurement inherits memory, caches or kernels from another.
+"""One function call in a fresh process: no measurement inherits memory, caches or kernels from another.
 
 ``python -m colq_utils.base.process job.json result.json`` imports ``module:function``, calls it with the
-job's keyword arguments and writes what it returns. A child that raises, is killed or takes too long
-costs the parent an `Outcome` with the reason, never the run. It does not restrict what a child may do.
+job's keyword arguments and writes what it returns. A child that raises, is killed or takes too long costs the
+parent an `Outcome` with the reason, never the run. It does not restrict what a child may do.
 """
 
 import contextlib
@@ -33,11 +33,10 @@ def call(function: str, arguments: dict, threads: int | None = None, timeout_s: 
 
     Args:
         threads: size of the child's thread pools, set before its first import; None leaves the default.
-        timeout_s: the child is killed after this many seconds.
 
     Returns:
-        The result, or the exception, signal or time limit that ended the child. An interrupt of the
-        parent kills the child and goes on as KeyboardInterrupt.
+        The result, or the exception, signal or time limit that ended the child. An interrupt of the parent
+        kills the child and goes on as KeyboardInterrupt.
     """
     with _started(function, arguments, threads) as (child, outcome):
         try:
@@ -48,7 +47,7 @@ def call(function: str, arguments: dict, threads: int | None = None, timeout_s: 
 
 
 def side_by_side(function: str, jobs: list[dict], threads: int, watch: Callable[[], None]) -> list[Outcome]:
-    """Call a function once for each of `jobs` (its keyword arguments), each in a process of its own, all at once.
+    """As `call`, for each of `jobs` (its keyword arguments) in a process of its own, all at once.
 
     Args:
         watch: called every second while any of them runs. An interrupt kills them all.
@@ -63,7 +62,8 @@ def side_by_side(function: str, jobs: list[dict], threads: int, watch: Callable[
 
 @contextlib.contextmanager
 def _started(function: str, arguments: dict, threads: int | None):
-    """A running child, and what to call for its outcome once it has ended; it does not outlive this block, however the block ends."""
+    """A running child, which ends with this block, and what to call for its outcome once it has ended."""
+    pools = {} if threads is None else dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
     with tempfile.TemporaryDirectory(prefix="colq-") as scratch:
         job, result, log = (Path(scratch) / name for name in ("job.json", "result.json", "log.txt"))
         job.write_text(json.dumps({"function": function, "arguments": arguments, "parent": os.getpid()}))
@@ -73,7 +73,7 @@ def _started(function: str, arguments: dict, threads: int | None):
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=stream,
-                env=_environment(threads),
+                env=os.environ | {"PYTHONPATH": search_path()} | pools,
             )
             try:
                 yield child, lambda: _outcome(child.returncode, result, log)
@@ -83,34 +83,23 @@ def _started(function: str, arguments: dict, threads: int | None):
                 child.wait()
 
 
-def _environment(threads: int | None) -> dict[str, str]:
-    """What a child inherits, the way to this package and the size of its thread pools."""
-    root = str(Path(__file__).resolve().parents[2])
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    }
-    return (
-        environment
-        if threads is None
-        else environment | {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    )
+def search_path() -> str:
+    """PYTHONPATH of a process that is to find this package first."""
+    root = Path(__file__).resolve().parents[2]
+    return os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
 
 
 def _outcome(status: int, result: Path, log: Path) -> Outcome:
+    """What a child left; if nothing, the signal or status that ended it, and the last line it printed."""
     if result.exists():
         return Outcome(**json.loads(result.read_text()))
-    return Outcome(error=_cause_of_death(status, log.read_text(errors="replace")))
-
-
-def _cause_of_death(status: int, log: str) -> str:
-    """Name the signal or exit status of a child that left no result, with the last line it printed."""
+    reason = f"the process ended with status {status} and no result"
     if status < 0:
-        name = signal.Signals(-status).name
-        text = f"the process was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-    else:
-        text = f"the process ended with status {status} and no result"
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    return f"{text}; last output: {lines[-1][:300]}" if lines else text
+        reason = f"the process was ended by {signal.Signals(-status).name}"
+    if -status == signal.SIGKILL:
+        reason += " (out of memory?)"
+    last = log.read_text(errors="replace").strip().rpartition("\n")[2]
+    return Outcome(error=reason + (f"; last output: {last[:300]}" if last else ""))
 
 
 def main(job_file: str, result_file: str) -> None:
@@ -135,11 +124,9 @@ def describe(error: BaseException) -> str:
 
 def resident(field: str = "VmRSS") -> int | None:
     """Resident set of this process (``VmHWM``: its peak) in bytes; None where Linux's /proc is missing."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":")), None)
 
 
 def _die_with(parent: int) -> None:

@@ -1,7 +1,6 @@
 """Progress of long work: a bar in a terminal or a notebook, nothing in a log.
 
-Headless runs execute notebooks in a kernel whose output is captured. The driver passes the name of
-its terminal in ``COLQ_TTY`` and the bar is drawn there; without a terminal there is no bar.
+A headless run captures its notebook's output: the driver names its terminal in ``COLQ_TTY`` for the bar.
 """
 
 import os
@@ -14,10 +13,9 @@ from tqdm.std import tqdm as plain
 
 
 @contextmanager
-def bar(label: str, total: int | None = None, unit: str = "it") -> Iterator[tqdm]:
+def bar(label: str, total: int, unit: str = "it") -> Iterator[tqdm]:
     """A bar to `update` by hand; invisible where nobody watches."""
-    terminal = os.environ.get("COLQ_TTY")
-    if terminal:
+    if terminal := os.environ.get("COLQ_TTY"):
         with open(terminal, "w") as stream:
             yield plain(desc=f"  {label}", total=total, unit=unit, file=stream, leave=False, disable=False)
     else:
@@ -27,7 +25,7 @@ def bar(label: str, total: int | None = None, unit: str = "it") -> Iterator[tqdm
 
 def track(items: Iterable, label: str, total: int | None = None, unit: str = "it") -> Iterator:
     """Yield from `items`, showing how far the work has come."""
-    with bar(label, total if total is not None else len(items), unit) as progress:
+    with bar(label, len(items) if total is None else total, unit) as progress:
         for item in items:
             yield item
             progress.update()

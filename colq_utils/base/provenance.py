@@ -1,4 +1,4 @@
-"""What a result was made with: versions, machine, code. Stored beside every result, never recomputed later."""
+"""What a result was made with: versions, machine, code. Stored beside each result, never recomputed later."""
 
 import os
 import platform
@@ -9,15 +9,8 @@ from colq_utils.base import arithmetic
 from colq_utils.base.config import ROOT, Experiment
 
 PACKAGES = (
-    "torch",
-    "transformers",
-    "auto-round",
-    "auto-round-lib",
-    "humming-kernels",
-    "gptqmodel",
-    "mteb",
-    "pandas",
-    "numpy",
+    *("torch", "transformers", "auto-round", "auto-round-lib", "humming-kernels", "gptqmodel"),
+    *("mteb", "pandas", "numpy"),
 )
 
 
@@ -25,6 +18,8 @@ def collect(experiment: Experiment) -> dict:
     """Versions, processor, threads, GPU, git commit and seed, as a flat JSON-ready dict."""
     import torch
 
+    gpu = torch.cuda.is_available()
+    changes = _git("status", "--porcelain", "--", "colq_utils", "notebooks", "experiments")
     return {
         "experiment": experiment.name,
         "seed": experiment.seed,
@@ -36,16 +31,15 @@ def collect(experiment: Experiment) -> dict:
         "arithmetic": arithmetic.describe(experiment.runtime.dtype),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name() if gpu else None,
+        "cuda": torch.version.cuda if gpu else None,
         "commit": commit(),
-        "uncommitted_code": "COLQ_COMMIT" not in os.environ
-        and bool(_git("status", "--porcelain", "--", "colq_utils", "notebooks", "experiments")),
+        "uncommitted_code": "COLQ_COMMIT" not in os.environ and bool(changes),
     }
 
 
 def machine() -> str:
-    """What the model runs on, as far as it decides results: the GPU if one is visible, else the kind of CPU arithmetic."""
+    """What decides results of where the model runs: the visible GPU, else the kind of CPU arithmetic."""
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else arithmetic.kind()

@@ -1,9 +1,9 @@
-"""Calibration text and sets: one stream of tokens, cut to blocks of each length, so that only the length differs.
+"""Calibration text and sets: one stream of tokens, cut to blocks of each length, so that only that differs.
 
-The corpus is tokenized, cut into stretches of the longest block length, shuffled once with the
-languages taking turns, and joined. Every text set is a prefix of that stream folded to its own length:
-sets of one budget hold the same tokens in the same order. A page set holds pages drawn from the same
-text; no evaluation page is ever used. Sets are safetensors, never pickles.
+The corpus is tokenized, cut into stretches of the longest block length, shuffled once with the languages
+taking turns, and joined. Every text set is a prefix of that stream folded to its own length: sets of one
+budget hold the same tokens in the same order. A page set holds pages drawn from the same text, never an
+evaluation page.
 """
 
 from itertools import chain, zip_longest
@@ -33,26 +33,25 @@ def corpus(experiment: Experiment) -> pd.DataFrame:
     source = experiment.calibration
     folder = ROOT / source.source
     if folder.is_dir():
-        found = sorted(folder.glob("*.parquet"))
-        if not found:
+        tables = [pd.read_parquet(path) for path in sorted(folder.glob("*.parquet"))]
+        if not tables:
             raise ColqError(f"{source.source} holds no .parquet file with calibration text")
-        return pd.concat([pd.read_parquet(f) for f in found], ignore_index=True)
+        return pd.concat(tables, ignore_index=True)
     frame = pd.read_parquet(fetch_dataset(source.source, source.file, source.revision))
     return pd.DataFrame({"document": frame.index.astype(str), "lang": "en", "text": frame["text"]})
 
 
 def stream(texts: pd.DataFrame, tokenizer, stretch: int, seed: int) -> np.ndarray:
-    """All of the corpus as one array of token ids, in seeded stretches of `stretch` tokens, languages in turn."""
-    shelves = []
-    rng = np.random.default_rng(seed)
+    """The corpus as one array of token ids, in seeded stretches of `stretch` tokens, languages in turn."""
+    languages, rng = [], np.random.default_rng(seed)
     separator = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.pad_token_id
-    for _, rows in sorted(texts.groupby("lang"), key=lambda pair: pair[0]):
+    for _, rows in texts.groupby("lang"):
         ids = tokenizer(rows["text"].tolist(), add_special_tokens=False)["input_ids"]
         flat = np.fromiter(chain.from_iterable([*i, separator] for i in ids), dtype=np.int64)
-        cut = flat[: len(flat) // stretch * stretch].reshape(-1, stretch)
-        shelves.append(cut[rng.permutation(len(cut))])
-    turns = [s for group in zip_longest(*shelves) for s in group if s is not None]
-    return np.concatenate(turns) if turns else np.empty(0, dtype=np.int64)
+        stretches = flat[: len(flat) // stretch * stretch].reshape(-1, stretch)
+        languages.append(rng.permutation(stretches))
+    turns = [s for group in zip_longest(*languages) for s in group if s is not None]
+    return np.concatenate([np.empty(0, dtype=np.int64), *turns])
 
 
 def pack(tokens: np.ndarray, spec: CalibrationSet) -> torch.Tensor:
@@ -64,21 +63,18 @@ def pack(tokens: np.ndarray, spec: CalibrationSet) -> torch.Tensor:
     needed = spec.blocks * spec.seqlen
     if len(tokens) < needed:
         raise ColqError(
-            f"calibration set {spec.id} needs {needed:,} tokens ({spec.blocks} blocks of {spec.seqlen}) and the "
-            f"corpus gives {len(tokens):,}; lower `blocks`, or name a larger corpus"
+            f"calibration set {spec.id} needs {needed:,} tokens ({spec.blocks} blocks of {spec.seqlen}) "
+            f"and the corpus gives {len(tokens):,}; lower `blocks`, or name a larger corpus"
         )
     return torch.from_numpy(tokens[:needed].reshape(spec.blocks, spec.seqlen).copy())
 
 
 def draw_page(text: str) -> Image.Image:
-    """A page image with `text` set in DejaVu Sans (matplotlib brings it; Pillow's own font lacks most accents), until it is full."""
+    """A page filled with `text` in DejaVu Sans (matplotlib has it; Pillow's own font lacks most accents)."""
     page = Image.new("L", PAGE_SIZE, 255)
-    canvas, font = (
-        ImageDraw.Draw(page),
-        ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 13),
-    )
-    words, line, y = text.split(), "", 8
-    for word in words:
+    canvas, line, y = ImageDraw.Draw(page), "", 8
+    font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 13)
+    for word in text.split():
         if canvas.textlength(f"{line} {word}", font=font) > PAGE_SIZE[0] - 16:
             canvas.text((8, y), line, fill=0, font=font)
             line, y = "", y + 18
@@ -89,9 +85,9 @@ def draw_page(text: str) -> Image.Image:
 
 
 def page_set(texts: pd.DataFrame, spec: CalibrationSet, seed: int) -> tuple[torch.Tensor, list[str]]:
-    """`blocks` drawn pages ``(blocks, 384, 704)`` uint8 and as many queries: 3 to 8 words in a row of each page's own passage.
+    """`blocks` drawn pages ``(blocks, 384, 704)`` uint8, and a query each: 3 to 8 words in a row of it.
 
-    The queries are for `study_weights`, which tunes on pages followed by text; an experiment's set keeps the pages alone.
+    The queries are for `studies.seqlen.weights`, which tunes on pages followed by text.
 
     Raises:
         ColqError: too few passages of 60 words.
@@ -100,11 +96,11 @@ def page_set(texts: pd.DataFrame, spec: CalibrationSet, seed: int) -> tuple[torc
     usable = texts[texts["text"].str.split().str.len() >= 60]
     if len(usable) < spec.blocks:
         raise ColqError(
-            f"calibration set {spec.id} needs {spec.blocks} passages of 60 words, the corpus has {len(usable)}"
+            f"calibration set {spec.id} needs {spec.blocks} passages of 60 words, "
+            f"the corpus has {len(usable)}"
         )
-    chosen = usable["text"].iloc[rng.permutation(len(usable))[: spec.blocks]].tolist()
     images, queries = [], []
-    for text in chosen:
+    for text in usable["text"].iloc[rng.permutation(len(usable))[: spec.blocks]]:
         words = text.split()
         start = int(rng.integers(0, max(1, len(words) - 150)))
         images.append(np.asarray(draw_page(" ".join(words[start : start + 150]))))
@@ -119,7 +115,7 @@ def path_of(experiment: Experiment, set_id: str) -> Path:
 
 
 def load(experiment: Experiment, set_id: str) -> dict[str, torch.Tensor]:
-    """A packed set: ``input_ids`` ``(blocks, seqlen)`` of a text set, ``pages`` ``(blocks, 384, 704)`` of a page set.
+    """A packed set: ``input_ids`` ``(blocks, seqlen)`` of text or ``pages`` ``(blocks, 384, 704)``.
 
     Raises:
         ColqError: the set has not been packed yet.

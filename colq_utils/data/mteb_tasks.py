@@ -9,24 +9,32 @@ import io
 from functools import lru_cache
 from pathlib import Path
 
-import pandas as pd
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
+from PIL import Image
 
 from colq_utils.base.errors import ColqError
 from colq_utils.data import minividore
 
-CODES = {
-    "en": "eng-Latn",
-    "fr": "fra-Latn",
-    "de": "deu-Latn",
-    "es": "spa-Latn",
-    "it": "ita-Latn",
-    "pt": "por-Latn",
+#: What is the same for all tasks of MiniVidore in mteb's view of them.
+COMMON = {
+    "type": "DocumentUnderstanding",
+    "category": "t2i",
+    "modalities": ["text", "image"],
+    "eval_splits": ["test"],
+    "main_score": "ndcg_at_5",
+    "date": ("2023-01-01", "2024-12-31"),
+    "domains": ["Programming", "Non-fiction"],
+    "task_subtypes": ["Image Text Retrieval"],
+    "license": "not specified",
+    "annotations_creators": "derived",
+    "dialect": [],
+    "sample_creation": "found",
+    "bibtex_citation": "",
+    "reference": None,
 }
-SCANNED = "@scan"
 
 
 class MiniVidoreTask(AbsTaskRetrieval):
@@ -35,101 +43,68 @@ class MiniVidoreTask(AbsTaskRetrieval):
     root: Path = minividore.DEFAULT
     k_values = (1, 5)  # mteb computes a dozen measures at each cut-off, most of them slowly
 
-    def load_data(self, num_proc: int | None = None, **kwargs) -> None:
+    def load_data(self, num_proc: int | None = None, **unused) -> None:
         """Fill `dataset[lang]["test"]` with corpus, queries and relevant_docs."""
-        if self.data_loaded:
-            return
-        name = self.metadata.name
-        self.dataset = {
-            lang: {"test": _split(str(self.root), name, lang)} for lang in minividore.TASKS[name].languages
-        }
-        self.data_loaded = True
+        if not self.data_loaded:
+            name = self.metadata.name
+            languages = minividore.TASKS[name].languages
+            self.dataset = {lang: {"test": _split(self.root, name, lang)} for lang in languages}
+            self.data_loaded = True
 
 
-def make_task(name: str, root: Path) -> MiniVidoreTask:
-    """Return the mteb task of a name in minividore.TASKS."""
-    task = minividore.TASKS[name]
+def tasks(names: list[str] | None = None, root: Path = minividore.DEFAULT) -> list[MiniVidoreTask]:
+    """mteb task objects, all of them or those named; raises ColqError for an unknown name."""
+    unknown = sorted(set(names or ()) - set(minividore.TASKS))
+    if unknown:
+        raise ColqError(f"unknown task {', '.join(unknown)}; there are {', '.join(minividore.TASKS)}")
+    return [_make_task(name, Path(root)) for name in (names or minividore.TASKS)]
+
+
+def _make_task(name: str, root: Path) -> MiniVidoreTask:
+    task, recorded = minividore.TASKS[name], minividore.recorded_fingerprint(root)
+    revision = recorded["pages_sha256"][:12] + recorded["queries_sha256"][:12]
     metadata = TaskMetadata(
         name=name,
         description=task.description,
-        dataset={"path": "data/minividore", "revision": minividore_revision(str(root))},
-        type="DocumentUnderstanding",
-        category="t2i",
-        modalities=["text", "image"],
-        eval_splits=["test"],
-        eval_langs={lang: [CODES[lang]] for lang in task.languages},
-        main_score="ndcg_at_5",
-        date=("2023-01-01", "2024-12-31"),
-        domains=["Programming", "Non-fiction"],
-        task_subtypes=["Image Text Retrieval"],
-        license="not specified",
-        annotations_creators="derived",
-        dialect=[],
-        sample_creation="found",
-        bibtex_citation="",
-        reference=None,
+        dataset={"path": "data/minividore", "revision": revision},
+        eval_langs={lang: [f"{minividore.LANGUAGES[lang]}-Latn"] for lang in task.languages},
+        **COMMON,
     )
     return type(name, (MiniVidoreTask,), {"metadata": metadata, "root": root})()
 
 
-@lru_cache(maxsize=4)
-def _benchmark(root: str) -> minividore.MiniVidore:
-    return minividore.load(Path(root))
+_benchmark = lru_cache(maxsize=4)(minividore.load)
 
 
-@lru_cache(maxsize=4)
-def minividore_revision(root: str) -> str:
-    """Return the data's version for mteb: the start of the two recorded checksums."""
-    path = Path(root) / "fingerprint.json"
-    recorded = pd.read_json(path, typ="series")
-    return recorded["pages_sha256"][:12] + recorded["queries_sha256"][:12]
-
-
-def _split(root: str, name: str, lang: str) -> dict:
-    benchmark, task = _benchmark(root), minividore.TASKS[name]
-    queries = minividore.queries_of(benchmark, name, lang)
-    suffix = SCANNED if task.pages == "scanned" else ""
-    one_for_all = task.pages in ("all", "scanned")
+def _split(root: Path, name: str, lang: str) -> dict:
+    queries = minividore.queries_of(_benchmark(root), name, lang)
+    pages = minividore.TASKS[name].pages
+    suffix = "@scan" if pages == "scanned" else ""
+    relevant = [{page_id + suffix: 1 for page_id in answers} for answers in queries.relevant]
     return {
-        "corpus": _corpus(root, name if not one_for_all else task.pages, "" if one_for_all else lang),
+        "corpus": _corpus(root, name, lang) if pages in ("reading", "foreign") else _corpus(root, pages),
         "queries": Dataset.from_dict({"id": list(queries.query_id), "text": list(queries.text)}),
-        "relevant_docs": {
-            query.query_id: {page_id + suffix: 1 for page_id in query.relevant}
-            for query in queries.itertuples()
-        },
+        "relevant_docs": dict(zip(queries.query_id, relevant)),
         "top_ranked": None,
     }
 
 
 @lru_cache(maxsize=32)
-def _corpus(root: str, which: str, lang: str) -> Dataset:
-    """Return a corpus (id, image); which: all, scanned, or the name of a task with pages of its own."""
-    benchmark = _benchmark(root)
+def _corpus(root: Path, which: str, lang: str = "") -> Dataset:
+    """A corpus (id, image); `which`: all, scanned, or a task with pages of its own per language."""
+    pages = _benchmark(root).pages
     if which == "scanned":
-        pages = benchmark.pages[benchmark.pages.scanned]
-        ids = [page_id + SCANNED for page_id in pages.page_id]
-        pictures = [_scanned(row) for row in pages.to_dict("records")]
-    else:
-        pages = benchmark.pages if which == "all" else minividore.corpus_of(benchmark, which, lang)
-        ids, pictures = list(pages.page_id), list(pages.image)
+        pages = pages[pages.scanned]
+        scans = [_png(minividore.scanned(row)) for row in pages.to_dict("records")]
+        pages = pages.assign(page_id=pages.page_id + "@scan", image=scans)
+    elif which != "all":
+        pages = minividore.corpus_of(_benchmark(root), which, lang)
+    images = [{"bytes": content, "path": None} for content in pages.image]
     features = Features({"id": Value("string"), "image": ImageFeature()})
-    return Dataset.from_dict(
-        {"id": ids, "image": [{"bytes": data, "path": None} for data in pictures]}, features
-    )
+    return Dataset.from_dict({"id": list(pages.page_id), "image": images}, features)
 
 
-def _scanned(row: dict) -> bytes:
+def _png(page: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    page = minividore.scan(minividore.image(row), row["page_id"], minividore.SCAN_STRENGTH).convert(
-        "L"
-    )  # mteb makes it RGB
     page.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
-
-
-def tasks(names: list[str] | None = None, root: Path = minividore.DEFAULT) -> list:
-    """Return mteb task objects, all of them or those named; raises ColqError for an unknown name."""
-    unknown = sorted(set(names or ()) - set(minividore.TASKS))
-    if unknown:
-        raise ColqError(f"unknown task {', '.join(unknown)}; there are {', '.join(minividore.TASKS)}")
-    return [make_task(name, Path(root)) for name in (names or minividore.TASKS)]

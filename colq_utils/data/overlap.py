@@ -14,16 +14,15 @@ LENGTH = 8  # words
 
 
 def ngrams(text: str, length: int = LENGTH) -> set[str]:
-    """Return the sequences of `length` lower-case words in a text, joined by spaces."""
+    """The sequences of `length` lower-case words in a text, joined by spaces."""
     words = tokens(text)
     return {" ".join(words[i : i + length]) for i in range(len(words) - length + 1)}
 
 
 def eight_gram_overlap(corpus_texts: Iterable[str], benchmark_texts: Iterable[str]) -> np.ndarray:
-    """Count for each corpus text the word 8-grams it shares with any benchmark text.
+    """Word 8-grams that each corpus text shares with any benchmark text, int64 ``(n_corpus_texts,)``.
 
-    Returns int64 (n_corpus_texts,); all zero means that the corpus is disjoint from the benchmark.
-    A benchmark text of fewer than 8 words cannot be found.
+    All zero means that the two are disjoint; a benchmark text of fewer than 8 words cannot be found.
     """
     seen = set().union(*(ngrams(text) for text in benchmark_texts))
     return np.array([len(ngrams(text) & seen) for text in corpus_texts], dtype=np.int64)

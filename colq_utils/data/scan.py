@@ -14,11 +14,11 @@ from PIL import Image, ImageFilter
 
 
 def scan(image: Image.Image, page_id: str, strength: float) -> Image.Image:
-    """Return an RGB page as a bad scan of the same size.
+    """An RGB page as a bad scan of the same size.
 
-    strength: 0 leaves the page as it is, 1 is hard to read for people; in between, everything grows
-    with it: skew (to 1.5 degrees), loss of resolution (to 45 %), blur, uneven light, loss of
-    contrast, noise and JPEG compression (quality from 90 down to 20). Raises ValueError outside 0..1.
+    strength: 0 leaves the page as it is, 1 is hard to read for people; with it grow skew (to 1.5°), loss of
+    resolution (to 45 %), blur, uneven light, loss of contrast, noise and JPEG compression (quality from 90
+    down to 20). Raises ValueError outside 0..1.
     """
     if not 0 <= strength <= 1:
         raise ValueError(f"scan strength must lie in 0..1, not {strength}")
@@ -34,12 +34,14 @@ def scan(image: Image.Image, page_id: str, strength: float) -> Image.Image:
     page = page.filter(ImageFilter.GaussianBlur(strength * rng.uniform(0.2, 0.6)))
     pixels = _light(np.asarray(page, np.float32), strength, rng)
     page = Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
-    page = _jpeg(page, quality=round(90 - 70 * strength * rng.uniform(0.7, 1)))
+    buffer = io.BytesIO()
+    page.save(buffer, "JPEG", quality=round(90 - 70 * strength * rng.uniform(0.7, 1)))
+    page = Image.open(buffer).convert("L")
     return page.resize((width, height), Image.Resampling.BILINEAR).convert("RGB")
 
 
 def _light(pixels: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """Return grey pixels (height, width) float32 with less contrast, uneven light and noise."""
+    """Grey pixels (height, width) float32 with less contrast, uneven light and noise."""
     height, width = pixels.shape
     ink, paper = 90 * strength * rng.uniform(0.3, 1), 255 - 60 * strength * rng.uniform(0.3, 1)
     pixels = ink + pixels / 255 * (paper - ink)
@@ -47,9 +49,3 @@ def _light(pixels: np.ndarray, strength: float, rng: np.random.Generator) -> np.
     slope_x, slope_y = 50 * strength * rng.uniform(-1, 1, 2)
     pixels = pixels + slope_x * across[None, :] + slope_y * down[:, None]
     return pixels + rng.normal(0, 16 * strength, pixels.shape)
-
-
-def _jpeg(page: Image.Image, quality: int) -> Image.Image:
-    buffer = io.BytesIO()
-    page.save(buffer, "JPEG", quality=quality)
-    return Image.open(io.BytesIO(buffer.getvalue())).convert("L")

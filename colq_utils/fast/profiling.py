@@ -4,6 +4,7 @@ A latency that misses its floor asks which of these is in the way. Kernels are t
 """
 
 import re
+from collections import defaultdict
 
 import torch
 
@@ -30,32 +31,26 @@ def parts(work) -> dict[str, float]:
         for _ in range(CALLS):
             work()
         torch.cuda.synchronize()
-    kernels = [
-        (event.time_range.start, event.time_range.end, event.name)
-        for event in record.events()
-        if event.device_type == DeviceType.CUDA
-    ]
-    return {part: seconds / CALLS for part, seconds in alone(kernels).items()} | {
-        "kernels": len(kernels) / CALLS
-    }
+    events = [event for event in record.events() if event.device_type == DeviceType.CUDA]
+    kernels = [(event.time_range.start, event.time_range.end, event.name) for event in events]
+    seconds = {part: total / CALLS for part, total in alone(kernels).items()}
+    return seconds | {"kernels": len(kernels) / CALLS}
 
 
 def alone(kernels: list[tuple[float, float, str]]) -> dict[str, float]:
     """Seconds by part of kernels given as (start, end, name) in microseconds.
 
-    A kernel may be launched while the one before still runs and wait for it: what they share is the earlier one's.
+    A kernel may be launched while the one before still runs, and wait: what they share is the earlier one's.
     """
-    found: dict[str, float] = {}
+    seconds: dict[str, float] = defaultdict(float)
     until = 0.0
     for start, end, name in sorted(kernels):
-        part = part_of(name)
-        found[part] = found.get(part, 0.0) + max(0.0, end - max(start, until)) / 1e6
+        seconds[part_of(name)] += max(0.0, end - max(start, until)) / 1e6
         until = max(until, end)
-    return found
+    return dict(seconds)
 
 
 def part_of(kernel: str) -> str:
     """The part a kernel belongs to, by its name; ``rest`` if none."""
-    return next(
-        (part for part, pattern in PARTS.items() if re.search(pattern, kernel, re.IGNORECASE)), "rest"
-    )
+    matches = (part for part, pattern in PARTS.items() if re.search(pattern, kernel, re.IGNORECASE))
+    return next(matches, "rest")

@@ -1,4 +1,4 @@
-"""What AutoRound needs around it: a stated precision, its log in a file and a bar over its blocks, its logged errors as exceptions."""
+"""What AutoRound needs around it: a stated precision, its log in a file, a bar over its blocks."""
 
 import gc
 import logging
@@ -9,26 +9,18 @@ from colq_utils.base.progress import bar
 
 
 def precision(device: str) -> dict:
-    """What AutoRound tunes in: fp32 on a CPU, where it would otherwise ask the processor for bf16; the model's dtype on CUDA."""
+    """What AutoRound tunes in: the model's dtype on CUDA, fp32 on a CPU, whatever that knows of bf16."""
     return {"amp": False} if device == "cpu" else {}
 
 
 @contextmanager
-def collector_spared():
-    """AutoRound collects garbage after every step of a block; what is alive before need not be walked through each time."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
-@contextmanager
 def listening(log: Path, blocks: int, label: str):
-    """AutoRound's log to a file, a bar over its blocks, and its logged errors as exceptions."""
+    """AutoRound's log to a file, a bar over its blocks, and its logged errors as exceptions.
+
+    What is alive before is kept out of the garbage collections that it has after every step of a block.
+    """
     logger, errors = logging.getLogger("autoround"), []
-    kept, level = logger.handlers[:], logger.level
+    handlers, level = logger.handlers, logger.level
 
     class Listener(logging.FileHandler):
         def emit(self, record):
@@ -38,19 +30,19 @@ def listening(log: Path, blocks: int, label: str):
             if record.getMessage().startswith("quantized "):
                 progress.update()
 
-    logger.handlers = [Listener(log)]
+    listener = Listener(log)
+    output = listener.stream
+    logger.handlers = [listener]
     logger.setLevel(logging.INFO)
+    gc.collect()
+    gc.freeze()
     try:
-        with (
-            bar(label, blocks, "block") as progress,
-            log.open("a") as stream,
-            redirect_stdout(stream),
-            redirect_stderr(stream),
-        ):
+        with bar(label, blocks, "block") as progress, redirect_stdout(output), redirect_stderr(output):
             yield
     finally:
-        logger.handlers[0].close()
-        logger.handlers = kept
+        gc.unfreeze()
+        listener.close()
+        logger.handlers = handlers
         logger.setLevel(level)
     if errors:
         raise RuntimeError(f"AutoRound logged an error: {errors[0]}")

@@ -1,22 +1,33 @@
 """Eight-bit stand-ins for parts of a model: FP8 matrix products and an int8 embedding table.
 
-FP8 here is e4m3 with one scale an output channel for weights and one a token, found as it passes, for activations: the
-recipe that Hopper's tensor cores multiply natively (`torch._scaled_mm`). Conversion happens at load time from the bf16
-base; nothing is calibrated.
+FP8 here is e4m3 with one scale per output channel for weights and one per token, found as it passes, for
+activations: the recipe that Hopper's tensor cores multiply natively (`torch._scaled_mm`). Conversion happens
+at load time from the bf16 base; nothing is calibrated.
 """
 
 import torch
 from torch import nn
 
+from colq_utils.model import kernels
+
 #: Largest finite number of e4m3.
 LARGEST = 448.0
 
 
+def scale_of(amax: torch.Tensor, largest: float | torch.Tensor = LARGEST) -> torch.Tensor:
+    """The fp32 scale that takes a row's largest magnitude to that of e4m3; never 0, so zeros stay zeros."""
+    return amax.float().clamp(min=1e-12) / largest
+
+
+def rounded(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """x / scale as e4m3, saturated."""
+    return (x.float() / scale).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
+
+
 def scaled(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of `x` ``(…, n, k)`` in e4m3 and their scales ``(…, n, 1)``, fp32; row = e4m3 × scale."""
-    values = x.float()
-    scale = values.abs().amax(-1, keepdim=True).clamp(min=1e-12) / LARGEST
-    return (values / scale).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn), scale
+    """Rows of `x` ``(…, n, k)`` in e4m3 and their scales ``(…, n, 1)``, fp32; row = e4m3 · scale."""
+    scale = scale_of(x.abs().amax(-1, keepdim=True))
+    return rounded(x, scale), scale
 
 
 class Fp8Linear(nn.Module):
@@ -35,22 +46,15 @@ class Fp8Linear(nn.Module):
 
     def forward(self, x: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         values, scale = x if isinstance(x, tuple) else scaled(x)
-        rows = values.reshape(-1, self.in_features)
-        product = torch._scaled_mm(
-            rows,
-            self.weight.t(),
-            scale.reshape(-1, 1),
-            self.scale,
-            bias=self.bias,
-            out_dtype=torch.bfloat16,
-            use_fast_accum=rows.is_cuda,
-        )
+        rows, scale = values.reshape(-1, self.in_features), scale.reshape(-1, 1)
+        options = dict(bias=self.bias, out_dtype=torch.bfloat16, use_fast_accum=rows.is_cuda)
+        product = torch._scaled_mm(rows, self.weight.t(), scale, self.scale, **options)
         product = product if isinstance(x, tuple) else product.to(x.dtype)
         return product.view(*values.shape[:-1], self.out_features)
 
 
 class Int8Embedding(nn.Module):
-    """An embedding table in int8 with one scale a row; a lookup restores the dtype of the scales."""
+    """An embedding table in int8 with one scale per row; a lookup restores the dtype of the scales."""
 
     bits = 8
 
@@ -65,17 +69,12 @@ class Int8Embedding(nn.Module):
         return self.weight[ids].to(self.scale.dtype) * self.scale[ids]
 
 
-def fp8_(module: nn.Module, skip: tuple[str, ...] = ()) -> None:
-    """Replace the Linear layers under `module` by FP8 ones, in place; widths that are no multiple of 16 stay."""
-    for name, child in module.named_children():
-        if (
-            isinstance(child, nn.Linear)
-            and name not in skip
-            and child.in_features % 16 == 0
-            and child.out_features % 16 == 0
-        ):
-            setattr(
-                module, name, Fp8Linear(child.weight.data, None if child.bias is None else child.bias.data)
-            )
-        else:
-            fp8_(child, skip)
+def fp8_(module: nn.Module) -> None:
+    """Replace the Linear layers under `module` whose widths 16 divides by FP8 ones, in place."""
+
+    def converted(layer: nn.Linear) -> nn.Module:
+        if layer.in_features % 16 or layer.out_features % 16:
+            return layer
+        return Fp8Linear(layer.weight.data, None if layer.bias is None else layer.bias.data)
+
+    kernels.replace_(module, nn.Linear, converted)

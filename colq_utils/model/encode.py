@@ -17,107 +17,80 @@ from colq_utils.model.loading import Loaded
 
 @torch.inference_mode()
 def queries(loaded: Loaded, texts: Sequence[str], batch: int = 32) -> list[torch.Tensor]:
-    """Embed query texts; returns a tensor ``(n_tokens, dim)`` each, padding removed, on the CPU.
-
-    Texts are batched by length, so that little is padded; the order of the result is that of `texts`.
-    """
+    """Embed texts, batched by length; a tensor ``(n_tokens, dim)`` each, without padding, on the CPU."""
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    vectors: list[torch.Tensor | None] = [None] * len(texts)
+    vectors = {}
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
         inputs = loaded.processor.queries([texts[i] for i in chosen]).to(loaded.device)
-        for i, found in zip(
-            chosen, _rows(loaded.model(**inputs).embeddings, inputs["attention_mask"]), strict=True
-        ):
-            vectors[i] = found
-    return vectors
+        rows = _rows(loaded.model(**inputs).embeddings, inputs["attention_mask"])
+        vectors |= zip(chosen, rows, strict=True)
+    return [vectors[i] for i in range(len(texts))]
 
 
 def pages(loaded: Loaded, images: Sequence, batch: int = 8) -> list[torch.Tensor]:
-    """Embed page images (PIL); returns a tensor ``(n_tokens, dim)`` each, on the CPU."""
+    """Embed page images (PIL); a tensor ``(n_tokens, dim)`` each, on the CPU."""
     stream = stream_pages(loaded, range(len(images)), images.__getitem__, batch)
-    return [vectors for _, some in stream for vectors in some]
+    return [vectors for _, matrices in stream for vectors in matrices]
 
 
 @torch.inference_mode()
-def stream_pages(
-    loaded: Loaded, keys: Sequence, image: Callable, batch: int
-) -> Iterator[tuple[Sequence, list[torch.Tensor]]]:
-    """Embed the pages that `image` gives for `keys`; yields keys and vectors a batch at a time."""
+def stream_pages(loaded: Loaded, keys: Sequence, image: Callable, batch: int) -> Iterator[tuple]:
+    """Embed the pages that `image` gives for `keys`; yields keys and their vectors a batch at a time."""
 
-    def prepare(some):
-        return loaded.processor.pages([image(key) for key in some])
+    def prepare(subset):
+        return loaded.processor.pages([image(key) for key in subset])
 
-    for some, inputs in _ahead(prepare, keys, batch):
+    for subset, inputs in prefetch(prepare, keys, batch):
         inputs = inputs.to(loaded.device)
-        yield some, _kept(loaded, loaded.model(**inputs).embeddings, inputs)
+        yield subset, _searched(loaded, loaded.model(**inputs).embeddings, inputs)
 
 
-def _ahead(
-    work: Callable, keys: Sequence, batch: int, workers: int | None = None
-) -> Iterator[tuple[Sequence, object]]:
+def prefetch(work: Callable, keys: Sequence, batch: int, workers: int | None = None) -> Iterator[tuple]:
     """Slices of `keys` with what `work` makes of them, the next ones worked on in threads meanwhile.
 
-    Decoding and patching a page takes a processor core longer than a GPU needs to encode it.
-
-    Args:
-        workers: threads that share torch's threads among them; None: half the cores', for work without torch.
+    Decoding and patching a page takes a processor core longer than a GPU needs to encode it. `workers` share
+    torch's threads among them; where none are given, half the cores take work without torch.
     """
-    share = (
-        {}
-        if workers is None
-        else {"initializer": torch.set_num_threads, "initargs": (max(1, torch.get_num_threads() // workers),)}
-    )
+    share, waiting = max(1, torch.get_num_threads() // (workers or 1)), deque()
+    options = dict(initializer=torch.set_num_threads, initargs=(share,)) if workers else {}
     workers = workers or min(8, max(1, (os.cpu_count() or 1) // 2))
-    with ThreadPoolExecutor(workers, **share) as pool:
-        waiting: deque = deque()
+    with ThreadPoolExecutor(workers, **options) as pool:
         for start in range(0, len(keys), batch):
-            some = keys[start : start + batch]
-            waiting.append((some, pool.submit(work, some)))
+            subset = keys[start : start + batch]
+            waiting.append((subset, pool.submit(work, subset)))
             if len(waiting) > workers:
-                done, future = waiting.popleft()
-                yield done, future.result()
-        for done, future in waiting:
-            yield done, future.result()
+                subset, future = waiting.popleft()
+                yield subset, future.result()
+        for subset, future in waiting:
+            yield subset, future.result()
 
 
 def feature_width(loaded: Loaded) -> int:
-    """Numbers a visual token has in `features`: the last layer's and each deepstack layer's."""
+    """Numbers that `stream_features` gives per visual token: the last layer's and each deepstack layer's."""
     vision = loaded.model.config.vision_config
     return vision.out_hidden_size * (1 + len(vision.deepstack_visual_indexes))
 
 
-def features(loaded: Loaded, images: Sequence) -> tuple[list[torch.Tensor], list[list[int]]]:
-    """Run the vision tower alone.
+def stream_features(loaded: Loaded, keys: Sequence, image: Callable, batch: int) -> Iterator[tuple]:
+    """Run the vision tower alone on the pages that `image` gives for `keys`.
 
-    Returns:
-        A tensor ``(n_visual_tokens, feature_width)`` a page, and its patch grid ``[time, height, width]``.
-    """
-    ((_, matrices, grids),) = stream_features(loaded, range(len(images)), images.__getitem__, len(images))
-    return matrices, grids
-
-
-def stream_features(
-    loaded: Loaded, keys: Sequence, image: Callable, batch: int
-) -> Iterator[tuple[Sequence, list, list]]:
-    """The vision tower's output for the pages that `image` gives for `keys`: keys, matrices and grids a batch at a time.
-
-    On a CPU batches run side by side, each on its share of the threads: a small tower keeps one core busy, not several.
+    Yields keys, tensors ``(n_visual_tokens, feature_width)`` and patch grids ``[time, height, width]`` a
+    batch at a time. On a CPU batches run side by side on shares of the threads: a small tower keeps one busy.
     """
 
-    def prepare(some):
-        return loaded.processor.image_processor(
-            images=[image(key).convert("RGB") for key in some], return_tensors="pt"
-        )
+    def prepare(subset):
+        images = [image(key).convert("RGB") for key in subset]
+        return loaded.processor.image_processor(images=images, return_tensors="pt")
 
     if loaded.device.type != "cpu":
-        for some, inputs in _ahead(prepare, keys, batch):
-            yield some, *_tower(loaded, inputs)
+        for subset, inputs in prefetch(prepare, keys, batch):
+            yield subset, *_tower(loaded, inputs)
         return
     threads = torch.get_num_threads()
     try:
-        for some, found in _ahead(lambda some: _tower(loaded, prepare(some)), keys, batch, min(4, threads)):
-            yield some, *found
+        for subset, output in prefetch(lambda k: _tower(loaded, prepare(k)), keys, batch, min(4, threads)):
+            yield subset, *output
     finally:
         torch.set_num_threads(threads)  # threads made later take the last number set anywhere
 
@@ -133,28 +106,21 @@ def _tower(loaded: Loaded, inputs) -> tuple[list[torch.Tensor], list[list[int]]]
 
 
 @torch.inference_mode()
-def pages_from_features(
-    loaded: Loaded, stored: Sequence[torch.Tensor], grids: Sequence[list[int]]
-) -> list[torch.Tensor]:
-    """Embed pages from what `features` gave; the same as `pages` on their images."""
+def pages_from_features(loaded: Loaded, stored: Sequence, grids: Sequence[list[int]]) -> list[torch.Tensor]:
+    """Embed pages from what `stream_features` gave; the same as `pages` on their images."""
     width = loaded.model.config.vision_config.out_hidden_size
-    split = [f.to(loaded.device).split(width, dim=-1) for f in stored]
+    final, *deeper = zip(*(f.to(loaded.device).split(width, dim=-1) for f in stored), strict=True)
+    output = BaseModelOutputWithDeepstackFeatures(pooler_output=final, deepstack_features=deeper)
     inputs = loaded.processor.page_prompts(grids).to(loaded.device)
-    output = BaseModelOutputWithDeepstackFeatures(
-        pooler_output=[s[0] for s in split],
-        deepstack_features=[[s[layer] for s in split] for layer in range(1, len(split[0]))],
-    )
-    return _kept(loaded, loaded.model(**inputs, page_features=output).embeddings, inputs)
+    return _searched(loaded, loaded.model(**inputs, page_features=output).embeddings, inputs)
 
 
-def _kept(loaded: Loaded, embeddings: torch.Tensor, inputs) -> list[torch.Tensor]:
+def _searched(loaded: Loaded, embeddings: torch.Tensor, inputs) -> list[torch.Tensor]:
     """The vectors a page is searched by: all of its prompt's, or its image tokens' alone."""
-    return _rows(
-        embeddings,
-        inputs["mm_token_type_ids" if loaded.processor.page_tokens == "image" else "attention_mask"] == 1,
-    )
+    mask = "mm_token_type_ids" if loaded.processor.page_tokens == "image" else "attention_mask"
+    return _rows(embeddings, inputs[mask] == 1)
 
 
 def _rows(embeddings: torch.Tensor, keep: torch.Tensor) -> list[torch.Tensor]:
-    """The kept tokens of each row, ``(n, n_tokens, dim)`` by ``(n, n_tokens)``, on the CPU; one copy for all, for each waits for the GPU."""
+    """Each row's kept tokens, ``(n, n_tokens, dim)`` by ``(n, n_tokens)``, on the CPU; one copy for all."""
     return [row[mask] for row, mask in zip(embeddings.cpu(), keep.cpu().bool(), strict=True)]

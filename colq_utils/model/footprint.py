@@ -1,10 +1,7 @@
 """Where a checkpoint's bytes are, and how many are left under each quantization scheme: from shapes alone.
 
-A safetensors file opens with a table of its tensors (name, dtype, shape). Those tables and
-``config.json`` say all that can be said about size, in a few kilobytes, for an 8B model on the hub
-as for the embedded one; no weight is read. Predictions are sums over the tensors that AutoRound
-writes, so they agree with a real checkpoint to the byte (tested). What a running process holds on
-top (activations, libraries) is measured in `colq_utils.stages.benchmark.bench`, not guessed here.
+Predictions are sums over the tensors that AutoRound writes, so they agree with a real checkpoint to the byte
+(tested). What a running process holds on top is measured in `colq_utils.stages.benchmark.bench`.
 """
 
 from collections.abc import Iterable
@@ -17,6 +14,30 @@ from colq_utils.model.hub import Tensor, read_config
 #: Packings and the weight bits each exists for. The first is what AutoRound writes by default.
 PACKINGS = {"auto_round": (8, 4, 3, 2), "auto_gptq": (8, 4, 3, 2), "auto_awq": (4,)}
 GROUP_SIZES = (32, 64, 128)
+#: The vision towers of the published models.
+VISION = {
+    "4b": dict(depth=24, hidden_size=1024, intermediate_size=4096, deepstack_visual_indexes=[5, 11, 17]),
+    "8b": dict(depth=27, hidden_size=1152, intermediate_size=4304, deepstack_visual_indexes=[8, 16, 24]),
+}
+
+
+def real_config(size: str) -> dict:
+    """The configuration of the published ``4b`` or ``8b`` model, by its dimensions."""
+    width, mlp_width = {"4b": (2560, 9728), "8b": (4096, 12288)}[size]
+    rope = dict(rope_type="default", rope_theta=5e6, mrope_section=[24, 20, 20], mrope_interleaved=True)
+    text = dict(vocab_size=151936, hidden_size=width, intermediate_size=mlp_width, num_hidden_layers=36)
+    text |= dict(num_attention_heads=32, num_key_value_heads=8, head_dim=128, rope_parameters=rope)
+    vision = dict(patch_size=16, spatial_merge_size=2, num_heads=16, num_position_embeddings=2304)
+    vision |= dict(out_hidden_size=width, **VISION[size])
+    projection = dict(embed_dim=320, projection_bias=True)
+    return dict(text_config=text, vision_config=vision, **projection, tie_word_embeddings=size == "4b")
+
+
+def configuration(experiment: Experiment) -> dict:
+    """The configuration of an experiment's base checkpoint."""
+    if experiment.model.is_random:
+        return real_config(experiment.model.size)
+    return read_config(experiment.model_path, experiment.model.revision)
 
 
 def from_config(config: dict) -> list[Tensor]:
@@ -41,42 +62,27 @@ def from_config(config: dict) -> list[Tensor]:
 def packed(tensor: Tensor, bits: int, group_size: int, packing: str = "auto_round") -> list[Tensor]:
     """The tensors that AutoRound writes in place of a Linear's weight ``(out, in)``.
 
-    Weights and zero points are packed into int32 words, scales are fp16, one of each a group and
-    output. ``auto_gptq`` adds ``g_idx``, an int32 a column. AWQ packs along the other dimension.
-
-    Raises:
-        ColqError: a packing that does not exist for this many bits.
+    Weights and zero points are packed into int32 words, scales are fp16, one of each per group and output.
+    ``auto_gptq`` adds ``g_idx``, an int32 per column; AWQ packs along the other dimension.
     """
     if bits not in PACKINGS.get(packing, ()):
-        raise ColqError(
-            f"no packing {packing!r} for {bits} bits; there are: "
-            + ", ".join(f"{name} ({'/'.join(map(str, b))})" for name, b in PACKINGS.items())
-        )
+        known = ", ".join(f"{name} ({'/'.join(map(str, widths))})" for name, widths in PACKINGS.items())
+        raise ColqError(f"no packing {packing!r} for {bits} bits; there are: {known}")
     out, columns = tensor.shape
     layer, groups = tensor.name.removesuffix("weight"), -(-columns // group_size)
-    weight = (columns, _words(out, bits)) if packing == "auto_awq" else (_words(columns, bits), out)
-    made = [
-        Tensor(layer + "qweight", "I32", weight),
-        Tensor(layer + "qzeros", "I32", (groups, _words(out, bits))),
-        Tensor(layer + "scales", "F16", (groups, out)),
-    ]
-    return made + ([Tensor(layer + "g_idx", "I32", (columns,))] if packing == "auto_gptq" else [])
+    # three bits run on from word to word: ten and two thirds numbers in each, as GPTQ has it
+    out_words, column_words = -(-out * bits // 32), -(-columns * bits // 32)
+    weight = (columns, out_words) if packing == "auto_awq" else (column_words, out)
+    parts = {"qweight": weight, "qzeros": (groups, out_words), "scales": (groups, out)}
+    parts |= {"g_idx": (columns,)} if packing == "auto_gptq" else {}
+    return [Tensor(layer + name, "F16" if name == "scales" else "I32", parts[name]) for name in parts]
 
 
-def _words(numbers: int, bits: int) -> int:
-    """32-bit words that hold so many numbers (three bits: ten and two thirds a word, as GPTQ does)."""
-    return -(-numbers * bits // 32)
-
-
-def quantized(
-    tensors: Iterable[Tensor], bits: int, group_size: int, packing: str = "auto_round"
-) -> list[Tensor]:
+def quantized(tensors: list[Tensor], bits: int, group_size: int, packing: str = "auto_round") -> list[Tensor]:
     """The checkpoint that quantizing `tensors` gives, without the unused head."""
-    made = []
-    for tensor in tensors:
-        if tensor.part != UNUSED:
-            made += packed(tensor, bits, group_size, packing) if tensor.quantizable else [tensor]
-    return made
+    kept = [tensor for tensor in tensors if tensor.part != UNUSED]
+    parts = [packed(t, bits, group_size, packing) if t.quantizable else [t] for t in kept]
+    return [tensor for part in parts for tensor in part]
 
 
 def total(tensors: Iterable[Tensor]) -> int:
@@ -84,74 +90,17 @@ def total(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.bytes for tensor in tensors)
 
 
-def configuration(experiment: Experiment) -> dict:
-    """The configuration of an experiment's base checkpoint."""
-    return (
-        real_config(experiment.model.size)
-        if experiment.model.is_random
-        else read_config(experiment.model_path, experiment.model.revision)
-    )
-
-
-def real_config(size: str) -> dict:
-    """The configuration of the published ``4b`` or ``8b`` model, by its dimensions."""
-    wide = {"4b": 2560, "8b": 4096}[size]
-    rope = {
-        "rope_type": "default",
-        "rope_theta": 5e6,
-        "mrope_section": [24, 20, 20],
-        "mrope_interleaved": True,
-    }
-    text = {
-        "vocab_size": 151936,
-        "hidden_size": wide,
-        "intermediate_size": {"4b": 9728, "8b": 12288}[size],
-        "num_hidden_layers": 36,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "rope_parameters": rope,
-    }
-    vision = {
-        "patch_size": 16,
-        "spatial_merge_size": 2,
-        "num_heads": 16,
-        "num_position_embeddings": 2304,
-        "out_hidden_size": wide,
-    }
-    vision |= {
-        "4b": {
-            "depth": 24,
-            "hidden_size": 1024,
-            "intermediate_size": 4096,
-            "deepstack_visual_indexes": [5, 11, 17],
-        },
-        "8b": {
-            "depth": 27,
-            "hidden_size": 1152,
-            "intermediate_size": 4304,
-            "deepstack_visual_indexes": [8, 16, 24],
-        },
-    }[size]
-    return {
-        "text_config": text,
-        "vision_config": vision,
-        "embed_dim": 320,
-        "projection_bias": True,
-        "tie_word_embeddings": size == "4b",
-    }
-
-
 def unlike(predicted: Iterable[Tensor], stored: Iterable[Tensor]) -> list[str]:
     """Where stored tensors are not those predicted: a line each, with name, dtype and shape."""
-    wanted, found = ({t.name: t for t in tensors} for tensors in (predicted, stored))
-    lines = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
-    lines += [
-        f"{name} ({found[name].dtype}, {found[name].bytes:,} bytes) is not expected"
-        for name in sorted(found.keys() - wanted.keys())
-    ]
-    return lines + [
-        f"{name} is stored as {found[name].dtype} {found[name].shape} where {wanted[name].dtype} {wanted[name].shape} was predicted"
-        for name in sorted(wanted.keys() & found.keys())
-        if wanted[name] != found[name]
-    ]
+    wanted, present = ({t.name: t for t in tensors} for tensors in (predicted, stored))
+    lines = []
+    for name in sorted(wanted.keys() | present.keys()):
+        want, have = wanted.get(name), present.get(name)
+        if have is None:
+            lines.append(f"{name} is missing")
+        elif want is None:
+            lines.append(f"{name} ({have.dtype}, {have.bytes:,} bytes) is not expected")
+        elif have != want:
+            predicted_as = f"{want.dtype} {want.shape} was predicted"
+            lines.append(f"{name} is stored as {have.dtype} {have.shape} where {predicted_as}")
+    return lines

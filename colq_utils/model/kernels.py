@@ -1,14 +1,14 @@
 """Which kernel multiplies each layer's weights: a census, and a refusal of unwanted substitutes.
 
-AutoRound's loader picks a backend by what is installed and says so only in a log line; one of its
-choices computes with random weights (``auto_round:fake``). A throughput without the kernel that made
-it is worthless, so every result carries the census taken here.
+AutoRound's loader picks a backend by what is installed and says so only in a log line; one of its choices
+computes with random weights (``auto_round:fake``). So every result carries the census taken here.
 """
 
 import importlib
 import importlib.util
 import platform
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,166 +30,128 @@ class KernelUse:
     layers: int
 
 
-def is_quantized(module: nn.Module) -> bool:
-    """True of layers that hold packed weights."""
-    return hasattr(module, "QUANT_TYPE") or "QuantLinear" in type(module).__name__
+def _kernel(module: nn.Module) -> str | None:
+    """The kernel of a layer that holds packed or FP8 weights; None of any other module."""
+    if hasattr(module, "QUANT_TYPE") or "QuantLinear" in type(module).__name__:
+        return str(getattr(module, "QUANT_TYPE", type(module).__name__))
+    return None
 
 
 def census(model: nn.Module) -> tuple[KernelUse, ...]:
     """Count the matrix-multiplication layers of `model` by tower and kernel."""
-    found = Counter()
+    counts = Counter()
     for name, module in model.named_modules():
-        if is_quantized(module):
-            found[
-                tower_of(name), str(getattr(module, "QUANT_TYPE", type(module).__name__)), int(module.bits)
-            ] += 1
+        if kernel := _kernel(module):
+            counts[tower_of(name), kernel, int(module.bits)] += 1
         elif isinstance(module, nn.Linear):
             dtype = module.weight.dtype
-            found[tower_of(name), f"torch {str(dtype).removeprefix('torch.')}", dtype.itemsize * 8] += 1
-    return tuple(KernelUse(*key, layers=n) for key, n in sorted(found.items()))
+            counts[tower_of(name), f"torch {str(dtype).removeprefix('torch.')}", dtype.itemsize * 8] += 1
+    return tuple(KernelUse(*key, layers=n) for key, n in sorted(counts.items()))
 
 
 def require(backend: str) -> None:
-    """Raise unless `backend` can run here.
-
-    Raises:
-        ColqError: unknown name, package not installed, or no CUDA device; says which line installs it.
-    """
+    """Raise ColqError, which says what installs it, unless `backend` is known, installed and can run here."""
     if backend not in BACKENDS:
         raise ColqError(f"unknown kernel backend {backend!r}; known: {', '.join(BACKENDS)}")
-    package, install = BACKENDS[backend].package, BACKENDS[backend].install
-    if importlib.util.find_spec(package) is None:
-        raise ColqError(
-            f"the quantization backend {backend!r} is not installed: {install}; "
-            "or name another one as `backend` in the experiment file"
-        )
+    named = f"the quantization backend {backend!r}"
+    if importlib.util.find_spec(BACKENDS[backend].package) is None:
+        remedy = f"{BACKENDS[backend].install}; or name another one as `backend` in the experiment file"
+        raise ColqError(f"{named} is not installed: {remedy}")
     if backend in ON_GPU and not torch.cuda.is_available():
-        raise ColqError(
-            f"the quantization backend {backend!r} needs a CUDA device and none is visible; "
-            "use backend unpack, ark or torch on the CPU"
-        )
-    if backend == "ark":
-        _require_ark()
-
-
-def _require_ark() -> None:
-    """ark is a compiled library for x86-64 with AVX2 (it takes AVX-512 and AMX by itself where they are)."""
+        remedy = "use backend unpack, ark or torch on the CPU"
+        raise ColqError(f"{named} needs a CUDA device and none is visible; {remedy}")
+    if backend != "ark":
+        return
+    # a compiled library, which takes AVX-512 and AMX by itself where they are
     if platform.machine() not in arithmetic.X86 or not torch.cpu._is_avx2_supported():
-        raise ColqError(
-            f"the quantization backend 'ark' needs an x86-64 processor with AVX2, and this is {arithmetic.processor()}; use backend torch"
-        )
+        cause = f"needs an x86-64 processor with AVX2, and this is {arithmetic.processor()}"
+        raise ColqError(f"{named} {cause}; use backend torch")
     try:
         importlib.import_module("auto_round_kernel.auto_round_kernel_cpu")
     except (ImportError, OSError) as error:
-        raise ColqError(
-            f"the quantization backend 'ark' is installed and cannot be loaded ({error}): pip install --force-reinstall auto-round-lib; "
-            "or use backend torch"
-        ) from None
+        remedy = "pip install --force-reinstall auto-round-lib; or use backend torch"
+        raise ColqError(f"{named} is installed and cannot be loaded ({error}): {remedy}") from None
 
 
 def on_cpu(packing: str, bits: int) -> str:
-    """The kernel under which AutoRound's own loader opens a checkpoint on this CPU.
-
-    Raises:
-        ColqError: there is none here; says why.
-    """
-    layout = "awq" if packing == "auto_awq" else "gptq"
-    if layout not in BACKENDS["torch"].layouts:
-        require("ark")  # the loader's only one for this layout
-    if bits not in BACKENDS["ark"].bits:
-        return "torch"
+    """The kernel under which AutoRound's own loader opens a checkpoint here; ColqError if there is none."""
     try:
         require("ark")
     except ColqError:
+        if packing == "auto_awq":  # which the loader opens with ark alone
+            raise
         return "torch"
-    return "ark"
+    return "ark" if bits in BACKENDS["ark"].bits else "torch"
 
 
 class Scheduled(nn.Module):
-    """A humming layer with schedules tuned for the GPU at hand (`colq_utils.fast.schedules`) in place of its heuristic's."""
+    """A humming layer with schedules tuned for the GPU at hand (`benchmark.tune`)."""
 
     QUANT_TYPE = "humming, tuned"
 
     def __init__(self, layer: nn.Module, schedule: str):
         super().__init__()
-        self.bits, self.in_features, self.schedule, self.layer = (
-            layer.bits,
-            layer.infeatures,
-            schedule,
-            layer.humming_layer,
-        )
+        self.bits, self.in_features = layer.bits, layer.infeatures
+        self.schedule, self.layer = schedule, layer.humming_layer
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layer(x.reshape(-1, self.in_features), tuning_config=self.schedule).view(
-            *x.shape[:-1], -1
-        )
+        rows = self.layer(x.reshape(-1, self.in_features), tuning_config=self.schedule)
+        return rows.view(*x.shape[:-1], -1)
 
 
 def build(packed: nn.Module, backend: str, schedule: str | None = None) -> nn.Module:
-    """A packed layer as a layer of `backend`, by AutoRound's own classes; its buffers are handed over.
+    """A symmetric `packing.PackedLinear` in GPTQ's layout as a layer of `backend`, its buffers handed over.
 
-    Args:
-        packed: a `colq_utils.model.packing.PackedLinear` on its device, symmetric, zero points stored less one.
-        schedule: a tuned one, for humming.
-
-    Raises:
-        ColqError: the backend is not installed, or only in part, or has no kernel for these bits or shapes.
+    A tuned `schedule` is for humming. ColqError if the backend is not installed, or only in part, or has no
+    kernel for these bits or shapes.
     """
     require(backend)
     if backend == "unpack":
         return packed
     from auto_round.inference.backend import dynamic_import_inference_linear
 
-    options = {"bits": packed.bits, "group_size": packed.group_size, "sym": True}
-    key = "gptqmodel:marlin_zp" if backend == "marlin" else f"auto_round:{backend}_zp"
-    shape = (
-        {"in_features": packed.in_features, "out_features": packed.out_features, "desc_act": False}
-        if backend == "marlin"
-        else {
-            "infeatures": packed.in_features,
-            "outfeatures": packed.out_features,
-            "weight_dtype": torch.bfloat16,
-        }
-    )
+    inputs, outputs = packed.in_features, packed.out_features
+    options = dict(bits=packed.bits, group_size=packed.group_size, sym=True)
+    if backend == "marlin":
+        key, shape = "gptqmodel:marlin_zp", dict(in_features=inputs, out_features=outputs, desc_act=False)
+    else:
+        key = f"auto_round:{backend}_zp"
+        shape = dict(infeatures=inputs, outfeatures=outputs, weight_dtype=torch.bfloat16)
     try:
         layer = dynamic_import_inference_linear(key, options)(**options, **shape, bias=False)
         for name in ("qweight", "qzeros", "scales"):
-            value = getattr(packed, name)
-            setattr(layer, name, value.to(getattr(layer, name).dtype))
+            setattr(layer, name, getattr(packed, name).to(getattr(layer, name).dtype))
         layer = layer.to(packed.qweight.device)
         layer.post_init()
-        if backend == "humming" and schedule is not None:
-            layer = Scheduled(layer, schedule)
     except ImportError as error:
-        raise ColqError(
-            f"the quantization backend {backend!r} is installed in part ({error}): {BACKENDS[backend].install}"
-        ) from error
+        cause = f"the quantization backend {backend!r} is installed in part ({error})"
+        raise ColqError(f"{cause}: {BACKENDS[backend].install}") from error
     except (NotImplementedError, ValueError) as error:
-        raise ColqError(
-            f"backend {backend!r} has no kernel for a layer of {packed.in_features} x {packed.out_features} with {packed.bits} bits: {error}"
-        ) from error
-    return layer
+        size = f"{inputs} x {outputs} with {packed.bits} bits"
+        raise ColqError(f"backend {backend!r} has no kernel for a layer of {size}: {error}") from error
+    return Scheduled(layer, schedule) if backend == "humming" and schedule is not None else layer
 
 
-def check(model: nn.Module, backend: str, expected_layers: int) -> None:
-    """Refuse a model whose layers do not all run on the backend that was asked for.
+def check(model: nn.Module, backend: str, per_block: int) -> None:
+    """Raise ColqError unless `per_block` layers of each block of the language model and no others run on it.
 
-    Raises:
-        ColqError: a fake or substituted kernel, a wrong number of quantized layers, or one outside the language model.
+    Neither a substituted kernel passes nor one that computes with fake weights.
     """
-    wanted = BACKENDS[backend].quant_type
-    seen = Counter()
+    n_layers, expected = 0, per_block * model.config.text_config.num_hidden_layers
     for name, module in model.named_modules():
-        if is_quantized(module):
-            kind = str(getattr(module, "QUANT_TYPE", type(module).__name__))
-            if tower_of(name) != "language_model" and kind.startswith("fp8"):
-                continue  # a tower that was asked for in eight bits
-            if tower_of(name) != "language_model":
-                raise ColqError(
-                    f"{name} was read as a quantized layer; only the language model is quantized in this checkpoint"
-                )
-            if "fake" in type(module).__module__ or not kind.lower().startswith(wanted):
-                raise ColqError(f"{name} runs on {kind!r}, not on the backend {backend!r} that was asked for")
-            seen[kind] += 1
-    if seen.total() != expected_layers:
-        raise ColqError(f"{seen.total()} layers are quantized where {expected_layers} should be")
+        kernel, in_language_model = _kernel(module), tower_of(name) == "language_model"
+        if kernel is None or (kernel.startswith("fp8") and not in_language_model):
+            continue  # or a tower that was asked for in eight bits
+        if not in_language_model:
+            raise ColqError(f"{name} was read as a quantized layer; only the language model has any here")
+        if "fake" in type(module).__module__ or not kernel.lower().startswith(BACKENDS[backend].quant_type):
+            raise ColqError(f"{name} runs on {kernel!r}, not on the backend {backend!r} that was asked for")
+        n_layers += 1
+    if n_layers != expected:
+        raise ColqError(f"{n_layers} layers are quantized where {expected} should be")
+
+
+def replace_(module: nn.Module, kind: type, make: Callable[[nn.Module], nn.Module]) -> None:
+    """Replace every layer of a kind under `module` by what `make` gives for it, in place, one by one."""
+    for name in [name for name, child in module.named_modules() if isinstance(child, kind)]:
+        module.set_submodule(name, make(module.get_submodule(name)))

@@ -1,9 +1,7 @@
-"""ColQwen3: a Qwen3-VL backbone, a linear projection and L2 normalisation, one vector a token.
+"""ColQwen3: a Qwen3-VL backbone, a linear projection and L2 normalisation, one vector per token.
 
-Native, so that no checkpoint needs remote code. The module tree is arranged to give exactly the
-published tensor names: ``vlm.model.language_model.*``, ``vlm.model.visual.*`` and
-``embedding_proj_layer.weight``. The unused ``lm_head`` of the published checkpoints has no place
-here and is not loaded. Scoring is in `colq_utils.model.maxsim`, loading in `colq_utils.model.loading`.
+Native, so that no checkpoint needs remote code. The module tree gives exactly the published tensor names; the
+unused ``lm_head`` of the published checkpoints (1.2 GB in the 8B) has no place here and is not loaded.
 """
 
 from dataclasses import dataclass
@@ -19,38 +17,25 @@ from transformers.utils import ModelOutput
 
 #: Names under which published checkpoints store the width of the token embedding.
 DIMENSION_KEYS = ("embed_dim", "dims", "dim", "projection_dim", "colbert_dim", "embedding_dim")
+#: What is read of a nested ``vlm_config``.
+SHARED_KEYS = {f"{name}_token_id" for name in ("image", "video", "vision_start", "vision_end")}
+SHARED_KEYS |= {"text_config", "vision_config"}
 
 
 @strict
 class ColQwen3Config(Qwen3VLConfig):
-    """Configuration of a ColQwen3: that of Qwen3-VL plus the embedding width.
-
-    Accepts ``text_config``/``vision_config`` at the top level (as published) or nested in
-    ``vlm_config``, and the width under any of `DIMENSION_KEYS`.
-    """
+    """Qwen3-VL's, flat (as published) or in a ``vlm_config``, and the width under any of `DIMENSION_KEYS`."""
 
     model_type = "colqwen3"
-
     embed_dim: int = 320
     projection_bias: bool = False
     initializer_range: float = 0.02
 
     def __init__(self, **fields):
         nested = fields.pop("vlm_config", None) or {}
-        for key in (
-            "text_config",
-            "vision_config",
-            "image_token_id",
-            "video_token_id",
-            "vision_start_token_id",
-            "vision_end_token_id",
-        ):
-            if key in nested:
-                fields.setdefault(key, nested[key])
-        for key in DIMENSION_KEYS[1:]:
-            if key in fields:
-                fields.setdefault("embed_dim", fields.pop(key))
-        super().__init__(**fields)
+        fields = {key: nested[key] for key in nested.keys() & SHARED_KEYS} | fields
+        widths = [fields.pop(key) for key in DIMENSION_KEYS if key in fields]
+        super().__init__(**fields, **({"embed_dim": widths[0]} if widths else {}))
 
 
 @dataclass
@@ -77,15 +62,13 @@ class ColQwen3ForRetrieval(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _no_split_modules = ["Qwen3VLTextDecoderLayer", "Qwen3VLVisionBlock"]
-    # The published checkpoints carry a head that retrieval never uses (1.2 GB in the 8B).
     _keys_to_ignore_on_load_unexpected = [r"^vlm\.lm_head\.", r"^lm_head\."]
 
     def __init__(self, config: ColQwen3Config):
         super().__init__(config)
         self.vlm = _Backbone(config)
-        self.embedding_proj_layer = nn.Linear(
-            config.text_config.hidden_size, config.embed_dim, bias=config.projection_bias
-        )
+        width = config.text_config.hidden_size
+        self.embedding_proj_layer = nn.Linear(width, config.embed_dim, bias=config.projection_bias)
         self.post_init()
 
     @property
@@ -98,22 +81,15 @@ class ColQwen3ForRetrieval(PreTrainedModel):
         """The vision tower, left in 16 bits."""
         return self.vlm.model.visual
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.language_model.embed_tokens
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.language_model.embed_tokens = value
-
     def page_features(self, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor):
-        """Run the vision tower alone.
+        """Run the vision tower alone; `forward` takes what it gives as `page_features`.
 
         Args:
             pixel_values: ``(n_patches, channels * temporal * patch * patch)``.
             image_grid_thw: ``(n_pages, 3)``, patches in time, height and width.
 
         Returns:
-            Qwen3-VL's vision output: ``pooler_output`` and each of ``deepstack_features`` hold a
-            tensor ``(n_visual_tokens, hidden)`` a page. Pass it to `forward` as `page_features`.
+            ``pooler_output`` and each of ``deepstack_features``: ``(n_visual_tokens, hidden)`` per page.
         """
         return self.vlm.model.get_image_features(pixel_values, image_grid_thw, return_dict=True)
 
@@ -128,22 +104,19 @@ class ColQwen3ForRetrieval(PreTrainedModel):
         return_dict: bool | None = None,
         use_cache: bool | None = None,
     ) -> ColQwen3Output:
-        """Embed queries, or pages given as pixels or as features of the vision tower.
-
-        `use_cache` exists because quantizers pass it; retrieval decodes nothing, so no cache is kept.
-        """
-        encoder_outputs = None if page_features is None else {"image": page_features}
+        """Embed queries, or pages as pixels or features; quantizers pass `use_cache`, nothing is cached."""
         hidden = self.vlm.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             pixel_values=pixel_values,
             image_grid_thw=image_grid_thw,
             mm_token_type_ids=mm_token_type_ids,
-            mm_encoder_outputs=encoder_outputs,
+            mm_encoder_outputs=None if page_features is None else {"image": page_features},
             use_cache=False,
-        ).last_hidden_state  # (n, n_tokens, hidden)
-        vectors = self.embedding_proj_layer(hidden.to(self.embedding_proj_layer.weight.dtype))
-        vectors = nn.functional.normalize(vectors, dim=-1)  # (n, n_tokens, embed_dim)
+        ).last_hidden_state.to(self.embedding_proj_layer.weight.dtype)  # (n, n_tokens, hidden)
+        vectors = nn.functional.normalize(
+            self.embedding_proj_layer(hidden), dim=-1
+        )  # (n, n_tokens, embed_dim)
         if attention_mask is not None:
             vectors = vectors * attention_mask.unsqueeze(-1).to(vectors.dtype)
         return ColQwen3Output(embeddings=vectors)

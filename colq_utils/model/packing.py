@@ -1,10 +1,9 @@
 """Weights rounded to the nearest integer and packed as AutoRound stores them, and the way back.
 
-The layout written is GPTQ's: 32-bit words along the input dimension, one fp16 scale per group and output, zero points
-stored less one. The rounding is AutoRound's plain symmetric one, bit for bit (tested), without its pass over a model: what
-a benchmark of speed and memory needs; two, four and eight bits. Read are three bits as well (they straddle words) and the
-layout of AWQ (words along the output dimension, in an order of its own), so that every export can be checked and scored
-without a kernel that this machine may lack.
+The layout written is GPTQ's: 32-bit words along the input dimension, one fp16 scale per group and output,
+zero points stored less one. The rounding is AutoRound's plain symmetric one, bit for bit (tested), without
+its pass over a model: what a benchmark of speed and memory needs. Three bits, which straddle words, and the
+layout of AWQ are read as well, so that any export can be scored without a kernel that this machine may lack.
 """
 
 import json
@@ -19,29 +18,25 @@ from torch import nn
 from colq_utils.base import files
 from colq_utils.base.errors import ColqError
 from colq_utils.base.names import BIAS, BLOCKS, QUANTIZABLE
-from colq_utils.model.hub import read_headers
+from colq_utils.model import hub, kernels
 from colq_utils.model.modeling import DIMENSION_KEYS
 
 #: The one of `modeling.DIMENSION_KEYS` that vLLM's ColQwen3 does not read.
 UNREAD_BY_VLLM = "embedding_dim"
-
 #: Weight bits that are written; and those that are read, of which three bits are AutoRound's alone.
-BITS = (2, 4, 8)
-READABLE = (2, 3, 4, 8)
-#: Where AWQ keeps the eight outputs of a word: output i stands in place AWQ_ORDER[i] (Lin et al. 2023, the authors' kernels).
+BITS, READABLE = (2, 4, 8), (2, 3, 4, 8)
+#: Layouts of words; ``auto_round`` is GPTQ's with zero points as they are, for asymmetric 2 and 3 bits.
+LAYOUTS = ("awq", "gptq", "auto_round")
+#: Output i of an AWQ word stands in place AWQ_ORDER[i] (Lin et al. 2023, the authors' kernels).
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 #: Smallest scale, as in AutoRound: a group of zeros must not divide by zero.
 SMALLEST = 1e-5
 
 
 def round_to_nearest(weight: torch.Tensor, bits: int, group_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Symmetric rounding over the full range: the entry of largest magnitude in a group becomes ``-2^(bits-1)``.
+    """Round ``(out, in)`` symmetrically: a group's entry of largest magnitude becomes ``-2^(bits-1)``.
 
-    Args:
-        weight: ``(out, in)``, `in` a multiple of `group_size`.
-
-    Returns:
-        Integers from 0 to ``2^bits - 1``, ``(out, in)``, and scales ``(out, in / group_size)`` in fp16, some negative.
+    Returns integers from 0 to ``2^bits - 1``, ``(out, in)``, and fp16 scales of any sign ``(out, n_groups)``.
     """
     out, columns = weight.shape
     if columns % group_size:
@@ -56,22 +51,16 @@ def round_to_nearest(weight: torch.Tensor, bits: int, group_size: int) -> tuple[
 
 def pack(integers: torch.Tensor, bits: int) -> torch.Tensor:
     """Integers ``(n, m)`` to words ``(n * bits / 32, m)``, the first in the lowest bits."""
-    per_word = 32 // bits
-    parts = integers.view(-1, per_word, integers.shape[1]).to(torch.int64)
+    parts = integers.view(-1, 32 // bits, integers.shape[1]).to(torch.int64)
     shifts = torch.arange(0, 32, bits, device=integers.device).view(1, -1, 1)
     return (parts << shifts).sum(1).to(torch.int32)  # keeps the low 32 bits
 
 
 def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
-    """What `pack` was given, ``(n_words * 32 / bits, m)``, int32."""
-    if 32 % bits:
-        return _unpack_straddling(words, bits)
-    shifts = torch.arange(0, 32, bits, device=words.device, dtype=torch.int32).view(1, -1, 1)
-    return ((words.unsqueeze(1) >> shifts) & (2**bits - 1)).flatten(0, 1)
-
-
-def _unpack_straddling(words: torch.Tensor, bits: int) -> torch.Tensor:
-    """As `unpack`, of bits that run on from one word into the next."""
+    """What `pack` was given, ``(n_words * 32 / bits, m)``, int32; three bits run on into the next word."""
+    if 32 % bits == 0:
+        shifts = torch.arange(0, 32, bits, device=words.device, dtype=torch.int32).view(1, -1, 1)
+        return ((words.unsqueeze(1) >> shifts) & (2**bits - 1)).flatten(0, 1)
     first = torch.arange(len(words) * 32 // bits, device=words.device) * bits
     wide = torch.cat((words, words[-1:])).to(torch.int64) & 0xFFFFFFFF
     pairs = wide[first // 32] | wide[first // 32 + 1] << 32  # the two words that a number may lie in
@@ -81,9 +70,7 @@ def _unpack_straddling(words: torch.Tensor, bits: int) -> torch.Tensor:
 def packed_tensors(weight: torch.Tensor, bits: int, group_size: int) -> dict[str, torch.Tensor]:
     """``qweight``, ``qzeros`` and ``scales`` of a Linear's weight ``(out, in)``."""
     integers, scales = round_to_nearest(weight, bits, group_size)
-    zeros = torch.full(
-        (weight.shape[0], scales.shape[1]), 2 ** (bits - 1) - 1, dtype=torch.int32, device=weight.device
-    )
+    zeros = torch.full_like(scales, 2 ** (bits - 1) - 1, dtype=torch.int32)  # (out, n_groups)
     return {
         "qweight": pack(integers.T.contiguous(), bits),
         "qzeros": pack(zeros, bits).T.contiguous(),
@@ -92,53 +79,36 @@ def packed_tensors(weight: torch.Tensor, bits: int, group_size: int) -> dict[str
 
 
 class PackedLinear(nn.Module):
-    """A Linear without bias that keeps its weight packed and multiplies after unpacking all of it: slow, and simple to trust.
+    """A Linear without bias that unpacks its weight at every call: slow, and simple to trust.
 
-    Buffers are those of the checkpoint, so it loads strictly; `colq_utils.model.kernels.build` makes a fast layer of it, and
-    `unpack_` one that unpacks once. `awq` tells the layout, `zero_offset` what zero points are stored less (GPTQ: one).
+    Buffers are those of a checkpoint in one of `LAYOUTS`, so it loads strictly. `kernels.build` makes a fast
+    layer of it, and `unpack_` one that unpacks once.
     """
 
     QUANT_TYPE = "unpack"
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bits: int,
-        group_size: int,
-        awq: bool = False,
-        zero_offset: int = 1,
-    ):
+    def __init__(self, in_features: int, out_features: int, bits: int, group_size: int, layout: str = "gptq"):
         super().__init__()
-        self.in_features, self.out_features, self.bits, self.group_size = (
-            in_features,
-            out_features,
-            bits,
-            group_size,
-        )
-        self.awq, self.zero_offset = awq, zero_offset
-        groups = in_features // group_size
-        shape = (in_features, out_features * bits // 32) if awq else (in_features * bits // 32, out_features)
+        self.in_features, self.out_features = in_features, out_features
+        self.bits, self.group_size, self.layout = bits, group_size, layout
+        groups, words = in_features // group_size, out_features * bits // 32
+        shape = (in_features, words) if layout == "awq" else (in_features * bits // 32, out_features)
         self.register_buffer("qweight", torch.empty(shape, dtype=torch.int32))
-        self.register_buffer("qzeros", torch.empty(groups, out_features * bits // 32, dtype=torch.int32))
+        self.register_buffer("qzeros", torch.empty(groups, words, dtype=torch.int32))
         self.register_buffer("scales", torch.empty(groups, out_features, dtype=torch.float16))
 
     def weight(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight, ``(out, in)``."""
         zeros = unpack(self.qzeros.T.contiguous(), self.bits).T  # (n_groups, out)
-        if self.awq:
-            order = (
-                torch.arange(self.out_features, device=zeros.device).view(-1, 8)[:, list(AWQ_ORDER)].flatten()
-            )
+        if self.layout == "awq":
+            order = torch.arange(self.out_features, device=zeros.device).view(-1, 8)
+            order = order[:, list(AWQ_ORDER)].flatten()
             integers, zeros = unpack(self.qweight.T.contiguous(), self.bits).T[:, order], zeros[:, order]
         else:
-            integers, zeros = unpack(self.qweight, self.bits), zeros + self.zero_offset
+            integers, zeros = unpack(self.qweight, self.bits), zeros + (self.layout == "gptq")
         groups = integers.reshape(len(zeros), self.group_size, self.out_features)
-        return (
-            ((groups - zeros.unsqueeze(1)) * self.scales.unsqueeze(1))
-            .view(self.in_features, self.out_features)
-            .T.to(dtype)
-        )
+        weight = (groups - zeros.unsqueeze(1)) * self.scales.unsqueeze(1)  # (n_groups, group_size, out)
+        return weight.flatten(0, 1).T.to(dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return nn.functional.linear(x, self.weight(x.dtype))
@@ -146,96 +116,69 @@ class PackedLinear(nn.Module):
     @classmethod
     def stacked(cls, layers: list["PackedLinear"]) -> "PackedLinear":
         """One layer that computes several layers of the same input, outputs side by side."""
-        first = layers[0]
-        if len({(layer.in_features, layer.bits, layer.group_size) for layer in layers}) > 1:
-            raise ValueError("layers of different inputs, bits or groups cannot be stacked")
+        first, out_features = layers[0], sum(layer.out_features for layer in layers)
         with torch.device("meta"):
-            made = cls(
-                first.in_features, sum(layer.out_features for layer in layers), first.bits, first.group_size
-            )
+            joint = cls(first.in_features, out_features, first.bits, first.group_size)
         for name in ("qweight", "qzeros", "scales"):
-            setattr(made, name, torch.cat([getattr(layer, name) for layer in layers], dim=1))
-        return made
+            setattr(joint, name, torch.cat([getattr(layer, name) for layer in layers], dim=1))
+        return joint
 
 
-class UnpackedLinear(nn.Linear):
-    """A Linear whose weight was unpacked at loading: the numbers of the packed one, multiplied like any other's, no memory saved."""
-
-    QUANT_TYPE = "unpack"
-
-    def __init__(self, packed: PackedLinear, dtype: torch.dtype):
-        with torch.device("meta"):
-            super().__init__(packed.in_features, packed.out_features, bias=False)
-        self.bits = packed.bits
-        self.weight = nn.Parameter(packed.weight(dtype).contiguous(), requires_grad=False)
+def pack_(module: nn.Module, bits: int, group_size: int, layout: str) -> None:
+    """Replace every Linear under `module` by an empty `PackedLinear`, in place."""
+    how = (bits, group_size, layout)
+    kernels.replace_(module, nn.Linear, lambda old: PackedLinear(old.in_features, old.out_features, *how))
 
 
 def unpack_(module: nn.Module, dtype: torch.dtype) -> None:
-    """Replace every `PackedLinear` under `module` by an `UnpackedLinear`, in place."""
-    for name, child in module.named_children():
-        if isinstance(child, PackedLinear):
-            setattr(module, name, UnpackedLinear(child, dtype))
-        else:
-            unpack_(child, dtype)
+    """Replace every `PackedLinear` under `module` by a Linear of the same numbers, in place."""
+
+    def unpacked(packed: PackedLinear) -> nn.Linear:
+        layer = nn.Linear(packed.in_features, packed.out_features, bias=False, device="meta")
+        layer.weight = nn.Parameter(packed.weight(dtype).contiguous(), requires_grad=False)
+        layer.bits, layer.QUANT_TYPE = packed.bits, packed.QUANT_TYPE
+        return layer
+
+    kernels.replace_(module, PackedLinear, unpacked)
+
+
+def layout_of(quantization: dict) -> str:
+    """The one of `LAYOUTS` that a quantization config names, else the name it gives."""
+    name = str(quantization.get("packing_format") or quantization.get("quant_method") or "")
+    return next((known for known in LAYOUTS[:2] if known in name), name)
 
 
 def write_checkpoint(source: Path, target: Path, bits: int, group_size: int, device: str) -> None:
-    """A base checkpoint folder to a quantized one in AutoRound's format; the unused head is left out.
-
-    Args:
-        target: an existing empty folder.
-
-    Raises:
-        ColqError: no weights in `source`, bits that are not packed here.
-    """
+    """Write a base checkpoint folder into an empty one in AutoRound's format, without the unused head."""
     if bits not in BITS:
         raise ColqError(f"packing holds {', '.join(map(str, BITS))} bits, not {bits}; use method rtn")
-    shards = sorted(source.glob("*.safetensors"))
-    if not shards:
-        raise ColqError(f"{source} holds no .safetensors file: not a checkpoint folder, or an incomplete one")
-    made = {}
-    for shard in shards:
+    tensors = {}
+    for shard in hub.weight_files(source):
         with safe_open(shard, "pt") as content:
-            for name in content.keys():  # noqa: SIM118 (not a dict)
-                if "lm_head." in name:
-                    continue
-                tensor = content.get_tensor(name)
+            for name in content.offset_keys():
+                tensor, layer = content.get_tensor(name), name.removesuffix("weight")
                 if tensor.dim() == 2 and QUANTIZABLE.match(name):
                     parts = packed_tensors(tensor.to(device), bits, group_size)
-                    made |= {
-                        f"{name.removesuffix('weight')}{part}": value.cpu() for part, value in parts.items()
-                    }
-                else:
-                    made[name] = tensor
-    save_file(made, target / "model.safetensors", metadata={"format": "pt"})
+                    tensors |= {layer + part: value.cpu() for part, value in parts.items()}
+                elif "lm_head." not in name:
+                    tensors[name] = tensor
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
     for path in source.iterdir():
         if path.suffix in (".json", ".jinja", ".txt") and path.name != "model.safetensors.index.json":
             shutil.copy2(path, target / path.name)
-    files.write_json(
-        target / "config.json",
-        export_config(
-            source,
-            {
-                "quant_method": "auto-round",
-                "packing_format": "auto_round:auto_gptq",
-                "bits": bits,
-                "group_size": group_size,
-                "sym": True,
-                "data_type": "int",
-                "block_name_to_quantize": BLOCKS,
-            },
-        ),
-    )
+    quantization = dict(quant_method="auto-round", packing_format="auto_round:auto_gptq", bits=bits)
+    quantization |= dict(group_size=group_size, sym=True, data_type="int", block_name_to_quantize=BLOCKS)
+    files.write_json(target / "config.json", export_config(source, quantization))
 
 
 def export_config(source: Path, quantization: dict) -> dict:
     """The config.json of a quantized checkpoint: the base's own, and how the layers are packed.
 
-    A projection with a bias says so, and the width of the embedding goes by a name that vLLM does not look for: where it
-    finds the width in the config, vLLM (0.32) builds the projection without bias and drops the stored one silently.
+    A projection with a bias says so, and the width of the embedding goes by a name that vLLM does not look
+    for: where it finds one, vLLM (0.32) builds the projection without bias and drops the stored one silently.
     """
     config = json.loads((source / "config.json").read_text())
-    biased = any(tensor.name == BIAS for tensor in read_headers(str(source)))
+    biased = any(tensor.name == BIAS for tensor in hub.read_headers(str(source)))
     if biased:
         widths = [config.pop(key) for key in DIMENSION_KEYS if key in config]
         config |= {UNREAD_BY_VLLM: widths[0]} if widths else {}

@@ -23,14 +23,11 @@ QUERY_SUFFIX = "<|endoftext|>" * 10
 
 
 class ColQwen3Processor(ProcessorMixin):
-    """Tokenizer and image processor of a ColQwen3.
+    """Tokenizer, padded on the left as published, and image processor, whose ``size`` holds the pixel budget.
 
     Args:
-        image_processor: patches and normalises pages; its ``size`` holds the pixel budget.
-        tokenizer: padded on the left, as published.
-        visual_prompt_prefix, visual_prompt_suffix, query_prefix, query_suffix: the prompts.
-        page_tokens: ``"all"`` keeps the vector of every prompt token of a page (as published),
-            ``"image"`` only those of the image tokens.
+        page_tokens: ``"all"`` keeps the vectors of all prompt tokens of a page (as published), ``"image"``
+            those of the image tokens alone.
     """
 
     def __init__(
@@ -59,10 +56,11 @@ class ColQwen3Processor(ProcessorMixin):
 
     def queries(self, texts: list[str]) -> BatchFeature:
         """``input_ids`` and ``attention_mask``, both ``(n_queries, n_tokens)``, left-padded."""
-        prompts = [self.query_prefix + text.strip() + self.query_suffix for text in texts]
-        return BatchFeature(
-            self.tokenizer(prompts, padding="longest", return_tensors="pt", return_token_type_ids=False)
-        )
+        return self._tokens([self.query_prefix + text.strip() + self.query_suffix for text in texts])
+
+    def _tokens(self, prompts: list[str]) -> BatchFeature:
+        options = dict(padding="longest", return_tensors="pt", return_token_type_ids=False)
+        return BatchFeature(self.tokenizer(prompts, **options))
 
     def pages(self, images: list) -> BatchFeature:
         """Model inputs of page images (PIL).
@@ -70,9 +68,8 @@ class ColQwen3Processor(ProcessorMixin):
         Returns ``pixel_values`` ``(n_patches, patch_dim)``, ``image_grid_thw`` ``(n_pages, 3)`` and
         ``input_ids``, ``attention_mask``, ``mm_token_type_ids``, each ``(n_pages, n_tokens)``.
         """
-        features = self.image_processor(
-            images=[image.convert("RGB") for image in images], return_tensors="pt"
-        )
+        images = [image.convert("RGB") for image in images]
+        features = self.image_processor(images=images, return_tensors="pt")
         return BatchFeature({**self.page_prompts(features["image_grid_thw"].tolist()), **features})
 
     def page_prompts(self, grids: list[list[int]]) -> BatchFeature:
@@ -80,7 +77,7 @@ class ColQwen3Processor(ProcessorMixin):
         merge = self.image_processor.merge_size**2
         prompt = self.visual_prompt_prefix + self.visual_prompt_suffix
         prompts = [prompt.replace(IMAGE_TOKEN, IMAGE_TOKEN * (t * h * w // merge)) for t, h, w in grids]
-        tokens = self.tokenizer(prompts, padding="longest", return_tensors="pt", return_token_type_ids=False)
+        tokens = self._tokens(prompts)
         tokens["mm_token_type_ids"] = (tokens["input_ids"] == self.image_token_id).int()
         return BatchFeature({**tokens, "image_grid_thw": torch.tensor(grids)})
 
@@ -96,30 +93,22 @@ class ColQwen3Processor(ProcessorMixin):
 def from_pretrained(
     path: str, revision: str | None = None, max_visual_tokens: int | None = None
 ) -> ColQwen3Processor:
-    """The processor of a checkpoint (folder or hub id).
+    """The processor of a checkpoint (folder or hub id); raises OSError if its files are not there.
 
     Args:
-        max_visual_tokens: upper limit of image tokens per page; None: the checkpoint's own, but at most `MOST_VISUAL_TOKENS`.
-
-    Raises:
-        OSError: no tokenizer or processor files there.
+        max_visual_tokens: most image tokens per page; None: the checkpoint's limit, or the published if less.
     """
-    tokenizer = AutoTokenizer.from_pretrained(
-        path, revision=revision, trust_remote_code=False
-    )  # never asked, never run
+    # remote code is never asked for and never run
+    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
     image_processor = Qwen2VLImageProcessorPil.from_pretrained(path, revision=revision)
     tile, size = (image_processor.patch_size * image_processor.merge_size) ** 2, image_processor.size
-    limit = (
-        min(size["longest_edge"], MOST_VISUAL_TOKENS * tile)
-        if max_visual_tokens is None
-        else max_visual_tokens * tile
-    )
+    own_limit = min(size["longest_edge"], MOST_VISUAL_TOKENS * tile)
+    limit = own_limit if max_visual_tokens is None else max_visual_tokens * tile
     image_processor.size = {"shortest_edge": size["shortest_edge"], "longest_edge": limit}
     config, _ = ColQwen3Processor.get_processor_dict(path, revision=revision)
     names = ("visual_prompt_prefix", "visual_prompt_suffix", "query_prefix", "query_suffix", "page_tokens")
-    return ColQwen3Processor(
-        image_processor, tokenizer, **{name: config[name] for name in names if name in config}
-    )
+    prompts = {name: config[name] for name in names if name in config}
+    return ColQwen3Processor(image_processor, tokenizer, **prompts)
 
 
 AutoProcessor.register(ColQwen3Config, ColQwen3Processor, exist_ok=True)

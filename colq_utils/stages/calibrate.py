@@ -1,14 +1,7 @@
-"""Calibration sets: one stream of tokens, cut to blocks of each length, so that only the length differs.
-
-The corpus is tokenized, cut into stretches of the longest block length, shuffled once with the
-languages taking turns, and joined. Every text set is a prefix of that stream folded to its own length:
-sets of one budget hold the same tokens in the same order. A page set holds pages drawn from the same
-text; no evaluation page is ever used. Sets are safetensors, never pickles.
-"""
+"""Calibration sets (see `colq_utils.data.calibration`) packed for an experiment, and described."""
 
 import hashlib
 
-import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
@@ -21,96 +14,57 @@ from colq_utils.data.calibration import corpus, pack, page_set, path_of, stream
 from colq_utils.data.overlap import eight_gram_overlap
 from colq_utils.model import processing
 
-#: Columns of the table of sets; a row is what `describe` gives.
-COLUMNS = [
-    "set",
-    "kind",
-    "seqlen",
-    "blocks",
-    "batch_rows",
-    "tokens",
-    "tokens_per_step",
-    "distinct_tokens",
-    "fingerprint",
-]
+#: Columns of the table of sets: what the experiment asks for, and what was packed.
+ASKED = ["set", "kind", "seqlen", "blocks", "batch_rows"]
+PACKED = ["tokens", "tokens_per_step", "distinct_tokens", "fingerprint"]
 
 
 def build(experiment: Experiment) -> pd.DataFrame:
-    """Pack every set of the experiment and describe them in a table of `COLUMNS`, one row a set (none if nothing is tuned)."""
-    experiment.build("calibration").mkdir(
-        parents=True, exist_ok=True
-    )  # what the stage writes is there even without sets
-    texts = corpus(experiment)
-    processor = processing.from_pretrained(
-        experiment.model_path, experiment.model.revision, experiment.model.max_visual_tokens
-    )
-    longest = max((s.seqlen for s in experiment.calibration.sets), default=0)
-    tokens = (
-        stream(texts, processor.tokenizer, longest, experiment.seed)
-        if longest
-        else np.empty(0, dtype=np.int64)
-    )
+    """Pack every set of the experiment; a table, one row a set (none if nothing is tuned)."""
+    experiment.build("calibration").mkdir(parents=True, exist_ok=True)  # there even without sets
+    texts, model, sets = corpus(experiment), experiment.model, experiment.calibration.sets
+    processor = processing.from_pretrained(experiment.model_path, model.revision, model.max_visual_tokens)
+    longest = max((spec.seqlen for spec in sets), default=0)
+    tokens = stream(texts, processor.tokenizer, longest, experiment.seed) if longest else []
     rows = []
-    for spec in experiment.calibration.sets:
-        tensors = (
-            {"input_ids": pack(tokens, spec)}
-            if spec.kind == "text"
-            else {"pages": page_set(texts, spec, experiment.seed)[0]}
-        )
+    for spec in sets:
+        if spec.kind == "text":
+            tensors = {"input_ids": pack(tokens, spec)}
+        else:
+            tensors = {"pages": page_set(texts, spec, experiment.seed)[0]}
         with files.atomic(path_of(experiment, spec.id)) as target:
             save_file(tensors, target, metadata={"set": spec.model_dump_json()})
         rows.append(describe(spec, tensors, processor))
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return pd.DataFrame(rows, columns=ASKED + PACKED)
 
 
 def describe(
     spec: CalibrationSet, tensors: dict[str, torch.Tensor], processor: processing.ColQwen3Processor
-) -> dict:
-    """Counts and a fingerprint of a set; padding is zero by construction. A page's length is that of its prompt."""
-    content = next(iter(tensors.values())).numpy()
-    if spec.kind == "text":
-        ids = tensors["input_ids"]
-    else:
-        ids = processor.pages([Image.fromarray(content[0])])["input_ids"].repeat(
-            spec.blocks, 1
-        )  # (blocks, n_tokens)
-    return {
-        "set": spec.id,
-        "kind": spec.kind,
-        "seqlen": ids.shape[1],
-        "blocks": spec.blocks,
-        "batch_rows": spec.batch_rows,
-        "tokens": ids.numel(),
-        "tokens_per_step": ids.shape[1] * spec.batch_rows,
-        "distinct_tokens": len(torch.unique(ids)),
-        "fingerprint": hashlib.sha256(content.tobytes()).hexdigest()[:16],
-    }
+) -> tuple:
+    """A row of the table: there is no padding, by construction, and a page's length is that of its prompt."""
+    (content,) = tensors.values()
+    ids = content  # (blocks, n_tokens)
+    if spec.kind == "pages":
+        prompt = processor.pages([Image.fromarray(content[0].numpy())])["input_ids"]
+        ids = prompt.repeat(spec.blocks, 1)
+    seqlen, distinct = ids.shape[1], len(torch.unique(ids))
+    counts = (seqlen, spec.blocks, spec.batch_rows, ids.numel(), seqlen * spec.batch_rows, distinct)
+    return (spec.id, spec.kind, *counts, hashlib.sha256(content.numpy().tobytes()).hexdigest()[:16])
 
 
 def languages(texts: pd.DataFrame) -> pd.DataFrame:
     """Documents, passages and words of the corpus by language."""
-    words = texts["text"].str.split().str.len()
-    table = (
-        texts.assign(words=words)
-        .groupby("lang")
-        .agg(documents=("document", "nunique"), passages=("text", "size"), words=("words", "sum"))
+    words = texts.assign(words=texts["text"].str.split().str.len())
+    return words.groupby("lang", as_index=False).agg(
+        documents=("document", "nunique"), passages=("text", "size"), words=("words", "sum")
     )
-    return table.reset_index()
 
 
 def benchmark_overlap(texts: pd.DataFrame) -> pd.DataFrame:
     """Word 8-grams that the corpus shares with the embedded benchmark's pages and with its queries."""
-    benchmark = minividore.load()
-    rows = []
+    benchmark, rows = minividore.load(), []
     for what, other in (("page text", benchmark.pages["text"]), ("queries", benchmark.queries["text"])):
         shared = eight_gram_overlap(texts["text"], other)
-        rows.append(
-            {
-                "benchmark": what,
-                "benchmark_texts": len(other),
-                "corpus_passages": len(texts),
-                "passages_that_share": int((shared > 0).sum()),
-                "shared": int(shared.sum()),
-            }
-        )
-    return pd.DataFrame(rows)
+        rows.append((what, len(other), len(texts), (shared > 0).sum(), shared.sum()))
+    columns = ["benchmark", "benchmark_texts", "corpus_passages", "passages_that_share", "shared"]
+    return pd.DataFrame(rows, columns=columns)

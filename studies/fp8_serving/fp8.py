@@ -21,22 +21,12 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from colq_utils.base import arithmetic, files
 from colq_utils.base.config import DTYPES
 from colq_utils.base.errors import ColqError
+from colq_utils.model.eightbit import rounded, scale_of
 from studies.fp8_serving import RECIPES
 
 E4M3 = torch.float8_e4m3fn
-LARGEST = 448.0  # of e4m3
 #: Layers that stay in bf16, in the names of compressed-tensors.
 IGNORED = ("lm_head", "re:.*visual.*")
-
-
-def scale_of(amax: Tensor) -> Tensor:
-    """The scale that takes the largest magnitude to the largest FP8 number; 1 for a row of zeros."""
-    return torch.where(amax > 0, amax.float() / LARGEST, 1.0)
-
-
-def rounded(x: Tensor, scale: Tensor) -> Tensor:
-    """x / scale as e4m3, saturated."""
-    return (x.float() / scale).clamp(-LARGEST, LARGEST).to(E4M3)
 
 
 def quantize_weight(weight: Tensor, per_channel: bool) -> tuple[Tensor, Tensor]:

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import safe_open
 
 from colq_utils.base import files, provenance
 from colq_utils.base.config import ROOT
+from colq_utils.model import hub
 from studies.fp8_serving import boxes, engine, fp8, pictures, scenes
 from studies.fp8_serving.settings import DetectionExperiment
 
@@ -27,16 +27,11 @@ def tensors(folder: Path) -> pd.DataFrame:
     """Every tensor of a checkpoint from the headers alone: name, part, shape, dtype, bytes, whether FP8 takes it."""
     rows = []
     for path in sorted(Path(folder).glob("*.safetensors")):
-        with safe_open(path, "pt") as stored:
-            for name in stored.keys():  # noqa: SIM118 (no mapping)
-                piece = stored.get_slice(name)
-                shape, dtype = piece.get_shape(), piece.get_dtype()
-                part = next((p for p, starts in _PARTS.items() if name.startswith(starts)), "other")
-                size = int(np.prod(shape)) * {"F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1}[dtype]
-                taken = part == "blocks" and len(shape) == 2 and name.endswith("weight")
-                rows.append(
-                    (name, part, "x".join(map(str, shape)), dtype, size, taken, shape[0] if taken else 0)
-                )
+        for t in hub.file_headers(path):
+            part = next((p for p, starts in _PARTS.items() if t.name.startswith(starts)), "other")
+            taken = part == "blocks" and len(t.shape) == 2 and t.name.endswith("weight")
+            shape, channels = "x".join(map(str, t.shape)), t.shape[0] if taken else 0
+            rows.append((t.name, part, shape, t.dtype, t.bytes, taken, channels))
     return pd.DataFrame(rows, columns=["tensor", "part", "shape", "dtype", "bytes", "fp8", "channels"])
 
 

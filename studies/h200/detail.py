@@ -271,8 +271,8 @@ def cost(speed: Speed) -> str:
     if cost is None:
         return (
             "Not measured."
-            if speed.experiment.benchmark.autoround
-            else "Not measured: this experiment does not ask for it (`benchmark.autoround`)."
+            if any(extra.file == "autoround_cost.json" for extra in speed.experiment.benchmark.extras)
+            else "Not measured: this experiment does not ask for it (`benchmark.extras`)."
         )
     if "error" in cost:
         return f"Failed: {cost['error']}"

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
 from colq_utils.data import minividore
 from colq_utils.model import encode
 from colq_utils.model.loading import Loaded
+from colq_utils.model.maxsim import maxsim
 from colq_utils.stages.evaluate.scores import per_query
 
 #: Similarities held at once on the device, query tokens x page tokens.
@@ -83,7 +83,7 @@ def picture(entry: tuple[dict, bool]):
     row, scanned = entry
     if not scanned:
         return minividore.image(row)
-    return minividore.scan(minividore.image(row), row["page_id"], minividore.SCAN_STRENGTH).convert("L")
+    return minividore.scanned(row)
 
 
 @torch.inference_mode()
@@ -106,7 +106,7 @@ def page_features(
         return processor.image_processor(images=images, return_tensors="pt")
 
     features, grid = {}, None
-    for _, inputs in encode._ahead(prepare, keys, batch):
+    for _, inputs in encode.prefetch(prepare, keys, batch):
         grids = inputs["image_grid_thw"].tolist()
         grid = grid or grids[0]
         if any(g != grid for g in grids):
@@ -135,36 +135,10 @@ def embed(
     loaded: Loaded, features: torch.Tensor, grid: list[int], texts: list[str], batch: int = 64
 ) -> Embedded:
     """Run the language model on page features and on the queries."""
-    width, pages = loaded.model.config.vision_config.out_hidden_size, []
-    for start in range(0, len(features), batch):
-        subset = features[start : start + batch].to(loaded.device)  # (n, n_visual_tokens, feature_width)
-        inputs = loaded.processor.page_prompts([grid] * len(subset)).to(loaded.device)
-        first, *deeper = subset.split(width, dim=-1)
-        output = BaseModelOutputWithDeepstackFeatures(
-            pooler_output=list(first), deepstack_features=[list(part) for part in deeper]
-        )
-        pages.append(
-            torch.stack(encode._kept(loaded, loaded.model(**inputs, page_features=output).embeddings, inputs))
-        )
-    return Embedded(torch.cat(pages), encode.queries(loaded, texts, batch=128))
-
-
-@torch.inference_mode()
-def maxsim(queries: list[torch.Tensor], pages: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """MaxSim in fp32 as in `colq_utils.model.maxsim`, for pages of one length, on `device`; ``(n_queries, n_pages)`` on the CPU."""
-    tokens = torch.cat([q.to(device).float() for q in queries])  # (n_all_query_tokens, dim)
-    owner = torch.repeat_interleave(torch.arange(len(queries)), torch.tensor([len(q) for q in queries])).to(
-        device
-    )
-    scores = torch.zeros(len(queries), len(pages), device=device)
-    step = max(1, BLOCK // (len(tokens) * pages.shape[1]))
-    for start in range(0, len(pages), step):
-        subset = pages[start : start + step].to(device).float()  # (n, n_page_tokens, dim)
-        best = (
-            (tokens @ subset.flatten(0, 1).T).unflatten(1, subset.shape[:2]).amax(-1)
-        )  # (n_all_query_tokens, n)
-        scores[:, start : start + step].index_add_(0, owner, best)
-    return scores.cpu()
+    pages = []
+    for subset in features.split(batch):  # (n, n_visual_tokens, feature_width)
+        pages += encode.pages_from_features(loaded, subset, [grid] * len(subset))
+    return Embedded(torch.stack(pages), encode.queries(loaded, texts, batch=128))
 
 
 def score_matrix(questions: Questions, vectors: Embedded, device: torch.device) -> torch.Tensor:
@@ -179,8 +153,9 @@ def score_matrix(questions: Questions, vectors: Embedded, device: torch.device) 
         (np.flatnonzero(on_scans), np.flatnonzero(scanned)),
     ):
         if len(rows):
+            pages = vectors.pages[columns]
             matrix[np.ix_(rows, columns)] = maxsim(
-                [vectors.queries[i] for i in rows], vectors.pages[columns], device
+                [vectors.queries[i] for i in rows], len(pages), pages.__getitem__, BLOCK, device
             )
     for (task, lang), columns in questions.corpora.items():
         outside = np.setdiff1d(np.arange(len(questions.pages)), columns)

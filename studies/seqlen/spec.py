@@ -12,8 +12,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from colq_utils.base.config import ROOT, CalibrationSet, Model, Runtime, read, validated
+from colq_utils.base.config import ROOT, CalibrationSet, Model, Runtime
 from colq_utils.base.errors import ColqError
+from colq_utils.base.schema import parse
 
 STUDIES = ROOT / "studies" / "seqlen"
 #: Storage of the quantized Linears: None where weights stay floating point numbers of 16 or 32 bits.
@@ -203,6 +204,4 @@ def load(name: str) -> StudySpec:
         raise ColqError(
             f"no study {name!r}; there are: {', '.join(sorted(p.stem for p in STUDIES.glob('*.yaml')))} (files in studies/seqlen/)"
         )
-    return validated(
-        StudySpec, path, read(path, {"name": "a study has the name of its file"}) | {"name": path.stem}
-    )
+    return parse(StudySpec, path, name=path.stem)

@@ -24,10 +24,9 @@ from colq_utils.base import files
 from colq_utils.base.config import DTYPES, ROOT, CalibrationSet
 from colq_utils.base.errors import ColqError
 from colq_utils.data import calibration
-from colq_utils.model import autoround, footprint, hub, loading, processing
+from colq_utils.model import autoround, eightbit, footprint, hub, loading, processing
 from studies.seqlen.spec import FORMATS, SeqlenVariant, StudySpec
 
-E4M3_MAX = 448.0
 #: The magnitudes that four bits of MXFP4 can stand for besides a sign.
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 BLOCK = 32
@@ -67,13 +66,10 @@ def round_integer(weight: torch.Tensor, bits: int, group_size: int, sym: bool) -
 
 def round_fp8(values: torch.Tensor) -> torch.Tensor:
     """Round to e4m3 with one fp32 scale a row (an output channel of a weight, a token of an activation), and back."""
-    most = torch.full(
-        (), E4M3_MAX, device=values.device
-    )  # a tensor: CUDA divides by a number through its reciprocal, an ulp off
-    scale = (values.float().abs().amax(-1, keepdim=True) / most).clamp(min=1e-12)
-    return ((values.float() / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).float() * scale).to(
-        values.dtype
-    )
+    # a tensor: CUDA divides by a number through its reciprocal, an ulp off
+    largest = torch.full((), eightbit.LARGEST, device=values.device)
+    scale = eightbit.scale_of(values.abs().amax(-1, keepdim=True), largest)
+    return (eightbit.rounded(values, scale).float() * scale).to(values.dtype)
 
 
 def round_mxfp4(weight: torch.Tensor) -> torch.Tensor:

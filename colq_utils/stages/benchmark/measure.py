@@ -1,9 +1,9 @@
 """The child's side of the benchmark: one variant, every workload, in a process that did nothing else.
 
-Order: load; the first call of each workload (where kernels are chosen and caches made) on its own;
-a second call for peak memory; the rest of the warm-up; only then timed calls, with nothing but the
-clock around the model. Inputs are prepared and moved before the clock starts: what is timed is the forward pass,
-which quantization changes, not the tokenizer and image processor, which it does not.
+Order: load; the first call of each workload (where kernels are chosen and caches made) on its own; a second
+call for peak memory; the rest of the warm-up; only then timed calls, with nothing but the clock around the
+model. Inputs are prepared and moved before the clock starts: what is timed is the forward pass, which
+quantization changes, not the tokenizer and image processor, which it does not.
 """
 
 import gc
@@ -11,7 +11,9 @@ import io
 import itertools
 import statistics
 import time
+from collections import Counter
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -21,110 +23,91 @@ from colq_utils.base.config import Experiment, Workload
 from colq_utils.base.errors import ColqError
 from colq_utils.base.names import COARSE, DIFFERENT, GRAIN, part_of
 from colq_utils.base.process import describe, resident
-from colq_utils.fast import load, profiling, sweeps
+from colq_utils.fast import load, profiling
+from colq_utils.fast.path import agreement
 from colq_utils.model import encode, loading
 from colq_utils.model.clock import timed
-from colq_utils.model.kernels import census
 from colq_utils.stages.benchmark.ceilings import demand
 from colq_utils.stages.benchmark.workloads import batches, items
 
 
-def run(experiment: dict, variant: str, plan: list, schedules: str | None = None) -> dict:
+def run(experiment: dict, variant: str, plan: list, schedules: dict[str, str] | None = None) -> dict:
     """Load a variant and time every workload of `plan`; arguments and result are JSON-ready.
 
     Args:
         experiment: an `Experiment` as ``model_dump(mode="json")`` gives it.
         plan: pairs of a name and a `Workload` as a dict.
-        schedules: the file of tuned schedules for layers on humming.
+        schedules: tuned ones by ``out x in`` of a layer, for layers on humming.
 
     Returns:
         ``load_s``, ``census``, ``memory`` (metric -> bytes) and ``workloads``: a record each, with
-        ``latency_s`` a timed call and, on CUDA, ``profile`` of one batch, or with ``error``, as when memory runs out.
+        ``latency_s`` a timed call and, on CUDA, ``profile`` of one batch, or with ``error``, as when memory
+        runs out.
     """
     settings = Experiment.model_validate(experiment)
+    device = settings.runtime.device
     if settings.runtime.threads is not None:
         torch.set_num_threads(settings.runtime.threads)
-    before = {"rss_before_load_bytes": resident()}
+    memory = {"rss_before_load_bytes": resident()}
     start = time.perf_counter()
     loaded = loading.plain(settings, variant)
-    load_s, agreement = time.perf_counter() - start, []
+    load_s, compared = time.perf_counter() - start, []
     if settings.encode_path(variant) == "fast":
-        loaded, convert_s, agreement = _accelerated(settings, loaded, sweeps.read_schedules(schedules))
-        load_s += convert_s
+        plain_s = loaded.load_s
+        loaded, compared = _accelerated(settings, loaded, schedules)
+        load_s += loaded.load_s - plain_s
     gc.collect()
-    memory = (
-        before
-        | {"rss_loaded_bytes": resident()}
-        | tensor_bytes(loaded.model)
-        | device_bytes(settings.runtime.device)
-    )
+    memory |= {"rss_loaded_bytes": resident(), **tensor_bytes(loaded.model)}
+    if device == "cuda":  # what the allocator holds
+        memory["allocated_bytes"] = torch.cuda.memory_allocated()
+        memory["reserved_bytes"] = torch.cuda.memory_reserved()
     records = [_record(settings, loaded, name, Workload(**fields)) for name, fields in plan]
     return {
         "load_s": load_s,
         "encode": loaded.encode,
-        "agreement": agreement,
-        "census": [vars(use) for use in census(loaded.model)],
+        "agreement": compared,
+        "census": [vars(use) for use in loaded.census],
         "memory": {name: value for name, value in memory.items() if value is not None},
         "workloads": records,
     }
 
 
-def _accelerated(
-    settings: Experiment, loaded: loading.Loaded, schedules: dict[str, str]
-) -> tuple[loading.Loaded, float, list[dict]]:
-    """The fast path of a loaded variant, the seconds that took, and its agreement with the plain path, measured first.
+def _accelerated(settings: Experiment, loaded: loading.Loaded, schedules: dict[str, str] | None):
+    """A loaded variant on the fast path, and its agreement with the plain path, measured first.
 
     Raises:
         ColqError: the bf16 base disagrees with itself on the two paths.
     """
-    from colq_utils.fast.path import agreement
-
-    samples = _samples(settings)
-    plain = [_embedded(loaded, kind, chosen) for kind, chosen in samples.items()]
-    grain = {"kind": GRAIN, **agreement(plain[0], encode.queries(loaded, samples["queries"], batch=1))}
-    start, spec = time.perf_counter(), settings.by_id[loaded.variant]
-    model = load.accelerate(loaded, spec.backend or settings.runtime.backend, schedules)
-    convert_s = time.perf_counter() - start
-    fast = loading.Loaded(loaded.variant, model, loaded.processor, census(model), loaded.load_s, "fast")
-    found = [
-        {"kind": kind, **agreement(before, _embedded(fast, kind, chosen))}
-        for (kind, chosen), before in zip(samples.items(), plain, strict=True)
-    ]
-    worst = min(entry["mean"] for entry in found)
-    if (
-        spec.scheme == "bf16"
-        and spec.vision is None
-        and spec.embedding is None
-        and not 1 - worst <= max(1 - DIFFERENT, COARSE * (1 - grain["mean"]))
-    ):
+    queries = items(settings, Workload(kind="queries", batch=8, iterations=1), 8)
+    pages = items(settings, Workload(kind="pages", batch=1, iterations=1), 1)
+    plain = encode.queries(loaded, queries), _pages(loaded, pages)
+    grain = {"kind": GRAIN, **agreement(plain[0], encode.queries(loaded, queries, batch=1))}
+    spec = settings.by_id[loaded.variant]
+    fast = load.accelerate(loaded, spec.backend or settings.runtime.backend, schedules)
+    compared = [{"kind": "queries", **agreement(plain[0], encode.queries(fast, queries))}]
+    for _ in range(2):  # as they come, recorded; then replayed
+        _pages(fast, pages)
+    compared.append({"kind": "pages", **agreement(plain[1], _pages(fast, pages))})
+    worst = min(entry["mean"] for entry in compared)
+    is_base = spec.scheme == "bf16" and spec.vision is None and spec.embedding is None
+    if is_base and not 1 - worst <= max(1 - DIFFERENT, COARSE * (1 - grain["mean"])):
         raise ColqError(
-            f"the fast path of {loaded.variant} gives other embeddings than the plain one (mean token cosine {worst:.6f}; "
-            f"the plain path has {grain['mean']:.6f} with itself); set encode to plain and report this"
+            f"the fast path of {loaded.variant} gives other embeddings than the plain one "
+            f"(mean token cosine {worst:.6f}; the plain path has {grain['mean']:.6f} with itself); "
+            "set encode to plain and report this"
         )
     if settings.runtime.device == "cuda":
         torch.cuda.empty_cache()
-    return fast, convert_s, [*found, grain]
+    return fast, [*compared, grain]
 
 
-def _samples(settings: Experiment) -> dict[str, list]:
-    """The queries and the page on which paths are compared."""
-    return {
-        "queries": items(settings, Workload(kind="queries", batch=8, iterations=1), 8),
-        "pages": items(settings, Workload(kind="pages", batch=1, iterations=1), 1),
-    }
-
-
-def _embedded(loaded: loading.Loaded, kind: str, chosen: list) -> list[torch.Tensor]:
-    """Token embeddings of sample queries or pages (encoded image files)."""
-    if kind == "queries":
-        return encode.queries(loaded, chosen)
-    for _ in range(3 if loaded.encode == "fast" else 1):  # as it comes, recorded, replayed
-        found = encode.pages(loaded, [Image.open(io.BytesIO(file)) for file in chosen])
-    return found
+def _pages(loaded: loading.Loaded, files: list[bytes]) -> list[torch.Tensor]:
+    """Token embeddings of pages given as encoded image files."""
+    return encode.pages(loaded, [Image.open(io.BytesIO(file)) for file in files])
 
 
 def _record(settings: Experiment, loaded: loading.Loaded, name: str, work: Workload) -> dict:
-    """Measure one workload; running out of memory (or any other failure) is its result, not the end of the run."""
+    """Measure one workload; running out of memory (or another failure) is its result, not the run's end."""
     key = {"kind": name, "batch": work.batch}
     try:
         return key | _measure(settings, loaded, work)
@@ -139,52 +122,49 @@ def _record(settings: Experiment, loaded: loading.Loaded, name: str, work: Workl
 def _measure(settings: Experiment, loaded: loading.Loaded, work: Workload) -> dict:
     device = settings.runtime.device
     feed = batches(loaded, items(settings, work, work.items), work.kind, work.batch)
+    model = loaded.model
+
+    def call(inputs: dict) -> float:
+        return timed(lambda: model(**inputs), device)
+
     inputs = next(feed)
-    first_call_s = timed(lambda: loaded.model(**inputs), device)
-    with getattr(
-        loaded.model, "unrecorded", nullcontext
-    )():  # what a graph works in is not counted as allocated
-        memory = peak(lambda: loaded.model(**inputs), device)
+    first_call_s = call(inputs)
+    with getattr(model, "unrecorded", nullcontext)():  # what a graph works in is not counted as allocated
+        memory = peak(lambda: model(**inputs), device)
     cycle = -(-work.items // work.batch) if work.kind == "queries" else 0
     if device == "cuda":
-        loaded.model(**inputs)  # pages are recorded when they come again
-    # Two calls of warm-up are done. CPU kernels are built anew for each length, so every batch of queries is met once.
+        model(**inputs)  # pages are recorded when they come again
+    # Two calls of warm-up are done. CPU kernels are built anew for each length: every batch of queries is met
+    # once.
     for inputs in itertools.islice(feed, max(work.warmup - 2, cycle - 1, 0)):
-        timed(lambda inputs=inputs: loaded.model(**inputs), device)
+        call(inputs)
     latency_s, needs, tokens = [], [], []
     for inputs in itertools.islice(feed, work.iterations):
-        latency_s.append(timed(lambda inputs=inputs: loaded.model(**inputs), device))
-        needs.append(demand(loaded.model, inputs))
+        latency_s.append(call(inputs))
+        needs.append(asdict(demand(model, inputs)))
         tokens.append(int(inputs["attention_mask"].sum()))
-    mean = {
-        part: sum(getattr(need, part) for need in needs) / len(needs)
-        for part in ("text_flop", "vision_flop", "attention_flop")
-    }
-    return {
+    mean = {part: statistics.fmean(need[part] for need in needs) for part in needs[0]}
+    record = {
         "first_call_s": first_call_s,
         "memory": memory,
-        "weight_bytes": needs[0].weight_bytes,
-        **mean,
-        "tokens_per_call": sum(tokens) / len(tokens),
+        "demand": mean | {"weight_bytes": needs[0]["weight_bytes"]},
+        "tokens_per_call": statistics.fmean(tokens),
         "latency_s": latency_s,
         "finished_at": time.time(),
-        **({"profile": _profile(loaded, feed, statistics.median_low(tokens))} if device == "cuda" else {}),
     }
-
-
-def _profile(loaded: loading.Loaded, feed, tokens: int) -> dict[str, float]:
-    """Where the time goes in a batch of so many tokens."""
-    inputs = next(inputs for inputs in feed if int(inputs["attention_mask"].sum()) == tokens)
-    return profiling.parts(lambda: loaded.model(**inputs))
+    if device == "cuda":
+        middle = statistics.median_low(tokens)
+        inputs = next(inputs for inputs in feed if int(inputs["attention_mask"].sum()) == middle)
+        record["profile"] = profiling.parts(lambda: model(**inputs))
+    return record
 
 
 def tensor_bytes(model: torch.nn.Module) -> dict[str, int]:
     """Bytes of parameters and buffers as the model holds them now, by part and together."""
-    sizes: dict[str, int] = {}
+    sizes: Counter[str] = Counter()
     for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
-        key = f"tensors_{part_of(name)}_bytes"
-        sizes[key] = sizes.get(key, 0) + tensor.nbytes
-    return sizes | {"tensors_bytes": sum(sizes.values())}
+        sizes[f"tensors_{part_of(name)}_bytes"] += tensor.nbytes
+    return {**sizes, "tensors_bytes": sizes.total()}
 
 
 def peak(work, device: str) -> dict[str, int]:
@@ -193,10 +173,8 @@ def peak(work, device: str) -> dict[str, int]:
         torch.cuda.reset_peak_memory_stats()
         work()
         torch.cuda.synchronize()
-        return {
-            "peak_allocated_bytes": torch.cuda.max_memory_allocated(),
-            "peak_reserved_bytes": torch.cuda.max_memory_reserved(),
-        }
+        allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+        return {"peak_allocated_bytes": allocated, "peak_reserved_bytes": reserved}
     try:
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to the present resident set
         resettable = True
@@ -204,10 +182,3 @@ def peak(work, device: str) -> dict[str, int]:
         resettable = False
     work()
     return {"peak_rss_bytes": resident("VmHWM")} if resettable else {}
-
-
-def device_bytes(device: str) -> dict[str, int]:
-    """What the allocator holds of the GPU after loading."""
-    if device != "cuda":
-        return {}
-    return {"allocated_bytes": torch.cuda.memory_allocated(), "reserved_bytes": torch.cuda.memory_reserved()}

@@ -1,18 +1,18 @@
 """What the benchmark feeds the models: real queries and pages where they are embedded, made ones elsewhere.
 
-Every variant gets the same items in the same order and batches. Length and size decide the time, so
-both are realistic: headings and phrases of the embedded manuals with their regions, or, for the
-published models, thirty-two questions and pages of text at the full pixel budget. Quality is not
-measured with these.
+Every variant gets the same items in the same order and batches. Length and size decide the time, so both are
+realistic: headings and phrases of the embedded manuals with their regions, or, for the published models,
+thirty-two questions and pages of text at the full pixel budget. Quality is not measured with these.
 """
 
 import io
 import itertools
 import math
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
+import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
 from colq_utils.base.config import ROOT, Experiment, Workload
@@ -26,47 +26,12 @@ PUBLISHED = (
     "queries_published",
     Workload(kind="queries", batch=8, iterations=10, warmup=3, items=32, source="made"),
 )
-
-QUESTIONS = tuple(
-    """
-What was the total revenue of the company in the last fiscal year?
-Which risks does the annual report name for the energy sector?
-How is the dosage adjusted for patients with renal impairment?
-Show the table that compares vaccination rates by region.
-What is the maximum operating temperature of the pump?
-Which clause covers the early termination of the lease?
-How did household consumption develop during the pandemic?
-What does the figure say about battery capacity after 500 cycles?
-Who signed the audit statement on behalf of the board?
-Which programming languages are supported by the software kit?
-What are the eligibility criteria for the research grant?
-How many employees worked in the European offices in 2022?
-Which materials are used in the outer layer of the roof?
-What is the recommended interval between two inspections?
-Explain the difference between the two loan repayment schemes.
-Where is the emergency exit located on the second floor?
-Which countries increased their share of renewable electricity?
-What percentage of students completed the course online?
-How does the court define reasonable notice in this ruling?
-Which side effects were reported most often in the trial?
-What is the boiling point of the solvent listed in table 3?
-How are deferred tax assets recognised in the balance sheet?
-Which steps are required to replace the filter cartridge?
-What was the average rainfall in the coastal area in June?
-Which committee approves changes to the safety protocol?
-How large is the memory of the controller described here?
-What are the main findings of the customer survey?
-Which patents are cited in the section on related work?
-How is the emission factor for diesel engines calculated?
-What does the contract say about intellectual property?
-Which department is responsible for data protection requests?
-How much did shipping costs rise compared with last year?
-""".strip().splitlines()
-)
+#: Real queries and pages, and made questions.
+EMBEDDED, MADE = ROOT / "data" / "minividore", ROOT / "data" / "made" / "questions.txt"
 
 
 def plan(experiment: Experiment) -> list[tuple[str, Workload]]:
-    """Name and workload of everything that is timed: the published one (first: its peak memory holds nothing of another), then the experiment's own."""
+    """Name and workload of all that is timed; the published one first: its peak memory holds nothing else."""
     return [PUBLISHED] + [(w.kind, w) for w in experiment.benchmark.workloads]
 
 
@@ -79,27 +44,29 @@ def items(experiment: Experiment, work: Workload, count: int) -> list:
         ColqError: the embedded benchmark is not there.
     """
     source = work.source or ("embedded" if experiment.evaluation.suite == "minividore" else "made")
+    if source == "made" and work.kind == "pages":
+        return [drawn_page(i) for i in range(count)]
     if source == "made":
-        return [
-            QUESTIONS[i % len(QUESTIONS)] if work.kind == "queries" else drawn_page(i) for i in range(count)
-        ]
-    stored = (
-        _column("queries.parquet", "text") if work.kind == "queries" else _column("pages.parquet", "image")
-    )
+        return [questions()[i % len(questions())] for i in range(count)]
+    stored = _column("queries", "text") if work.kind == "queries" else _column("pages", "image")
     return [stored[i * len(stored) // count] for i in range(count)]
 
 
 @lru_cache
-def _column(file: str, name: str) -> list:
-    """One column of the embedded benchmark."""
-    import pyarrow.parquet
+def questions() -> tuple[str, ...]:
+    """Made queries, all different."""
+    return tuple(MADE.read_text().splitlines())
 
-    path = ROOT / "data" / "minividore" / file
+
+@lru_cache
+def _column(table: str, name: str) -> list:
+    """One column of the embedded benchmark."""
+    path = EMBEDDED / f"{table}.parquet"
     if not path.exists():
         raise ColqError(
             f"the embedded benchmark has no {path.relative_to(ROOT)}; restore it with `git checkout -- data`"
         )
-    return pyarrow.parquet.read_table(path, columns=[name])[name].to_pylist()
+    return pd.read_parquet(path, columns=[name])[name].tolist()
 
 
 @lru_cache
@@ -108,27 +75,22 @@ def drawn_page(number: int) -> bytes:
     page = Image.new("RGB", (1240, 1754), "white")
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(22)
     for line in range(52):
-        draw.text(
-            (100, 90 + 30 * line),
-            f"{line + 1}  {QUESTIONS[(number + 5 * line) % len(QUESTIONS)]}",
-            "black",
-            font,
-        )
+        text = questions()[(number + 5 * line) % len(questions())]
+        draw.text((100, 90 + 30 * line), f"{line + 1}  {text}", "black", font)
     file = io.BytesIO()
     page.save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 
 def batches(loaded: "Loaded", items: list, kind: str, batch: int) -> Iterator[dict]:
-    """Model inputs on the model's device without end, going round `items`; each distinct batch is prepared once, on the CPU."""
-    starts = range(0, math.lcm(len(items), batch), batch)
-    prepared: dict[int, dict] = {}
-    for start in itertools.cycle(starts):
-        if start not in prepared:
-            chosen = [items[(start + i) % len(items)] for i in range(batch)]
-            prepared[start] = (
-                loaded.processor.queries(chosen)
-                if kind == "queries"
-                else loaded.processor.pages([Image.open(io.BytesIO(file)) for file in chosen])
-            )
-        yield {name: value.to(loaded.device) for name, value in prepared[start].items()}
+    """Model inputs on the model's device, round `items` without end; a batch is prepared once, on the CPU."""
+
+    @cache
+    def prepared(start: int) -> dict:
+        chosen = [items[(start + i) % len(items)] for i in range(batch)]
+        if kind == "queries":
+            return loaded.processor.queries(chosen)
+        return loaded.processor.pages([Image.open(io.BytesIO(file)) for file in chosen])
+
+    for start in itertools.cycle(range(0, math.lcm(len(items), batch), batch)):
+        yield {name: value.to(loaded.device) for name, value in prepared(start).items()}

@@ -1,18 +1,19 @@
-"""A loaded variant as mteb's search protocol sees it: index a corpus, search it.
+"""A loaded variant that embeds a corpus and ranks it for queries, by itself or as mteb asks it to.
 
-mteb's stock path encodes a corpus again for each language and pads it into one fp32 tensor in memory. Here a page is known
-by the digest of its image, so a page shared by tasks, languages or variants is decoded, run through the vision tower and
-embedded once, and kept in a store on disk.
+mteb's stock path encodes a corpus again for each language and pads it into one fp32 tensor in memory. Here a
+page is known by the digest of its image, so a page shared by tasks, languages or variants is decoded, run
+through the vision tower and embedded once, and kept in a store on disk.
 """
 
 import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from datasets import Image as ImageColumn
 from mteb.models import ModelMeta
-from mteb.models.model_meta import ScoringFunction
 from PIL import Image
 
 from colq_utils.base.progress import bar, track
@@ -25,59 +26,55 @@ from colq_utils.stages.evaluate.store import VectorStore
 SMALL = 1 << 28
 
 
+@dataclass(frozen=True)
+class Ranking:
+    """Scores ``(n_queries, n_pages)``, lengths of the queries in tokens, digests of the pages' images."""
+
+    scores: torch.Tensor
+    query_ids: list[str]
+    lengths: list[int]
+    page_ids: list[str]
+    digests: list[str]
+
+    def top(self, k: int) -> dict[str, dict[str, float]]:
+        """The best `k` pages of each query with their scores."""
+        best = self.scores.topk(min(k, len(self.page_ids)), dim=1)
+        rows = zip(self.query_ids, best.indices.tolist(), best.values.tolist(), strict=True)
+        return {query: {self.page_ids[i]: v for i, v in zip(pages, values)} for query, pages, values in rows}
+
+
 class Retriever:
-    """A loaded variant as mteb sees it: `index` a corpus, `search` it.
+    """A loaded variant: `index` a corpus, then `rank` it.
 
     Args:
         folder: where page embeddings are kept between tasks (and after a killed run).
-        features: store of the vision tower's output, shared by variants with one tower; None to run the whole model.
+        features: the vision tower's output, shared by variants with one tower; None: run the whole model.
     """
 
-    def __init__(self, loaded: Loaded, revision: str, folder: Path, features: VectorStore | None, batch: int):
+    def __init__(self, loaded: Loaded, folder: Path, features: VectorStore | None, batch: int):
         self.loaded, self.features, self.batch = loaded, features, batch
         self.pages = VectorStore(folder, loaded.model.config.embed_dim, loaded.model.dtype)
-        self.encoded, self.rankings, self._corpora, self._read, self._keys, self._ids, self._small = (
-            0,
-            {},
-            {},
-            {},
-            [],
-            [],
-            True,
-        )
-        self.mteb_model_meta = ModelMeta.create_empty(
-            overwrites={
-                "name": f"colq/{loaded.variant}",
-                "revision": revision,
-                "modalities": ["image", "text"],
-                "similarity_fn_name": ScoringFunction.MAX_SIM,
-                "embed_dim": loaded.model.config.embed_dim,
-            }
-        )
+        self.encoded = 0
+        self._corpus, self._ids, self._keys, self._in_memory = "", [], [], {}
 
-    def index(
-        self, corpus, *, task_metadata, hf_split, hf_subset, encode_kwargs, num_proc=None, **unused
-    ) -> None:
-        """Embed the pages of `corpus` that no earlier task has brought."""
-        self._ids, self._keys = self._identify(corpus)
-        kept = set(self._keys)
-        self._read = {key: page for key, page in self._read.items() if key in kept}
-        rows = {key: row for row, key in reversed(list(enumerate(self._keys))) if key not in self.pages}
-        missing = sorted(rows, key=rows.get)
-        image, label = lambda key: corpus[rows[key]]["image"], f"{self.loaded.variant} {task_metadata.name}"
-        with bar(label, len(missing), "page") as progress:
-            for keys, vectors in self._embed(missing, image):
+    def index(self, corpus: Dataset, label: str) -> None:
+        """Take up a corpus (id, image) and embed the pages that no earlier one has brought."""
+        if corpus._fingerprint == self._corpus:  # languages of a task share one corpus
+            return
+        raw = corpus.cast_column("image", ImageColumn(decode=False))
+        self._ids, self._keys = list(corpus["id"]), [digest(entry) for entry in raw["image"]]
+        kept = self._in_memory.keys() & set(self._keys)
+        self._in_memory = {key: self._in_memory[key] for key in kept}
+        rows = {}
+        for row, key in enumerate(self._keys):
+            if key not in self.pages:
+                rows.setdefault(key, row)
+        with bar(f"{self.loaded.variant} {label}", len(rows), "page") as progress:
+            for keys, vectors in self._embed(list(rows), lambda key: corpus[rows[key]]["image"]):
                 self.pages.extend(keys, vectors)
                 self.encoded += len(keys)
                 progress.update(len(keys))
-        self._small = sum(map(self.pages.tokens, self._keys)) * self.pages.width * 4 <= SMALL
-
-    def _identify(self, corpus) -> tuple[list[str], list[str]]:
-        """Ids and image digests of a corpus, remembered: languages of a task share one corpus."""
-        if corpus._fingerprint not in self._corpora:
-            raw = corpus.cast_column("image", ImageColumn(decode=False))
-            self._corpora[corpus._fingerprint] = list(corpus["id"]), [digest(entry) for entry in raw["image"]]
-        return self._corpora[corpus._fingerprint]
+        self._corpus = corpus._fingerprint
 
     def _embed(
         self, keys: list[str], image: Callable[[str], Image.Image]
@@ -88,66 +85,51 @@ class Retriever:
         if any(key not in self.features for key in keys):
             with self.features.alone():
                 self._add_features([key for key in keys if key not in self.features], image)
-        for some in (keys[i : i + self.batch] for i in range(0, len(keys), self.batch)):
-            stored, grids = (
-                [self.features[key] for key in some],
-                [self.features.note(key, "grid") for key in some],
-            )
-            yield some, encode.pages_from_features(self.loaded, stored, grids)
+        for start in range(0, len(keys), self.batch):
+            batch = keys[start : start + self.batch]
+            stored = [self.features[key] for key in batch]
+            grids = [self.features.note(key, "grid") for key in batch]
+            yield batch, encode.pages_from_features(self.loaded, stored, grids)
 
-    def _add_features(self, new: list[str], image: Callable[[str], Image.Image]) -> None:
-        """Run the vision tower on the pages `new` and keep what it gives."""
+    def _add_features(self, keys: list[str], image: Callable[[str], Image.Image]) -> None:
+        """Run the vision tower on pages and keep what it gives."""
         step = (
             2 if self.loaded.device.type == "cpu" else self.batch
         )  # two pages still fit a processor's cache
-        for some, matrices, grids in track(
-            encode.stream_features(self.loaded, new, image, step),
-            "vision tower",
-            -(-len(new) // step),
-            "batch",
-        ):
-            self.features.extend(some, matrices, grid=grids)
+        batches = encode.stream_features(self.loaded, keys, image, step)
+        for batch, matrices, grids in track(batches, "vision tower", -(-len(keys) // step), "batch"):
+            self.features.extend(batch, matrices, grid=grids)
 
-    def _page(self, i: int) -> torch.Tensor:
-        """Page i of the indexed corpus; a small corpus is read once for all languages of a task."""
-        if not self._small:
-            return self.pages[self._keys[i]]
-        if self._keys[i] not in self._read:
-            self._read[self._keys[i]] = self.pages[self._keys[i]].float()
-        return self._read[self._keys[i]]
+    def rank(self, queries: Dataset) -> Ranking:
+        """MaxSim of queries (id, text) with every page of the indexed corpus."""
+        vectors = encode.queries(self.loaded, list(queries["text"]))
+        small = sum(map(self.pages.tokens, self._keys)) * self.pages.width * 4 <= SMALL
+        page = self._read if small else self.pages.__getitem__
+        scores = maxsim(vectors, len(self._keys), lambda i: page(self._keys[i]), device=self.loaded.device)
+        lengths = [len(tokens) for tokens in vectors]
+        return Ranking(scores, list(queries["id"]), lengths, self._ids, self._keys)
 
-    def search(
-        self,
-        queries,
-        *,
-        task_metadata,
-        hf_split,
-        hf_subset,
-        top_k,
-        encode_kwargs,
-        top_ranked=None,
-        num_proc=None,
-        **unused,
-    ) -> dict[str, dict[str, float]]:
-        """The `top_k` pages of each query with their MaxSim scores."""
-        texts, ids = list(queries["text"]), list(queries["id"])
-        vectors = encode.queries(self.loaded, texts)
-        scores = maxsim(
-            vectors, len(self._keys), self._page, device=self.loaded.device
-        )  # (n_queries, n_pages)
-        best = scores.topk(min(top_k, len(self._keys)), dim=1)
-        found = {
-            query: {self._ids[page]: score for page, score in zip(pages, values, strict=True)}
-            for query, pages, values in zip(ids, best.indices.tolist(), best.values.tolist(), strict=True)
-        }
-        self.rankings[hf_subset] = (
-            scores,
-            ids,
-            list(self._ids),
-            [len(v) for v in vectors],
-            dict(zip(self._ids, self._keys)),
-        )
-        return found
+    def _read(self, key: str) -> torch.Tensor:
+        """A page of a small corpus, which is read once for all languages of a task."""
+        if key not in self._in_memory:
+            self._in_memory[key] = self.pages[key].float()
+        return self._in_memory[key]
+
+
+class Search:
+    """A retriever in mteb's search protocol, for one task; its `rankings` stay, by subset."""
+
+    def __init__(self, retriever: Retriever):
+        self.retriever, self.rankings = retriever, {}
+        identity = {"name": f"colq/{retriever.loaded.variant}", "modalities": ["image", "text"]}
+        self.mteb_model_meta = ModelMeta.create_empty(overwrites=identity)
+
+    def index(self, corpus, *, task_metadata, **unused) -> None:
+        self.retriever.index(corpus, task_metadata.name)
+
+    def search(self, queries, *, hf_subset: str, top_k: int, **unused) -> dict[str, dict[str, float]]:
+        self.rankings[hf_subset] = self.retriever.rank(queries)
+        return self.rankings[hf_subset].top(top_k)
 
 
 def digest(entry: dict) -> str:

@@ -1,6 +1,6 @@
 """NDCG@5 and the rest of what is kept of one query, from a matrix of scores; numpy and pandas alone.
 
-`evaluate` takes these through mteb, the controlled study (`controlled`) without it: both say the same of the same ranking.
+`evaluate` takes these through mteb, `studies.seqlen` without it: both say the same of the same ranking.
 """
 
 import numpy as np
@@ -18,8 +18,7 @@ def ndcg(relevance: np.ndarray, ideal: np.ndarray, k: int = K) -> float:
         ideal: all grades of the query, in any order.
     """
     discounts = 1 / np.log2(np.arange(2, k + 2))
-    best = np.sort(ideal)[::-1][:k]
-    top = relevance[:k]
+    top, best = relevance[:k], np.sort(ideal)[::-1][:k]
     return float((top * discounts[: len(top)]).sum() / (best * discounts[: len(best)]).sum())
 
 
@@ -32,31 +31,32 @@ def per_query(
 ) -> pd.DataFrame:
     """One row a query: NDCG@5, rank of the first relevant page, score margin and the top five pages.
 
-    The margin is the score of the best relevant page minus that of the best other page, divided by
-    the number of query tokens: it moves before ranks do. A relevant page that the corpus lacks counts as not found,
-    as in trec_eval; where none is there, the rank is one past the last and the margin NaN.
+    The margin is the score of the best relevant page minus that of the best other page, divided by the number
+    of query tokens: it moves before ranks do. A relevant page that the corpus lacks counts as not found, as
+    in trec_eval; where none is there, the rank is one past the last and the margin NaN.
+
+    Args:
+        scores: ``(n_queries, n_pages)``.
     """
     place = {page: i for i, page in enumerate(page_ids)}
     rows = []
     for query, row, length in zip(query_ids, scores, lengths, strict=True):
-        grades = {p: g for p, g in relevant.get(query, {}).items() if g > 0}
+        grades = {page: grade for page, grade in relevant.get(query, {}).items() if grade > 0}
         if not grades:
             continue
-        gain = np.zeros(len(page_ids))
-        for page, grade in grades.items():
-            if page in place:
-                gain[place[page]] = grade
-        values = row.numpy()
-        order = np.lexsort((np.arange(len(values)), -values))
-        hits = gain > 0
+        gains, values = np.zeros(len(page_ids)), row.numpy()
+        for page in grades.keys() & place.keys():
+            gains[place[page]] = grades[page]
+        order, hits = np.argsort(-values, kind="stable"), gains > 0
+        margin = float("nan")
+        if hits.any() and not hits.all():
+            margin = float(values[hits].max() - values[~hits].max()) / length
         rows.append(
             {
                 "query_id": query,
-                "ndcg_at_5": ndcg(gain[order], np.array(list(grades.values()), dtype=float)),
-                "first_rank": int(np.flatnonzero(np.append(hits[order], True))[0]) + 1,
-                "margin": float(values[hits].max() - values[~hits].max()) / length
-                if hits.any() and (~hits).any()
-                else float("nan"),
+                "ndcg_at_5": ndcg(gains[order], np.array(list(grades.values()), dtype=float)),
+                "first_rank": int(np.append(hits[order], True).argmax()) + 1,
+                "margin": margin,
                 "top5": [page_ids[i] for i in order[:K]],
             }
         )

@@ -1,11 +1,9 @@
-"""A multi-vector store on disk: one (n_tokens, width) matrix a page, appended, memory-mapped, resumable.
+"""A multi-vector store on disk: one (n_tokens, width) matrix a page, appended, read one by one, resumable.
 
-Page features and page embeddings of a whole corpus do not fit in memory for the real benchmarks
-(19,000 pages of 1,280 vectors), so they live in one raw file that is mapped, not read. A record
-counts only once its line stands in the index, which is written after the data: a run killed
-half-way loses the records under way and nothing else. What it left behind is cut off by the next
-append, under the lock; opening and reading cut nothing, because another process may be appending.
-Raw bits are kept, so bfloat16 survives exactly.
+The vectors of a real benchmark (19,000 pages of 1,280) do not fit in memory, so they live in one raw file.
+A record counts only once its line stands in the index, which is written after the data: a run killed half-
+way loses the records under way and nothing else. What it left behind is cut off by the next append, under
+the lock; opening and reading cut nothing, because another process may be appending.
 """
 
 import fcntl
@@ -17,8 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-_AS_NUMPY = {torch.bfloat16: np.dtype("<i2"), torch.float32: np.dtype("<f4")}
-
 
 class VectorStore:
     """Append-only map from a key to a ``(n_tokens, width)`` tensor.
@@ -26,13 +22,12 @@ class VectorStore:
     Args:
         folder: where the store lives; made if missing.
         width: numbers a token.
-        dtype: torch.bfloat16 or torch.float32.
     """
 
     def __init__(self, folder: Path, width: int, dtype: torch.dtype):
         self.folder, self.width, self.dtype = Path(folder), width, dtype
-        self._numpy = _AS_NUMPY[dtype]
-        self._row = width * self._numpy.itemsize
+        self._data_file, self._index_file = self.folder / "vectors.bin", self.folder / "index.jsonl"
+        self._row_bytes = width * dtype.itemsize
         self._index: dict[str, dict] = {}
         self._rows = self._end = 0  # rows of data and bytes of index up to which both are whole
         self._held = False
@@ -46,7 +41,7 @@ class VectorStore:
         with self._index_file.open("rb") as index:
             index.seek(self._end)
             lines = index.readlines()
-        stored = self._data_file.stat().st_size // self._row
+        stored = self._data_file.stat().st_size // self._row_bytes
         for line in lines:
             try:
                 record = json.loads(line[: line.rindex(b"\n")])
@@ -60,7 +55,7 @@ class VectorStore:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Hold the right to append; other processes wait for it, and find afterwards what this one has appended."""
+        """Hold the right to append; other processes wait, and see afterwards what this one has appended."""
         if self._held:
             yield
             return
@@ -73,14 +68,6 @@ class VectorStore:
             finally:
                 self._held = False
 
-    @property
-    def _data_file(self) -> Path:
-        return self.folder / "vectors.bin"
-
-    @property
-    def _index_file(self) -> Path:
-        return self.folder / "index.jsonl"
-
     def __contains__(self, key: str) -> bool:
         return key in self._index
 
@@ -90,36 +77,27 @@ class VectorStore:
     def extend(self, keys: list[str], matrices: list[torch.Tensor], **notes: list) -> None:
         """Append records; each of `notes` gives one JSON-ready value a record, read back by `note`."""
         with self.alone():
-            records, start = [], self._rows
+            lines, start = [], self._rows
             with self._data_file.open("ab") as data:
-                data.truncate(
-                    start * self._row
-                )  # a failed append left bytes there: what follows them would be read shifted
-                for i, (key, matrix) in enumerate(zip(keys, matrices, strict=True)):
+                # a failed append left bytes there: what follows them would be read shifted
+                data.truncate(start * self._row_bytes)
+                for key, matrix, *values in zip(keys, matrices, *notes.values(), strict=True):
                     bits = matrix.detach().to("cpu", self.dtype).contiguous()
-                    data.write(
-                        (bits.view(torch.int16) if self.dtype == torch.bfloat16 else bits).numpy().tobytes()
-                    )
-                    records.append(
-                        {"key": key, "start": start, "n": len(bits), **{k: v[i] for k, v in notes.items()}}
-                    )
+                    data.write(bits.view(torch.uint8).numpy().tobytes())
+                    record = {"key": key, "start": start, "n": len(bits), **dict(zip(notes, values))}
+                    lines.append(json.dumps(record).encode() + b"\n")
                     start += len(bits)
             with self._index_file.open("ab") as index:
                 index.truncate(self._end)
-                index.writelines(json.dumps(record).encode() + b"\n" for record in records)
+                index.writelines(lines)
             self._read()
 
     def __getitem__(self, key: str) -> torch.Tensor:
-        """The matrix of `key`, ``(n_tokens, width)``; its record alone is mapped, so that reading a corpus leaves nothing resident."""
-        record = self._index[key]
-        mapped = np.memmap(
-            self._data_file,
-            dtype=self._numpy,
-            mode="r",
-            offset=record["start"] * self._row,
-            shape=(record["n"], self.width),
-        )
-        return torch.from_numpy(np.array(mapped)).view(self.dtype)
+        """The matrix of `key`, ``(n_tokens, width)``."""
+        n, start = self._index[key]["n"], self._index[key]["start"]
+        row = self._row_bytes
+        content = np.fromfile(self._data_file, np.uint8, count=n * row, offset=start * row)
+        return torch.from_numpy(content).view(self.dtype).view(n, self.width)
 
     def tokens(self, key: str) -> int:
         """Rows of the matrix of `key`."""

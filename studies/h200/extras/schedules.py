@@ -1,48 +1,26 @@
-"""Schedules of the 4-bit GEMM kernels for the GPU at hand: which tile sizes are fastest at which number of tokens.
+"""Schedules of the 4-bit GEMM kernels for the GPU at hand: the fastest tile sizes by number of tokens.
 
-humming-kernels picks tiles by a heuristic made for other chips of the family, and launches each product when the kernel
-before has ended. Here its own picks, some variations of them and the neighbours of the best are timed at each size, and
-the fastest are written down for the benchmark's processes to use. Every candidate must reproduce the default's product first.
+humming-kernels picks tiles by a heuristic made for other chips of the family, and launches each product when
+the kernel before has ended. Here its own picks, some variations of them and the neighbours of the best are
+timed at each size, and the benchmark uses the fastest. Every candidate must reproduce the default's product
+first.
 """
 
 import itertools
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import torch
 
-from colq_utils.base.files import write_json
-from colq_utils.fast import sweeps
+from colq_utils.fast.graphs import capture
 from colq_utils.model.clock import timed
+from studies.h200.extras import sweeps
 
-#: Upper ends of the ranges of tokens a call that get a schedule of their own; beyond the last, the default. From 256 on
-#: every size that calls are padded to (`colq_utils.fast.path.bucket`): one tile more or less is a good part of the time there.
-TOKENS = (
-    16,
-    32,
-    48,
-    64,
-    96,
-    128,
-    160,
-    192,
-    224,
-    256,
-    288,
-    320,
-    352,
-    384,
-    416,
-    448,
-    480,
-    512,
-    576,
-    640,
-    704,
-    768,
-)
+#: Upper ends of the ranges of tokens a call that get a schedule of their own; beyond the last, the default.
+#: From 256 on every size that calls are padded to (`colq_utils.fast.layout.bucket`): one tile more or less is
+#: a good part of the time there.
+TOKENS = (16, 32, 48, 64, 96, 128, *range(160, 512, 32), *range(512, 769, 64))
 LAYERS, REPEATS = 6, 7
 #: Tile heights that are tried, and one change at a time to the best schedule of a size.
 HEIGHTS = (64, 80, 96, 112, 128)
@@ -55,24 +33,24 @@ CHANGES = (
 
 
 @torch.inference_mode()
-def tune(text: dict, file: str) -> list[dict]:
-    """Time candidates for the stacked products of `text` (a text configuration) and write the table to `file`.
+def tune(experiment: dict, schedules: dict[str, str]) -> dict:
+    """Time candidates for the stacked products of an experiment's model; `schedules` holds none yet.
 
     Returns:
-        Rows of product, tokens, default_s, tuned_s and bf16_s, for one product.
+        ``rows`` of product, tokens, default_s, tuned_s and bf16_s (of one product), and the tuned
+        ``schedules`` as humming takes them, by ``out x in`` of a layer.
     """
-    rows, tables = [], {}
-    for name, shape in sweeps.shapes(text).items():
-        found, ranges = _product(shape)
-        rows += [{"product": name, **row} for row in found]
-        tables[f"{shape[0]}x{shape[1]}"] = json.dumps(ranges)
+    rows, tuned = [], dict(schedules)
+    for name, shape in sweeps.shapes(sweeps.text_of(experiment)).items():
+        times, ranges = _product(shape)
+        rows += [{"product": name, **row} for row in times]
+        tuned[f"{shape[0]}x{shape[1]}"] = json.dumps(ranges)
         torch.cuda.empty_cache()
-    write_json(Path(file), {"device": torch.cuda.get_device_name(), "tables": tables})
-    return rows
+    return {"rows": rows, "schedules": tuned}
 
 
 def _product(shape: tuple[int, int]) -> tuple[list[dict], list]:
-    """Rows and the table of one product: first all candidates at each size, then the neighbours of the best."""
+    """Rows and table of one product: first all candidates at each size, then neighbours of the best."""
     layers = [sweeps.layer("humming", shape).humming_layer for _ in range(LAYERS)]
     plain = [sweeps.layer("bf16", shape) for _ in range(LAYERS)]
     inputs = {n: torch.randn(n, shape[1], device="cuda", dtype=torch.bfloat16) for n in TOKENS}
@@ -108,7 +86,7 @@ def _fastest(layers: list, inputs: dict, best: dict, wanted: dict) -> dict:
 
 
 def _ranges(own: list, default: dict, best: dict) -> list:
-    """The table of a layer, (more than, up to, schedule): the best where it is 2 % better than humming's `own`, else those."""
+    """(More than, up to, schedule) of a layer: the best if 2 % better than humming's `own`, else those."""
     found, low = [], 0
     for n, (seconds, config) in best.items():
         if config is not None and seconds < 0.98 * default[n]:
@@ -132,7 +110,7 @@ def _heuristic(own: list, n: int) -> str:
 
 
 def candidates(layer) -> list[str]:
-    """humming's picks for all sizes and those with other tile heights and residencies, launched early where the GPU can."""
+    """humming's picks for all sizes, and with other tile heights and residencies; early where possible."""
     own = _default(layer)
     found = [json.loads(_heuristic(own, n)) for n in TOKENS]
     kinds = {(*c["block_shape"][1:], *c["warp_shape"][1:]): c for c in found if c["block_shape"][0] >= 48}
@@ -185,5 +163,6 @@ def _time(layers: list, x: torch.Tensor, config: str | None) -> float:
         for layer in layers:
             layer(x) if config is None else layer(x, tuning_config=config)
 
-    graph = sweeps.captured(work)
+    graph, _ = capture(work)
+    graph.replay()
     return sorted(timed(graph.replay, "cuda") for _ in range(REPEATS))[REPEATS // 2] / len(layers)
