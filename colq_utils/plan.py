@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from colq_utils.base.config import ROOT, Experiment, Variant
+from colq_utils.base.config import ROOT, Documents, Experiment, Variant
 from colq_utils.base.errors import ColqError
 from colq_utils.base.names import PROJECTION
 from colq_utils.model import footprint, hub
@@ -51,8 +51,9 @@ def make(experiment: Experiment, measured: Path | None = None) -> Plan:
             f"{experiment.name} evaluates nothing; a plan is made of experiments that do: "
             "try EXPERIMENT=tomoro-4b"
         )
-    tasks = evaluate.tasks_of(experiment)
-    table = task_table(experiment, tasks)
+    own = experiment.evaluation.documents
+    tasks = evaluate.tasks_of(experiment) if own is None else []
+    table = task_table(experiment, tasks) if own is None else _documents(own)
     measured = measured or ROOT / "results" / f"h200-{experiment.model.size}"
     gpu_hours = hours(experiment, table, measured / "benchmark")
     return Plan(experiment, table, downloads(experiment, tasks), gpu_hours, disk(experiment, table))
@@ -67,6 +68,15 @@ def task_table(experiment: Experiment, tasks: list) -> pd.DataFrame:
         totals = {"queries": counts.queries.sum(min_count=1), "pages": counts.pages.max()}
         rows.append({"task": task.metadata.name, "entries": len(task.hf_subsets), **totals})
     return pd.DataFrame(rows)
+
+
+def _documents(settings: Documents) -> pd.DataFrame:
+    """As `task_table`, without drawing a page: phrases of text layers are not counted."""
+    from colq_utils.data import documents
+
+    survey = documents.survey(settings)
+    pages, queries = survey.pages.sum(), sum(documents.expected(settings, survey).values())
+    return pd.DataFrame([{"task": "your documents", "entries": 1, "queries": queries, "pages": pages}])
 
 
 def _minividore(task) -> list[tuple[int, int]]:

@@ -83,6 +83,8 @@ def _inputs(experiment: Experiment, stage: str, calibration: Path, manifests: li
         results = experiment.output / "results" / experiment.name
         return [*(results / earlier for earlier in STAGES[:-1]), ROOT / "data" / "published"]
     model, pages = [], ROOT / "data" / "minividore"
+    own = experiment.evaluation.documents
+    asked = [ROOT / path for path in (own.folder, own.queries) if path] if own else []
     if (
         experiment.model.is_local and not experiment.model.is_random
     ):  # random weights follow from size and seed
@@ -92,10 +94,10 @@ def _inputs(experiment: Experiment, stage: str, calibration: Path, manifests: li
         model
         + {
             "inspect": [],
-            "calibrate": [pages, ROOT / experiment.calibration.source],
+            "calibrate": [pages, ROOT / experiment.calibration.source, *asked],
             "quantize": [pages, calibration],
             "benchmark": [pages, *manifests],
-            "evaluate": [pages, *manifests],
+            "evaluate": [pages, *manifests, *asked],
         }[stage]
     )
 

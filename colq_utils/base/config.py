@@ -77,7 +77,7 @@ class CalibrationSet(Section):
     seqlen: int = Field(0, ge=0)
     blocks: Count
     batch_rows: Count
-    kind: Literal["text", "pages"] = "text"
+    kind: Literal["text", "pages", "documents"] = "text"
 
     @model_validator(mode="after")
     def whole_batches(self):
@@ -214,6 +214,8 @@ class Evaluation(Section):
     def whole(self):
         if (self.suite == "documents") != (self.documents is not None):
             raise ValueError("suite documents and the section `documents` go together")
+        if self.suite == "mteb" and not self.tasks:
+            raise ValueError("suite mteb takes `tasks`, one or more names of mteb's")
         return self
 
 

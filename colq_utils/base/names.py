@@ -36,6 +36,12 @@ BLOCKS = "vlm.model.language_model.layers"
 #: Mean cosine of the token embeddings of the fast and the plain path of the bf16 base: at the first or above
 #: it is measured in any case, below the second the report says so.
 DIFFERENT, SAME = 0.999, 0.9999
+#: Kind of query asked of one's own documents -> its task, and what its labels are worth.
+DOCUMENT_QUERIES = {
+    "labelled": ("DocumentsLabelled", "queries with the pages that answer them, from your file"),
+    "known-item": ("DocumentsKnownItem", "phrases of the text layer, each on one page alone (weak labels)"),
+    "unlabelled": ("DocumentsUnlabelled", "queries without labels: only agreement with the base is known"),
+}
 #: The row of agreement.csv, by its name there, for how far the plain path is from itself when queries are not
 #: batched: no other path can be closer. A path is another one if it is `COARSE` times further off.
 GRAIN, COARSE = "queries, plain path one by one", 2.0

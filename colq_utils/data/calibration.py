@@ -13,12 +13,13 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from safetensors.torch import load_file
 
 from colq_utils.base import files
 from colq_utils.base.config import ROOT, CalibrationSet, Experiment
 from colq_utils.base.errors import ColqError
+from colq_utils.data import document_tasks
 from colq_utils.model.hub import fetch_dataset
 
 PAGE_SIZE = (704, 384)  # width, height in pixels; that of the embedded benchmark
@@ -107,6 +108,26 @@ def page_set(texts: pd.DataFrame, spec: CalibrationSet, seed: int) -> tuple[torc
         at = int(rng.integers(0, len(words) - 8))
         queries.append(" ".join(words[at : at + int(rng.integers(3, 9))]))
     return torch.from_numpy(np.stack(images)), queries
+
+
+def document_set(experiment: Experiment, spec: CalibrationSet) -> torch.Tensor:
+    """`blocks` pages of the experiment's own documents, ``(blocks, height, width, 3)`` uint8, on one paper size.
+
+    Raises:
+        ColqError: fewer pages than `blocks`, or no documents.
+    """
+    if experiment.evaluation.documents is None:
+        raise ColqError(f"calibration set {spec.id} wants pages of documents: give `evaluation.documents`")
+    pages = document_tasks.read(experiment)[0].pages
+    if len(pages) < spec.blocks:
+        raise ColqError(
+            f"calibration set {spec.id} needs {spec.blocks} pages, your documents have {len(pages)}"
+        )
+    chosen = np.random.default_rng(experiment.seed).permutation(len(pages))[: spec.blocks]
+    images = [Image.open(pages.path[i]).convert("RGB") for i in chosen]
+    width, height = np.median([image.size for image in images], axis=0).astype(int)
+    padded = [ImageOps.pad(image, (width, height), color="white") for image in images]
+    return torch.from_numpy(np.stack([np.asarray(image) for image in padded]))
 
 
 def path_of(experiment: Experiment, set_id: str) -> Path:

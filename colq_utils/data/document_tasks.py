@@ -13,14 +13,8 @@ from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 
 from colq_utils.base.config import Experiment
+from colq_utils.base.names import DOCUMENT_QUERIES
 from colq_utils.data import documents
-
-#: Kind of query -> its task's name.
-NAMES = {
-    "labelled": "DocumentsLabelled",
-    "known-item": "DocumentsKnownItem",
-    "unlabelled": "DocumentsUnlabelled",
-}
 
 
 class DocumentsTask(AbsTaskRetrieval):
@@ -57,10 +51,9 @@ def tasks(experiment: Experiment) -> list[DocumentsTask]:
     corpus = Dataset.from_dict({"id": list(collection.pages.page_id), "image": pictures}, features)
     made = []
     for kind, rows in asked.groupby("kind", sort=False):
-        metadata = _metadata(NAMES[kind], documents.KINDS[kind], revision)
-        task = type(
-            NAMES[kind], (DocumentsTask,), {"metadata": metadata, "has_labels": kind != "unlabelled"}
-        )()
+        name, words = DOCUMENT_QUERIES[kind]
+        fields = {"metadata": _metadata(name, words, revision), "has_labels": kind != "unlabelled"}
+        task = type(name, (DocumentsTask,), fields)()
         task.content = {
             "corpus": corpus,
             "queries": Dataset.from_dict({"id": list(rows.query_id), "text": list(rows.text)}),

@@ -26,12 +26,6 @@ from colq_utils.base.progress import bar
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
 #: A page is drawn with at most this many pixels, whatever paper size it claims.
 MAX_PIXELS = 16_000_000
-#: Kinds of queries: -> what a report calls them.
-KINDS = {
-    "labelled": "queries with the pages that answer them, from your file",
-    "known-item": "phrases drawn from the text layer, each of one page alone (weak labels)",
-    "unlabelled": "queries without labels, from your file",
-}
 
 
 class Unreadable(Exception):
@@ -175,7 +169,7 @@ def _rendered(path: Path, page: int, dpi: int) -> tuple[Image.Image, str]:
 
 
 def questions(settings: Documents, pages: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """All queries: query_id, kind (of `KINDS`), text, relevant ({page_id: grade}, empty for unlabelled ones).
+    """All queries: query_id, kind (of `names.DOCUMENT_QUERIES`), text, relevant ({page_id: grade}, empty for unlabelled ones).
 
     Raises:
         ColqError: a queries file that cannot be read so, or nothing to ask.

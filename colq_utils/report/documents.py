@@ -1,29 +1,20 @@
-"""What the summary says of one's own documents: which labels there are, and how far a variant agrees with the base.
+"""What the summary says of one's own documents: which labels there are, how far a variant agrees with the base.
 
-Agreement needs no labels. It says what a person who searches would see change, not whether the change is for the worse.
+Agreement needs no labels. It says what a person who searches would see change, not whether that is worse.
 """
 
 import numpy as np
 import pandas as pd
 from scipy.stats import kendalltau
 
+from colq_utils.base.names import DOCUMENT_QUERIES
 from colq_utils.report import analysis, stats
 from colq_utils.report.analysis import Study
 from colq_utils.report.markdown import change_ci, value_ci
 from colq_utils.report.results import ENTRY
 
-#: Task -> what its labels are worth, and the column of its change.
-KINDS = {
-    "DocumentsLabelled": ("queries whose answers you named", "labelled"),
-    "DocumentsKnownItem": (
-        "phrases drawn from the text layer, each of one page alone (weak labels)",
-        "known",
-    ),
-    "DocumentsUnlabelled": (
-        "queries without labels, for which only agreement with the base is known",
-        "none",
-    ),
-}
+#: Task -> the column of its change; without labels there is none.
+COLUMNS = {"DocumentsLabelled": "labelled", "DocumentsKnownItem": "known"}
 #: Rank correlation looks at this many first pages of the base.
 FIRST = 20
 
@@ -31,11 +22,18 @@ FIRST = 20
 def kinds(study: Study) -> list[tuple[str, int]]:
     """What each kind of query is, and how many there are."""
     counts = study.entries.set_index("task").n_queries
-    return [(words, int(counts[task])) for task, (words, _) in KINDS.items() if task in counts]
+    return [(words, int(counts[task])) for task, words in DOCUMENT_QUERIES.values() if task in counts]
+
+
+def values(study: Study) -> dict:
+    """What documents.md.j2 says; nothing where the documents of a benchmark were searched."""
+    if study.experiment.evaluation.documents is None:
+        return {"agreement": None}
+    return {"kinds": kinds(study), "agreement": agreement(study), "problems": study.results.documents}
 
 
 def agreement(study: Study) -> pd.DataFrame:
-    """A row per quantized variant: label, change by kind of labels, first page kept, five kept, rank correlation; in words."""
+    """A row per quantized variant: label, change by kind of label, and what is as with the base."""
     everything = np.ones(len(study.entries), bool)
     changed, changes = study.top_changed.suite(everything)
     shared, _ = study.overlap.suite(everything)
@@ -50,18 +48,18 @@ def agreement(study: Study) -> pd.DataFrame:
             "correlation_score": [correlation[name] for name in study.names],
         }
     )
-    for task, (_, column) in KINDS.items():
+    for task, column in COLUMNS.items():
         keep = (study.entries.task == task).to_numpy()
-        if column != "none" and keep.any():
+        if keep.any():
             table = analysis.averages(study, keep)
             frame[column] = [change_ci(*row) for row in table[["diff", "diff_low", "diff_high"]].to_numpy()]
     return frame[frame.variant != study.experiment.base]
 
 
 def rank_correlation(study: Study) -> dict[str, float]:
-    """Variant -> mean over queries of Kendall's tau between its order of the base's first pages and the base's own.
+    """Variant -> mean over queries of Kendall's tau between its order of the base's first pages and the base's.
 
-    A page that a variant ranks beyond what was kept counts as ranked last. Source: Kendall, A New Measure of Rank
+    A page that a variant ranks beyond what was kept counts as last. Source: Kendall, A New Measure of Rank
     Correlation (Biometrika 1938); tau-b, as scipy has it.
     """
     if "ranking" not in study.results.queries:

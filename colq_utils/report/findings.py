@@ -10,7 +10,7 @@ from itertools import combinations, product
 
 import pandas as pd
 
-from colq_utils.report import analysis, stats, wording
+from colq_utils.report import analysis, wording
 from colq_utils.report.analysis import Study
 from colq_utils.report.markdown import number
 

@@ -3,7 +3,6 @@
 Published figures are not quoted here: other checkpoints, other tasks. This module makes the frames, the template words them.
 """
 
-import numpy as np
 import pandas as pd
 
 from colq_utils.report import analysis, findings, summary, wording

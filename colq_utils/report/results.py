@@ -33,7 +33,7 @@ STAGES = {
         "ceilings.json",
         "environment.json",
     ),
-    "evaluate": ("scores.csv", "queries.parquet", "failures.csv", "environment.json"),
+    "evaluate": ("scores.csv", "queries.parquet", "failures.csv", "documents.csv", "environment.json"),
 }
 #: Field of `Results` -> file below results/<experiment>/.
 FILES = {
@@ -74,6 +74,7 @@ class Results:
     census: pd.DataFrame | None = None
     ceilings: dict | None = None
     failures: pd.DataFrame | None = None
+    documents: pd.DataFrame | None = None
     quantize_environment: dict | None = None
     benchmark_environment: dict | None = None
     evaluate_environment: dict | None = None

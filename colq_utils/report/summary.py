@@ -4,7 +4,7 @@ The answer is three bullets: what the bits cost and save, what a person who sear
 A part whose stage has not run says "not measured".
 """
 
-from colq_utils.report import findings, speed
+from colq_utils.report import documents, findings, speed
 from colq_utils.report import markdown as md
 from colq_utils.report.analysis import Study
 from colq_utils.report.findings import variant_frame
@@ -21,6 +21,7 @@ def write(study: Study) -> str:
         figure=figure if drawn else "",
         speed=speed.in_one_sentence(study),
         failures=failures(study),
+        **documents.values(study),
         **answer(study),
     )
 

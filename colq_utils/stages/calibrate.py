@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from colq_utils.base import files
 from colq_utils.base.config import CalibrationSet, Experiment
 from colq_utils.data import minividore
-from colq_utils.data.calibration import corpus, pack, page_set, path_of, stream
+from colq_utils.data.calibration import corpus, document_set, pack, page_set, path_of, stream
 from colq_utils.data.overlap import eight_gram_overlap
 from colq_utils.model import processing
 
@@ -30,6 +30,8 @@ def build(experiment: Experiment) -> pd.DataFrame:
     for spec in sets:
         if spec.kind == "text":
             tensors = {"input_ids": pack(tokens, spec)}
+        elif spec.kind == "documents":
+            tensors = {"pages": document_set(experiment, spec)}
         else:
             tensors = {"pages": page_set(texts, spec, experiment.seed)[0]}
         with files.atomic(path_of(experiment, spec.id)) as target:
@@ -44,7 +46,7 @@ def describe(
     """A row of the table: there is no padding, by construction, and a page's length is that of its prompt."""
     (content,) = tensors.values()
     ids = content  # (blocks, n_tokens)
-    if spec.kind == "pages":
+    if spec.kind != "text":
         prompt = processor.pages([Image.fromarray(content[0].numpy())])["input_ids"]
         ids = prompt.repeat(spec.blocks, 1)
     seqlen, distinct = ids.shape[1], len(torch.unique(ids))

@@ -20,14 +20,15 @@ from colq_utils.base import cache, files, process, provenance
 from colq_utils.base.config import Experiment
 from colq_utils.base.errors import ColqError
 from colq_utils.base.progress import bar, track
-from colq_utils.data import minividore, mteb_tasks
+from colq_utils.data import document_tasks, minividore, mteb_tasks
+from colq_utils.data.document_tasks import DocumentsTask
 from colq_utils.fast import load
 from colq_utils.model import checkpoints, encode
 from colq_utils.model.loading import Loaded
 from colq_utils.stages.evaluate import references
 from colq_utils.stages.evaluate.references import RANDOM_INIT, random_init
-from colq_utils.stages.evaluate.retriever import Retriever, Search
-from colq_utils.stages.evaluate.scores import per_query
+from colq_utils.stages.evaluate.retriever import Ranking, Retriever, Search
+from colq_utils.stages.evaluate.scores import per_query, rankings
 from colq_utils.stages.evaluate.store import VectorStore
 
 #: Packages that embeddings and scores depend on.
@@ -44,6 +45,8 @@ def evaluate_task(retriever: Retriever, task) -> pd.DataFrame:
         ColqError: the per-query mean disagrees with mteb's own NDCG@5.
     """
     name, search = task.metadata.name, Search(retriever)
+    if isinstance(task, DocumentsTask) and not task.has_labels:
+        return _unlabelled(retriever, task)
     task.load_data()  # what is loaded beforehand mteb leaves in place; the relevant pages are needed below
     before, start = retriever.encoded, time.perf_counter()
     result = mteb.evaluate(search, [task], cache=None, co2_tracker=False, show_progress_bar=False)[0]
@@ -56,6 +59,8 @@ def evaluate_task(retriever: Retriever, task) -> pd.DataFrame:
         ours = frame["ndcg_at_5"].mean()
         if abs(ours - theirs) > 1e-4:
             raise ColqError(f"{name} {subset}: per-query NDCG@5 averages {ours:.5f}, mteb says {theirs:.5f}")
+        if isinstance(task, DocumentsTask):
+            frame["ranking"] = frame["query_id"].map(dict(zip(found.query_ids, _first(found))))
         images = dict(zip(found.page_ids, found.digests))
         frame["source"] = [source(name, relevant[query], images) for query in frame["query_id"]]
         n_pages, lang = len(found.page_ids), languages(task)[subset]
@@ -63,6 +68,25 @@ def evaluate_task(retriever: Retriever, task) -> pd.DataFrame:
     task.unload_data()
     cost = {"encoded_pages": retriever.encoded - before, "seconds": time.perf_counter() - start}
     return pd.concat(frames, ignore_index=True).assign(task=name, **cost)
+
+
+def _first(found: Ranking) -> list[list[str]]:
+    return rankings(found.scores, found.page_ids)
+
+
+def _unlabelled(retriever: Retriever, task: DocumentsTask) -> pd.DataFrame:
+    """Rankings of queries that nothing is known to answer: no score, no margin."""
+    before, start = retriever.encoded, time.perf_counter()
+    retriever.index(task.content["corpus"], task.metadata.name)
+    found = retriever.rank(task.content["queries"])
+    first = _first(found)
+    frame = pd.DataFrame(
+        {"query_id": found.query_ids, "top5": [pages[:5] for pages in first], "ranking": first}
+    )
+    frame = frame.assign(source=found.query_ids, ndcg_at_5=float("nan"), first_rank=float("nan"))
+    cost = {"encoded_pages": retriever.encoded - before, "seconds": time.perf_counter() - start}
+    place = {"task": task.metadata.name, "lang": "any", "n_pages": len(found.page_ids)}
+    return frame.assign(margin=float("nan"), **place, **cost)
 
 
 def source(task: str, relevant: dict[str, int], images: dict[str, str]) -> str:
@@ -76,7 +100,7 @@ def source(task: str, relevant: dict[str, int], images: dict[str, str]) -> str:
 
 def languages(task) -> dict[str, str]:
     """Subset of a task -> its language as reports name it; its own name where that is not one language."""
-    names = {code: name for name, code in minividore.LANGUAGES.items()}
+    names = {"und": "any"} | {code: name for name, code in minividore.LANGUAGES.items()}
     scripts = {subset: task.metadata.hf_subsets_to_langscripts[subset] for subset in task.hf_subsets}
     codes = {subset: listed[0].split("-")[0] for subset, listed in scripts.items()}
     one_each = all(len(listed) == 1 for listed in scripts.values()) and len(set(codes.values())) == len(codes)
@@ -223,6 +247,8 @@ def tasks_of(experiment: Experiment) -> list:
     names = experiment.evaluation.tasks
     if experiment.evaluation.suite == "minividore":
         return mteb_tasks.tasks(names)
+    if experiment.evaluation.suite == "documents":
+        return document_tasks.tasks(experiment)
     try:
         return [mteb.get_task(name) for name in names]
     except KeyError:
@@ -241,6 +267,8 @@ def describe(experiment: Experiment, tasks: list) -> pd.DataFrame:
         if experiment.evaluation.suite == "minividore":
             counted = minividore.TASKS[name].counted
             group = "graded" if counted else name.removeprefix("MiniVidore").lower()
+        elif isinstance(task, DocumentsTask):  # the first kind of query is the best labelled
+            group, counted = "documents", task is tasks[0]
         rows.append((name, group, counted, asks, " ".join(sorted(languages(task).values()))))
     return pd.DataFrame(rows, columns=["task", "group", "counted", "asks", "languages"])
 
@@ -273,6 +301,9 @@ def run_all(experiment: Experiment, tasks: list) -> pd.DataFrame:
     _one_machine({_folder(experiment, name, data): machine for name, machine in machines.items()})
     failures = pd.DataFrame(failed, columns=["variant", "task", "error"])
     files.write_table(experiment.results("evaluate") / "failures.csv", failures)
+    if experiment.evaluation.suite == "documents":
+        problems = document_tasks.read(experiment)[0].problems
+        files.write_table(experiment.results("evaluate") / "documents.csv", problems)
     if experiment.evaluation.suite != "minividore":
         return pd.concat(frames, ignore_index=True)
     queries = pd.concat([*frames, references.word_matching(tasks)], ignore_index=True)
@@ -282,7 +313,7 @@ def run_all(experiment: Experiment, tasks: list) -> pd.DataFrame:
 
 def stored(queries: pd.DataFrame) -> pd.DataFrame:
     """The columns that are kept, in a fixed order."""
-    return queries[QUERY + OUTCOME]
+    return queries[QUERY + OUTCOME + (["ranking"] if "ranking" in queries else [])]
 
 
 def suite_means(scores: pd.DataFrame) -> dict[str, float]:

@@ -8,6 +8,8 @@ import pandas as pd
 import torch
 
 K = 5
+#: Pages of a ranking that are kept where rankings are compared as a whole.
+KEPT = 100
 
 
 def ndcg(relevance: np.ndarray, ideal: np.ndarray, k: int = K) -> float:
@@ -61,3 +63,9 @@ def per_query(
             }
         )
     return pd.DataFrame(rows)
+
+
+def rankings(scores: torch.Tensor, page_ids: list[str]) -> list[list[str]]:
+    """The first `KEPT` pages of each query, best first, ties in the order of the corpus."""
+    orders = np.argsort(-scores.numpy(), axis=1, kind="stable")[:, :KEPT]
+    return [[page_ids[i] for i in order] for order in orders]

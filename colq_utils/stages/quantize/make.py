@@ -229,6 +229,6 @@ def _fingerprint(experiment: Experiment, spec: Variant) -> str:
     if spec.calibration:
         path = calibration.path_of(experiment, spec.calibration)
         inputs.append(files.sha256(files.required(path, f"calibrate EXPERIMENT={experiment.name}")))
-        if _set(experiment, spec.calibration).kind == "pages":  # pictures: the budget decides their tokens
+        if _set(experiment, spec.calibration).kind != "text":  # pictures: the budget decides their tokens
             inputs.append(str(experiment.model.max_visual_tokens))
     return files.sha256_bytes("\n".join(inputs).encode())
