@@ -5,17 +5,13 @@ Published comparisons of these models report English; here every change has an i
 
 import pandas as pd
 
-from colq_utils.report import analysis, findings, summary, wording
+from colq_utils.report import analysis, findings, wording
 from colq_utils.report import markdown as md
 from colq_utils.report.analysis import Study
 from colq_utils.report.parts import page
 from colq_utils.report.quantization import calibration_sets, configuration
 from colq_utils.report.tables import table
 
-DIFFERENCE = {
-    "difference_english.png": "Change of NDCG@5 against the base by task, English queries, 95 % intervals."
-}
-SCORES = {"comparison_english.png": "NDCG@5 of English queries by task, 95 % intervals."}
 #: Variants side by side in one table of changes.
 SIDE_BY_SIDE = 5
 
@@ -31,15 +27,12 @@ def write(study: Study) -> str:
     return page(
         "comparison_english.md.j2",
         study,
-        failures=summary.failures(study),
         suite=suite,
         shown=shown,
         holes=suite.label[suite.score.isna()],
         entries=study.entries[study.english],
         changes=changes,
         by_task=by_task,
-        difference_figure=DIFFERENCE,
-        scores_figure=SCORES,
         base_bytes=analysis.sizes(study.results).set_index("variant")["bytes"].get(study.experiment.base),
         configuration=_configuration(study),
         sets=calibration_sets(study),

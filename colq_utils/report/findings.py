@@ -10,7 +10,7 @@ from itertools import combinations, product
 
 import pandas as pd
 
-from colq_utils.report import analysis, stats, wording
+from colq_utils.report import analysis, wording
 from colq_utils.report.analysis import Study
 from colq_utils.report.markdown import number
 
@@ -83,21 +83,8 @@ def recommend(study: Study) -> Recommendation:
 
 def closest(study: Study) -> str | None:
     """The usable variant whose largest loss that the interval allows is smallest; None without an interval."""
-    return _where(pd.Series.idxmax, _usable(study).diff_low)
-
-
-def use_cases(study: Study) -> dict[str, str | None]:
-    """Purpose -> variant: the best average, the smallest checkpoint, the one made fastest without a shown loss."""
-    usable = _usable(study)
-    return {
-        "best": _where(pd.Series.idxmax, usable.score),
-        "small": _where(pd.Series.idxmin, usable["bytes"]),
-        "quick": _where(pd.Series.idxmin, usable.quantize_s[usable.verdict != "inferior"]),
-    }
-
-
-def _where(of, values: pd.Series) -> str | None:
-    return of(values.astype(float)) if values.notna().any() else None
+    lowest = _usable(study).diff_low.dropna()
+    return lowest.idxmax() if len(lowest) else None
 
 
 def undetected(study: Study, best: str, others) -> list[str]:

@@ -26,6 +26,7 @@ def page(template: str, study: Study, **values) -> str:
         "margin": f"{100 * experiment.evaluation.margin:g}",
         "bundled": is_bundled(study),
         "warning": rejected(study),
+        "failures": _failures(study),
         "missing": missing,
         "figures": partial(figures, study),
         "environment": partial(environment, study.results.evaluate_environment, "evaluate"),
@@ -48,6 +49,14 @@ def rejected(study: Study) -> str:
     return render(
         "rejected.md.j2", named=[f"{study.labels[r.variant]} ({r.export})" for r in rows.itertuples()]
     )
+
+
+def _failures(study: Study) -> pd.DataFrame:
+    """Tasks that could not be run, with the reason; no rows if there are none."""
+    failures = study.results.failures
+    if failures is None:
+        return pd.DataFrame()
+    return failures.assign(variant=[study.labels.get(name, name) for name in failures.variant])
 
 
 def environment(record: dict | None, stage: str) -> str:

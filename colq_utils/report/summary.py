@@ -20,7 +20,6 @@ def write(study: Study) -> str:
         study,
         figure=figure if drawn else "",
         speed=speed.in_one_sentence(study),
-        failures=failures(study),
         **answer(study),
     )
 
@@ -52,11 +51,3 @@ def answer(study: Study) -> dict:
         "undecided_length": len(pairs) > 0 and not pairs.resolved[pairs.measure == "ndcg"].any(),
         "entries": study.entries[study.counted],
     }
-
-
-def failures(study: Study):
-    """Tasks that could not be run, with the reason; None if there are none."""
-    table = study.results.failures
-    if table is None or table.empty:
-        return None
-    return table.assign(variant=[study.labels.get(name, name) for name in table.variant])
