@@ -1,6 +1,6 @@
 """comparison_english.md: base against the 4-bit variants, task by task, on English queries alone.
 
-Published comparisons of these models report English; here every change has an interval. The answer first, scores and settings folded.
+Published comparisons of these models report English; here every change has an interval.
 """
 
 import pandas as pd
@@ -40,7 +40,7 @@ def write(study: Study) -> str:
 
 
 def _tables(study: Study) -> tuple[str, str]:
-    """Changes by task in points, at most `SIDE_BY_SIDE` variants in one table; scores and relative changes, as published."""
+    """Changes by task in points, and below each other scores and relative changes, as published."""
     base, names, labels = study.experiment.base, findings.four_bits(study), study.labels
     frame, task = by_task(study, [base, *names]), {"task": "Task (queries)"}
     changes = [
@@ -62,7 +62,7 @@ def _tables(study: Study) -> tuple[str, str]:
 
 
 def by_task(study: Study, names: list[str]) -> pd.DataFrame:
-    """A row per English task, and the average in bold: score, change in points and change relative to the base of `names`, as text."""
+    """A row per English task and the average in bold: scores, changes, relative changes, as text."""
     entries = study.entries[study.english]
     english = study.by_entry.merge(entries[["task", "lang"]])
     frame = {"task": [f"{e.task} ({int(e.n_queries)})" for e in entries.itertuples()] + ["**Average**"]}

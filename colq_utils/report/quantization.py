@@ -1,6 +1,6 @@
-"""quantization_analysis.md: what each way of quantizing costs and saves, and what follows from it; the evidence is folded below.
+"""quantization_analysis.md: what each way of quantizing costs and saves, and the evidence folded below.
 
-Published figures are not quoted here: other checkpoints, other tasks. This module makes the frames, the template words them.
+This module makes frames, the template words them. Published figures are not quoted: other checkpoints.
 """
 
 import pandas as pd
@@ -48,7 +48,7 @@ def write(study: Study) -> str:
 
 
 def use_cases(study: Study) -> dict:
-    """Purpose -> row of `findings.variant_frame` or None, the variants as good as the best, and those that lose."""
+    """Purpose -> row of the variant to take or None, labels of those as good as the best, rows that lose."""
     rows = findings.variant_frame(study)
     usable = rows[rows.usable].set_index("variant", drop=False)
     harmless = usable[usable.verdict != "inferior"]
@@ -83,7 +83,7 @@ def configuration(study: Study) -> pd.DataFrame:
 
 
 def calibration_sets(study: Study) -> dict | None:
-    """The sets as packed with the tokens of one tuning step, and which designs have partners of equal tokens."""
+    """The sets as packed, and which of them are `alike` in tokens, in all and per step, or `alone`."""
     sets = study.results.sets
     if sets is None:
         return None
@@ -181,7 +181,7 @@ def pair_table(pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _recipe_line(study: Study) -> str | None:
-    """The recommended variant, or the closest one where none clears the margin, as a line of an experiment file."""
+    """The recommended variant, or the closest one, as a line of an experiment file."""
     name = findings.recommend(study).variant or findings.closest(study)
     if name is None:
         return None

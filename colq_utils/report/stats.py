@@ -91,7 +91,7 @@ def _families(stratum: np.ndarray, cluster: np.ndarray) -> np.ndarray:
 
 
 def _resample(n: int, strata: list[np.ndarray], resamples: int, rng) -> np.ndarray:
-    """How often each of n clusters is drawn, (resamples, n); a draw that leaves one of `strata` empty is made again."""
+    """How often each of n clusters is drawn, (resamples, n); never so that a stratum is left empty."""
     drawn, todo = np.empty((resamples, n)), np.arange(resamples)
     while len(todo):
         picked = rng.integers(0, n, (len(todo), n)) + n * np.arange(len(todo))[:, None]
@@ -115,7 +115,7 @@ def standard_error(replicates) -> np.ndarray:
 
 
 def minimal_detectable(se_difference, level: float = LEVEL) -> np.ndarray:
-    """The true difference that a two-sided test finds in 80 % of such suites: (1.96 + 0.84) × SE at level 0.95.
+    """The true difference that a two-sided test finds in 80 % of such suites: (1.96 + 0.84) × SE at 0.95.
 
     Source: Card et al., With Little Power Comes Great Responsibility (EMNLP 2020), section 2.
     """
@@ -184,7 +184,7 @@ def verdict(low: float, high: float, margin: float) -> str:
     'non-inferior': the whole interval lies above -margin; 'inferior': below -margin;
     'lower': below 0, with the margin inside; else 'not resolved'; 'not measured' without an interval.
 
-    Source: Piaggio et al., Reporting of Noninferiority and Equivalence Randomized Trials (JAMA 2012), figure 1.
+    Source: Piaggio et al., Reporting of Noninferiority and Equivalence Randomized Trials (JAMA 2012).
     """
     if not (np.isfinite(low) and np.isfinite(high)):
         return "not measured"
@@ -206,12 +206,11 @@ def _matrix(values) -> np.ndarray:
 
 
 def median_ratio(above, below, draws: int = 2000) -> tuple[float, float, float]:
-    """Ratio of two medians and its 95 % interval, by a bootstrap (fixed seed) of processes and of the calls in each.
+    """Ratio of two medians and its 95 % interval, by a bootstrap of processes and of the calls in each.
 
-    Calls of one process share its luck with the host, so several processes are drawn as wholes; of one, its calls.
-    Means of n drawn from n vary by (n - 1) / n of what they should, so deviations are widened accordingly. Where
-    processes differ as calls do, simulated 95 % intervals still held the truth in only 86 of 100 cases with two
-    processes, and in 94 with three (tests/test_stats.py).
+    Calls of one process share its luck, so processes are drawn as wholes. Means of n drawn from n vary by
+    (n - 1) / n of what they should, so deviations are widened. Where processes differ as calls do, simulated
+    intervals still held the truth in 86 of 100 cases with two processes, in 94 with three.
 
     Args:
         above, below: a list of arrays of calls, one a process, all of one length.

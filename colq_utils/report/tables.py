@@ -1,7 +1,7 @@
-"""A frame as a markdown table: the name of a column decides how its values are written, and nothing else does.
+"""A frame as a markdown table: the name of a column decides how its values are written, and nothing else.
 
-`*_bytes` become MB (10^6 bytes), `*_pct` and `*_share` percent, `*_s` milliseconds, all with three significant
-digits; scores and cosines have three, whole numbers their thousands; text stands as it is, truths become yes and no.
+`*_bytes` become MB (10^6 bytes), `*_pct` and `*_share` percent, `*_s` milliseconds, all to three
+significant digits, as scores and cosines; whole numbers show their thousands, truths become yes and no.
 A column that the frame lacks was not measured.
 """
 
@@ -20,7 +20,7 @@ FORMATS = {
 
 
 def table(frame: pd.DataFrame, columns: dict[str, str], left: int | None = None) -> str:
-    """`columns` of a frame (name -> heading) as a table; the first `left` are aligned left, or all up to the first number."""
+    """`columns` (name -> heading) as a table, the first `left` (or all up to a number) aligned left."""
     frame = frame.reindex(columns=list(columns))
     if left is None:
         left = next((i for i, name in enumerate(columns) if _is_number(frame[name])), len(columns))
