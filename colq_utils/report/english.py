@@ -43,18 +43,11 @@ def _tables(study: Study) -> tuple[str, str]:
     """Changes by task in points, and below each other scores and relative changes, as published."""
     base, names, labels = study.experiment.base, findings.four_bits(study), study.labels
     frame, task = by_task(study, [base, *names]), {"task": "Task (queries)"}
-    changes = [
-        table(
-            frame,
-            {
-                **task,
-                f"score {base}": "Base",
-                **{f"change {n}": labels[n] for n in names[i : i + SIDE_BY_SIDE]},
-            },
-            left=1,
-        )
-        for i in range(0, len(names), SIDE_BY_SIDE)
-    ]
+    changes = []
+    for start in range(0, len(names), SIDE_BY_SIDE):
+        columns = task | {f"score {base}": "Base"}
+        columns |= {f"change {name}": labels[name] for name in names[start : start + SIDE_BY_SIDE]}
+        changes.append(table(frame, columns, left=1))
     columns = task | {f"score {base}": labels[base]}
     for name in names:
         columns |= {f"score {name}": labels[name], f"relative {name}": "Change (%)"}
@@ -97,7 +90,7 @@ def _configuration(study: Study) -> str:
         "size (MB)": (sizes / 1e6).map(md.significant),
     }
     made = configuration(study).drop_duplicates("variant").set_index("variant")
-    if study.results.variants is not None and "fallback" in made:
+    if "fallback" in made:
         columns["fallback used"] = made.fallback.reindex(names)
     rows = [[key, *map(md.cell, values)] for key, values in columns.items()]
     frame = pd.DataFrame(rows, columns=["key", *names])

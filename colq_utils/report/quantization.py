@@ -34,7 +34,7 @@ def write(study: Study) -> str:
         pair_tables={name: pair_table(pairs) for name, pairs in families.items() if len(pairs)},
         seen=_seen(study),
         sets=calibration_sets(study),
-        suite=wording.averages(study, study.suite) if study.counted.any() else None,
+        suite=wording.averages(study, study.suite),
         english=wording.averages(study, study.english_suite) if study.english.any() else None,
         references=references(study),
         below=_below(study),
