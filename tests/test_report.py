@@ -472,7 +472,7 @@ def test_words_of_pairs_and_speed():
 
 
 def test_which_card_a_published_model_fits(toy, study):
-    """Weights without the unused head, plus what a batch held beyond its tensors on the GPU, if that was run."""
+    """Weights without the unused head, plus what a batch held beyond its tensors on a GPU, if it ran."""
     published = pd.DataFrame(
         [("4b", 8_000_000_000, 500_000_000, 3_000_000_000)],
         columns=["size", "bf16_bytes", "unused_head_bytes", "w4a16_bytes"],
