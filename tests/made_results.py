@@ -1,4 +1,4 @@
-"""Made-up result files of every stage, for tests of statistics, figures and reports. Never committed as results."""
+"""Made-up result files of every stage, for tests of statistics, figures and reports; never committed."""
 
 import json
 from pathlib import Path

@@ -56,7 +56,7 @@ def test_clusters_are_drawn_together(rng):
 
 
 def test_standard_error_under_partial_clustering_is_that_of_repeated_sampling(rng):
-    """Two strata, half of whose queries share a source: the bootstrap of one sample against 2,000 samples drawn anew."""
+    """Two strata, half of whose queries share a source: one bootstrap against 2,000 samples drawn anew."""
     strata = np.repeat([0, 1], 60)
     source = np.concatenate([np.arange(60), np.arange(30), 60 + np.arange(30)])  # 30 shared, 30 + 30 alone
     draw = lambda size: rng.normal(size=(size, 90))[:, source] + 0.3 * rng.normal(size=(size, 120))  # noqa: E731
@@ -133,7 +133,7 @@ def test_verdict(low, high, expected):
 
 
 def test_a_suite_of_full_size(rng):
-    """As many queries, tasks and variants as the 22 published tasks have: the interval of every variant holds its mean."""
+    """As many queries, tasks and variants as published: the interval of every variant holds its mean."""
     x, strata = rng.random((3000, 9)), rng.integers(0, 50, 3000)
     mean, drawn = stats.bootstrap(x, strata).suite()
     low, high = stats.interval(drawn)
@@ -153,7 +153,7 @@ def test_ratio_of_medians():
 
 
 def test_ratio_of_medians_covers_processes_that_differ():
-    """Calls that agree within a process say little where processes do not: the interval reaches from one to the other."""
+    """Calls that agree within a process say little where processes do not: the interval spans them."""
     rng = np.random.default_rng(1)
     base = [rng.normal(3, 0.01, 100), rng.normal(3, 0.01, 100)]
     ours = [rng.normal(2, 0.01, 100), rng.normal(2.5, 0.01, 100)]

@@ -111,7 +111,7 @@ def page_set(texts: pd.DataFrame, spec: CalibrationSet, seed: int) -> tuple[torc
 
 
 def document_set(experiment: Experiment, spec: CalibrationSet) -> torch.Tensor:
-    """`blocks` pages of the experiment's own documents, ``(blocks, height, width, 3)`` uint8, on one paper size.
+    """`blocks` pages of one's own documents, ``(blocks, height, width, 3)`` uint8, on one paper size.
 
     Raises:
         ColqError: fewer pages than `blocks`, or no documents.

@@ -169,7 +169,7 @@ def _rendered(path: Path, page: int, dpi: int) -> tuple[Image.Image, str]:
 
 
 def questions(settings: Documents, pages: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """All queries: query_id, kind (of `names.DOCUMENT_QUERIES`), text, relevant ({page_id: grade}, empty for unlabelled ones).
+    """All queries: query_id, kind (of `names.DOCUMENT_QUERIES`), text, relevant ({page_id: grade} or {}).
 
     Raises:
         ColqError: a queries file that cannot be read so, or nothing to ask.

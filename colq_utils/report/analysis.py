@@ -31,7 +31,7 @@ class Study:
         entries: a row per entry, in the order of the strata of all `Means`.
         names: the evaluated variants, in the order of the columns of all `Means`.
         paired: (n_queries, n_variants) NDCG@5 minus the base's.
-        strata, clusters: (n_queries,) the entry and the source of each query; None where sources are not known.
+        strata, clusters: (n_queries,) the entry and the source of each query, None where not known.
     """
 
     results: Results
@@ -73,7 +73,7 @@ class Study:
 
     @cached_property
     def fell_back(self) -> set[str]:
-        """Variants that were not made as their name says: AutoRound failed, and a named fallback made them."""
+        """Variants that are not what their name says: AutoRound failed, and a named fallback made them."""
         table = self.results.variants
         return set() if table is None or "fallback" not in table else set(table.variant[table.fallback != ""])
 
@@ -91,7 +91,7 @@ class Study:
 
 
 def label(variant: Variant, calibrations: dict[str, str]) -> str:
-    """A variant in words: scheme, method, what departs from group 128 and symmetric, then the calibration in words."""
+    """A variant in words: scheme, method, what departs from symmetric groups of 128, calibration."""
     group = "" if variant.group_size == 128 else f"g{variant.group_size}"
     parts = [variant.scheme.upper(), METHODS[variant.method], group, "" if variant.sym else "asym"]
     words = " ".join(filter(None, parts))
@@ -101,7 +101,7 @@ def label(variant: Variant, calibrations: dict[str, str]) -> str:
 
 
 def calibration_words(experiment) -> dict[str, str]:
-    """Calibration set -> '1,024 tokens' or 'pages', with the set's id where two sets in use would read alike."""
+    """Calibration set -> '1,024 tokens' or 'pages', with its id where two sets in use would read alike."""
     used = {variant.calibration for variant in experiment.by_id.values()}
     sets = [s for s in experiment.calibration.sets if s.id in used]
     words = {s.id: f"{s.seqlen:,} tokens" if s.kind == "text" else "pages" for s in sets}
@@ -120,8 +120,7 @@ def study(results: Results, resamples: int = stats.RESAMPLES) -> Study:
     entries = pd.DataFrame([s.split("\t") for s in means["ndcg"].strata], columns=ENTRY)
     scores = results.scores.drop_duplicates(ENTRY)[[*ENTRY, "n_queries", "n_pages", "counted", "group"]]
     entries = entries.merge(scores, on=ENTRY, how="left")
-    values = table[[f"ndcg {n}" for n in names]].to_numpy()
-    paired = values - values[:, [names.index(results.base)]]
+    paired = table[[f"ndcg {n}" for n in names]].sub(table[f"ndcg {results.base}"], axis=0).to_numpy()
     return Study(results, entries, names, **means, paired=paired, strata=strata, clusters=clusters)
 
 
@@ -132,8 +131,10 @@ def _strata(queries: pd.DataFrame) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def per_query(results: Results) -> pd.DataFrame:
-    """A row per query: '<measure> <variant>' for ndcg, margin, overlap (share of the base's top 5 that is kept) and top_changed
-    (1 where another page than the base's is ranked first)."""
+    """A row per query with its `source` if known, and a column '<measure> <variant>' for each of `MEASURES`.
+
+    overlap is the share of the base's top 5 that is kept; top_changed is 1 where another page is first.
+    """
     keys = [*ENTRY, "query_id"]
     queries = results.queries[results.queries.variant.isin(results.evaluated)]
     wide = queries.pivot(index=keys, columns="variant", values=["ndcg_at_5", "margin", "top5"]).sort_index()
@@ -150,7 +151,7 @@ def per_query(results: Results) -> pd.DataFrame:
 
 
 def _kept(top, base) -> tuple[float, float]:
-    """Share of the base's ranking in another, and 1 where the first page differs; NaN where one has no ranking."""
+    """Overlap and top_changed of one query; NaN where a variant has no ranking."""
     if np.ndim(top) == 0 or np.ndim(base) == 0 or len(base) == 0:
         return np.nan, np.nan
     return len({*top} & {*base}) / len({*base}), float(list(top[:1]) != list(base[:1]))
@@ -175,9 +176,9 @@ def against_base(study: Study, value: np.ndarray, replicates: np.ndarray) -> dic
 def averages(study: Study, keep: np.ndarray) -> pd.DataFrame:
     """A row a variant, over the entries where `keep` is true: score, difference to base, tests, counts.
 
-    Columns: score, low, high, se; diff, diff_low, diff_high, mdd, relative (percent of the base); p, p_holm
+    Columns: score, low, high, se; diff, diff_low, diff_high, mdd; p, p_holm
     (randomization test, Holm over the quantized variants); verdict; wins, ties, losses (queries);
-    improved, unchanged, degraded (entries), of which clearly_improved and clearly_degraded by their intervals.
+    `ENTRY_COUNTS` (entries), clearly where an entry's own interval leaves 0 out.
     """
     value, replicates = study.ndcg.suite(keep)
     table = pd.DataFrame({"variant": study.names} | against_base(study, value, replicates))
@@ -191,7 +192,6 @@ def averages(study: Study, keep: np.ndarray) -> pd.DataFrame:
     table = table.assign(
         se=stats.standard_error(replicates),
         mdd=stats.minimal_detectable(spread),
-        relative=100 * table["diff"] / value[study.base_column],
         p=np.where(base, np.nan, p),
         p_holm=lambda t: stats.holm(t.p.where(t.variant.isin(study.experiment.quantized))),
         verdict=np.where(base, "", verdicts),
@@ -202,7 +202,7 @@ def averages(study: Study, keep: np.ndarray) -> pd.DataFrame:
 
 
 def entry_table(study: Study) -> pd.DataFrame:
-    """A row a variant and entry: score, low, high, diff, diff_low, diff_high, `ENTRY_COUNTS` as truths and the entry's columns."""
+    """A row a variant and entry: the entry, the columns of `against_base`, and `ENTRY_COUNTS` as truths."""
     compared = against_base(study, study.ndcg.value, study.ndcg.replicates)  # (n_entries, n_variants) each
     tables = [
         study.entries.assign(variant=name, **{column: values[:, v] for column, values in compared.items()})
@@ -229,22 +229,22 @@ def by_task(study: Study, keep: np.ndarray) -> pd.DataFrame:
 
 
 def drift(study: Study) -> pd.DataFrame:
-    """Change against base by three measures: NDCG@5, score margin of the relevant page, share of the top 5 kept.
+    """Change against base by NDCG@5, score margin of the relevant page, and share of the top 5 kept.
 
     The overlap of any two runs is below 1 as soon as one page moves; it tells the bits only where it is
     below that of another rounding of the same weights (fp32), if the experiment has one.
     """
     tables = []
     for measure in ("ndcg", "margin", "overlap"):
-        compared = pd.DataFrame(against_base(study, *getattr(study, measure).suite(study.counted)))
-        compared = compared.drop(columns=["low", "high"])
-        compared = compared.rename(columns={"score": "value", "diff_low": "low", "diff_high": "high"})
-        tables.append(compared.assign(variant=study.names, measure=measure))
+        value, replicates = getattr(study, measure).suite(study.counted)
+        low, high = stats.interval(replicates - replicates[:, [study.base_column]])
+        table = pd.DataFrame({"variant": study.names, "measure": measure, "value": value})
+        tables.append(table.assign(diff=value - value[study.base_column], low=low, high=high))
     return pd.concat(tables, ignore_index=True).assign(resolved=lambda t: stats.resolved(t.low, t.high))
 
 
 def top_page_changes(study: Study) -> pd.DataFrame:
-    """A row per variant: share of queries whose first page is not the base's (mean over entries), with its 95 % interval."""
+    """A row per variant: share of queries whose first page is not the base's, with its 95 % interval."""
     value, replicates = study.top_changed.suite(study.counted)
     low, high = stats.interval(replicates)
     columns = {"top_changed": value, "top_changed_low": low, "top_changed_high": high}
@@ -269,21 +269,19 @@ def pairs(study: Study, wanted: list[tuple[str, str]]) -> pd.DataFrame:
 
 
 def sizes(results: Results) -> pd.DataFrame:
-    """A row a variant: tensor bytes of its first export, of the base, reduction in percent, as far as measured."""
+    """A row a variant: tensor bytes of its first export and of the base, reduction in percent."""
     columns = ["variant", "bytes", "base_bytes"]
     if results.variants is None:
         return pd.DataFrame(columns=[*columns, "reduction_pct"])
     first = results.variants.drop_duplicates("variant").rename(columns={"tensor_bytes": "bytes"})[columns]
-    known = first.base_bytes.dropna()
-    if len(known) and results.base not in set(first.variant):
-        base = pd.DataFrame([(results.base, known.iloc[0], known.iloc[0])], columns=columns)
-        first = pd.concat([base, first], ignore_index=True)
-    return first.assign(reduction_pct=100 * (1 - first["bytes"] / first.base_bytes)).reset_index(drop=True)
+    if results.base not in set(first.variant):
+        base = [(results.base, size, size) for size in first.base_bytes.dropna()[:1]]
+        first = pd.concat([pd.DataFrame(base, columns=columns), first], ignore_index=True)
+    return first.assign(reduction_pct=100 * (1 - first["bytes"] / first.base_bytes))
 
 
 def references(study: Study) -> pd.DataFrame:
-    """BM25 and random weights: mean over the counted entries that they were run on, how many these are (`entries` of `of`), and
-    an interval if their queries were kept."""
+    """BM25 and random weights over the counted entries that they were run on (`entries` of `of`)."""
     rows, counted = [], study.entries[study.counted][ENTRY]
     for name in REFERENCES:
         scores, queries = (

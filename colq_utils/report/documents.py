@@ -1,4 +1,4 @@
-"""What the summary says of one's own documents: which labels there are, how far a variant agrees with the base.
+"""What the summary says of one's own documents: what labels there are, how far a variant agrees with the base.
 
 Agreement needs no labels. It says what a person who searches would see change, not whether that is worse.
 """
@@ -29,7 +29,9 @@ def values(study: Study) -> dict:
     """What documents.md.j2 says; nothing where the documents of a benchmark were searched."""
     if study.experiment.evaluation.documents is None:
         return {"agreement": None}
-    return {"kinds": kinds(study), "agreement": agreement(study), "problems": study.results.documents}
+    detectable = study.suite.set_index("variant").mdd.drop(study.experiment.base).max()
+    told = {"kinds": kinds(study), "agreement": agreement(study), "detectable": detectable}
+    return told | {"problems": study.results.documents}
 
 
 def agreement(study: Study) -> pd.DataFrame:
@@ -52,7 +54,8 @@ def agreement(study: Study) -> pd.DataFrame:
         keep = (study.entries.task == task).to_numpy()
         if keep.any():
             table = analysis.averages(study, keep)
-            frame[column] = [change_ci(*row) for row in table[["diff", "diff_low", "diff_high"]].to_numpy()]
+            changes = table[["diff", "diff_low", "diff_high"]].to_numpy()
+            frame[column] = [change_ci(*change) for change in changes]
     return frame[frame.variant != study.experiment.base]
 
 

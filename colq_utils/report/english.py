@@ -1,21 +1,17 @@
 """comparison_english.md: base against the 4-bit variants, task by task, on English queries alone.
 
-Published comparisons of these models report English; here every change has an interval. The answer first, scores and settings folded.
+Published comparisons of these models report English; here every change has an interval.
 """
 
 import pandas as pd
 
-from colq_utils.report import analysis, findings, summary, wording
+from colq_utils.report import analysis, findings, wording
 from colq_utils.report import markdown as md
 from colq_utils.report.analysis import Study
 from colq_utils.report.parts import page
 from colq_utils.report.quantization import calibration_sets, configuration
 from colq_utils.report.tables import table
 
-DIFFERENCE = {
-    "difference_english.png": "Change of NDCG@5 against the base by task, English queries, 95 % intervals."
-}
-SCORES = {"comparison_english.png": "NDCG@5 of English queries by task, 95 % intervals."}
 #: Variants side by side in one table of changes.
 SIDE_BY_SIDE = 5
 
@@ -31,15 +27,12 @@ def write(study: Study) -> str:
     return page(
         "comparison_english.md.j2",
         study,
-        failures=summary.failures(study),
         suite=suite,
         shown=shown,
         holes=suite.label[suite.score.isna()],
         entries=study.entries[study.english],
         changes=changes,
         by_task=by_task,
-        difference_figure=DIFFERENCE,
-        scores_figure=SCORES,
         base_bytes=analysis.sizes(study.results).set_index("variant")["bytes"].get(study.experiment.base),
         configuration=_configuration(study),
         sets=calibration_sets(study),
@@ -47,21 +40,14 @@ def write(study: Study) -> str:
 
 
 def _tables(study: Study) -> tuple[str, str]:
-    """Changes by task in points, at most `SIDE_BY_SIDE` variants in one table; scores and relative changes, as published."""
+    """Changes by task in points, and below each other scores and relative changes, as published."""
     base, names, labels = study.experiment.base, findings.four_bits(study), study.labels
     frame, task = by_task(study, [base, *names]), {"task": "Task (queries)"}
-    changes = [
-        table(
-            frame,
-            {
-                **task,
-                f"score {base}": "Base",
-                **{f"change {n}": labels[n] for n in names[i : i + SIDE_BY_SIDE]},
-            },
-            left=1,
-        )
-        for i in range(0, len(names), SIDE_BY_SIDE)
-    ]
+    changes = []
+    for start in range(0, len(names), SIDE_BY_SIDE):
+        columns = task | {f"score {base}": "Base"}
+        columns |= {f"change {name}": labels[name] for name in names[start : start + SIDE_BY_SIDE]}
+        changes.append(table(frame, columns, left=1))
     columns = task | {f"score {base}": labels[base]}
     for name in names:
         columns |= {f"score {name}": labels[name], f"relative {name}": "Change (%)"}
@@ -69,7 +55,7 @@ def _tables(study: Study) -> tuple[str, str]:
 
 
 def by_task(study: Study, names: list[str]) -> pd.DataFrame:
-    """A row per English task, and the average in bold: score, change in points and change relative to the base of `names`, as text."""
+    """A row per English task and the average in bold: scores, changes, relative changes, as text."""
     entries = study.entries[study.english]
     english = study.by_entry.merge(entries[["task", "lang"]])
     frame = {"task": [f"{e.task} ({int(e.n_queries)})" for e in entries.itertuples()] + ["**Average**"]}
@@ -104,7 +90,7 @@ def _configuration(study: Study) -> str:
         "size (MB)": (sizes / 1e6).map(md.significant),
     }
     made = configuration(study).drop_duplicates("variant").set_index("variant")
-    if study.results.variants is not None and "fallback" in made:
+    if "fallback" in made:
         columns["fallback used"] = made.fallback.reindex(names)
     rows = [[key, *map(md.cell, values)] for key, values in columns.items()]
     frame = pd.DataFrame(rows, columns=["key", *names])

@@ -1,7 +1,7 @@
 """What the numbers support: which variant to use, which pairs differ, what sees four bits.
 
-Each finding is chosen by an interval, never by the sign of a difference. The templates put it in words; where the
-interval leaves a question open, they say so and name the difference that could have been detected.
+Each finding is chosen by an interval, never by the sign of a difference. The templates put it in words; where
+the interval leaves a question open, they say so and name the difference that could have been detected.
 """
 
 from collections import defaultdict
@@ -33,7 +33,10 @@ class Recommendation:
 
 
 def variant_frame(study: Study) -> pd.DataFrame:
-    """A row per variant, base first: averages, sizes, top-page changes, `quantize_s`, whether `usable`, and the words of the tables."""
+    """A row per variant, base first: averages, sizes, top-page changes, time to make, and the tables' words.
+
+    `usable` are those that may be recommended, whatever they score: accepted, and made as their name says.
+    """
     frame = study.suite.merge(analysis.sizes(study.results), on="variant", how="left")
     frame = frame.merge(analysis.top_page_changes(study), on="variant")
     shown = frame.variant.isin([study.experiment.base, *study.experiment.quantized])
@@ -48,7 +51,6 @@ def variant_frame(study: Study) -> pd.DataFrame:
 
 
 def _refused(study: Study) -> set[str]:
-    """Variants that are not recommended, whatever they score: not accepted, or not made as their name says."""
     table = study.results.variants
     if table is None or "accepted" not in table:
         return study.fell_back
@@ -68,7 +70,7 @@ def _usable(study: Study) -> pd.DataFrame:
 
 
 def recommend(study: Study) -> Recommendation:
-    """Of the usable variants whose interval clears the margin the smallest; of those of one size and as good, the fastest made."""
+    """Of the usable variants that clear the margin the smallest; of those as good and small, the quickest."""
     usable = _usable(study)
     clear = usable[usable.verdict == "non-inferior"]
     if clear.empty:
@@ -82,22 +84,9 @@ def recommend(study: Study) -> Recommendation:
 
 
 def closest(study: Study) -> str | None:
-    """The usable variant whose largest loss that the interval allows is smallest; None without an interval."""
-    return _where(pd.Series.idxmax, _usable(study).diff_low)
-
-
-def use_cases(study: Study) -> dict[str, str | None]:
-    """Purpose -> variant: the best average, the smallest checkpoint, the one made fastest without a shown loss."""
-    usable = _usable(study)
-    return {
-        "best": _where(pd.Series.idxmax, usable.score),
-        "small": _where(pd.Series.idxmin, usable["bytes"]),
-        "quick": _where(pd.Series.idxmin, usable.quantize_s[usable.verdict != "inferior"]),
-    }
-
-
-def _where(of, values: pd.Series) -> str | None:
-    return of(values.astype(float)) if values.notna().any() else None
+    """The usable variant whose interval allows the smallest loss; None without an interval."""
+    lowest = _usable(study).diff_low.dropna()
+    return lowest.idxmax() if len(lowest) else None
 
 
 def undetected(study: Study, best: str, others) -> list[str]:
@@ -115,16 +104,13 @@ def falling_tasks(study: Study) -> list[str]:
 
 
 def lengths(study: Study) -> pd.DataFrame:
-    """Pairs of AutoRound variants that differ in the length of their text calibration alone (`analysis.pairs`)."""
+    """Pairs of AutoRound variants that differ in the length of their calibration text alone."""
     wanted = [pair for names in _designs(study).values() for pair in combinations(names, 2)]
     return analysis.pairs(study, wanted)
 
 
 def confounded_lengths(study: Study) -> pd.DataFrame:
-    """Pairs of AutoRound variants whose calibration differs in length, and in tokens or tokens a step as well.
-
-    Only variants without a partner of equal tokens are paired here: the published designs, if the experiment has them.
-    """
+    """Pairs of AutoRound variants without a partner of equal tokens: more than length differs."""
     lone = defaultdict(list)
     for (recipe, _), names in _designs(study).items():
         if len(names) == 1:
@@ -158,7 +144,7 @@ def rounding_pairs(study: Study) -> pd.DataFrame:
 
 
 def rungs(study: Study) -> pd.DataFrame:
-    """Variants by round-to-nearest (group 128, symmetric) as pairs, each against the next with more bits, from the base on."""
+    """Symmetric round-to-nearest variants in groups of 128, each against the next with more bits."""
     plain = {
         name: v.bits
         for name, v in study.experiment.quantized.items()

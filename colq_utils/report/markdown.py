@@ -44,7 +44,7 @@ def significant(value, digits: int = 3, signed: bool = False, unit: str = "") ->
 
 
 def change_ci(diff, low, high, scale: float = 100) -> str:
-    """A difference (NDCG units as points, unless scaled) with its interval: two decimals, or one where a value reaches ten."""
+    """A difference (in points, unless scaled) with its interval: two decimals, one from ten on."""
     if _missing(diff):
         return MISSING
     largest = max(abs(scale * value) for value in (diff, low, high) if not _missing(value))

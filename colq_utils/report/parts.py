@@ -1,4 +1,4 @@
-"""What every report shares: its page, the warning of a rejected checkpoint, environment, figures, how a hole is named."""
+"""What every report shares: its page, warnings, environment, figures, how a hole is named."""
 
 from functools import partial
 
@@ -12,7 +12,6 @@ from colq_utils.report.tables import table
 
 #: From results/<experiment>/reports/ to figures/<experiment>/.
 TO_FIGURES = "../../../figures"
-YES_NO = {True: "yes", False: "no", None: "none"}
 
 
 def page(template: str, study: Study, **values) -> str:
@@ -26,6 +25,7 @@ def page(template: str, study: Study, **values) -> str:
         "margin": f"{100 * experiment.evaluation.margin:g}",
         "bundled": is_bundled(study),
         "warning": rejected(study),
+        "failures": _failures(study),
         "missing": missing,
         "figures": partial(figures, study),
         "environment": partial(environment, study.results.evaluate_environment, "evaluate"),
@@ -40,7 +40,7 @@ def missing(stage: str, what: str) -> str:
 
 
 def rejected(study: Study) -> str:
-    """A warning for the top of a report where 03_quantize rejected a variant; empty where it rejected none."""
+    """A warning for the top of a report where 03_quantize rejected a variant, else empty."""
     checkpoints = study.results.variants
     if checkpoints is None or "accepted" not in checkpoints or checkpoints.accepted.all():
         return ""
@@ -50,6 +50,14 @@ def rejected(study: Study) -> str:
     )
 
 
+def _failures(study: Study) -> pd.DataFrame:
+    """Tasks that could not be run, with the reason; no rows if there are none."""
+    failures = study.results.failures
+    if failures is None:
+        return pd.DataFrame()
+    return failures.assign(variant=[study.labels.get(name, name) for name in failures.variant])
+
+
 def environment(record: dict | None, stage: str) -> str:
     """Machine, versions and code that made a stage's results."""
     if record is None:
@@ -57,7 +65,7 @@ def environment(record: dict | None, stage: str) -> str:
     arithmetic = {k: v for k, v in record.get("arithmetic", {}).items() if k != "dtype"}
     flat = record | record.get("packages", {}) | arithmetic
     rows = [
-        (key.replace("_", " "), YES_NO[value] if value is None or isinstance(value, bool) else value)
+        (key.replace("_", " "), "none" if value is None else value)
         for key, value in flat.items()
         if not isinstance(value, dict | list)
     ]

@@ -1,4 +1,4 @@
-"""Prose of the reports: Jinja2 templates filled with frames and numbers that Python computed; filters write them.
+"""Prose of the reports: Jinja2 templates filled with frames and numbers, which filters write.
 
 A template that asks for a value nobody gave is an error, not an empty place.
 """

@@ -1,6 +1,6 @@
-"""quantization_analysis.md: what each way of quantizing costs and saves, and what follows from it; the evidence is folded below.
+"""quantization_analysis.md: what each way of quantizing costs and saves, and the evidence folded below.
 
-Published figures are not quoted here: other checkpoints, other tasks. This module makes the frames, the template words them.
+This module makes frames, the template words them. Published figures are not quoted: other checkpoints.
 """
 
 import pandas as pd
@@ -11,13 +11,6 @@ from colq_utils.report.analysis import Study
 from colq_utils.report.parts import page
 
 GROUPS = {"graded": "counted suite", "reading": "reading check", "crosslingual": "cross-lingual"}
-HEADLINE = {"headline.png": "Checkpoint size and change of NDCG@5 against the base, 95 % intervals."}
-RESOLUTION = {"resolution.png": "Change against the base by three measures, 95 % intervals."}
-OTHERS = {
-    "average.png": "Average NDCG@5 of every variant between BM25 on the text layer and random weights.",
-    "comparison.png": "NDCG@5 by task, averaged over languages, 95 % intervals.",
-    "difference.png": "Change of NDCG@5 by task and language.",
-}
 #: Template's name of a family of pairs -> how it is found.
 FAMILIES = {
     "lengths": findings.lengths,
@@ -34,10 +27,6 @@ def write(study: Study) -> str:
         "quantization_analysis.md.j2",
         study,
         **summary.answer(study),
-        failures=summary.failures(study),
-        headline_figure=HEADLINE,
-        resolution_figure=RESOLUTION,
-        other_figures=OTHERS,
         four_bits=[study.labels[name] for name in findings.four_bits(study)],
         uses=use_cases(study),
         falling=findings.falling_tasks(study),
@@ -45,7 +34,7 @@ def write(study: Study) -> str:
         pair_tables={name: pair_table(pairs) for name, pairs in families.items() if len(pairs)},
         seen=_seen(study),
         sets=calibration_sets(study),
-        suite=wording.averages(study, study.suite) if study.counted.any() else None,
+        suite=wording.averages(study, study.suite),
         english=wording.averages(study, study.english_suite) if study.english.any() else None,
         references=references(study),
         below=_below(study),
@@ -59,14 +48,20 @@ def write(study: Study) -> str:
 
 
 def use_cases(study: Study) -> dict:
-    """Purpose -> row of `findings.variant_frame`, with what is not worse than the best; `avoid` -> rows that are shown to lose."""
-    rows = findings.variant_frame(study).set_index("variant", drop=False)
-    uses = {use: name and rows.loc[name].to_dict() for use, name in findings.use_cases(study).items()}
-    usable = rows[rows.usable]
-    best = uses["best"]
-    others = findings.undetected(study, best["variant"], usable.index.drop(best["variant"])) if best else []
-    avoid = usable[usable.verdict == "inferior"]
-    return uses | {"as_good": [study.labels[n] for n in others], "avoid": avoid.to_dict("records")}
+    """Purpose -> row of the variant to take or None, labels of those as good as the best, rows that lose."""
+    rows = findings.variant_frame(study)
+    usable = rows[rows.usable].set_index("variant", drop=False)
+    harmless = usable[usable.verdict != "inferior"]
+    choices = {
+        "best": usable.sort_values("score", kind="stable", ascending=False),
+        "small": usable.dropna(subset="bytes").sort_values("bytes", kind="stable"),
+        "quick": harmless.dropna(subset="quantize_s").sort_values("quantize_s", kind="stable"),
+    }
+    uses = {purpose: next(iter(row.to_dict("records")), None) for purpose, row in choices.items()}
+    best = choices["best"].index[:1]
+    others = findings.undetected(study, best[0], usable.index.drop(best)) if len(best) else []
+    as_good = [study.labels[name] for name in others]
+    return uses | {"as_good": as_good, "avoid": usable.drop(harmless.index).to_dict("records")}
 
 
 def _seen(study: Study) -> dict[str, int]:
@@ -81,25 +76,22 @@ def configuration(study: Study) -> pd.DataFrame:
     if frame is None:
         asked = study.experiment.quantized.items()
         frame = pd.DataFrame([{"variant": name, **variant.model_dump()} for name, variant in asked])
-    words = {
-        column: frame[column].fillna("").replace("", "none")
-        for column in ("calibration", "fallback")
-        if column in frame
-    }
-    return frame.assign(label=frame.variant.map(study.labels), sym=frame.sym.map(md.yes_no), **words)
+    frame = frame.assign(label=frame.variant.map(study.labels))
+    texts = frame.columns.intersection(["calibration", "fallback"])
+    frame[texts] = frame[texts].fillna("").replace("", "none")
+    return frame
 
 
 def calibration_sets(study: Study) -> dict | None:
-    """The sets as packed with the tokens of one tuning step, and which designs have partners of equal tokens."""
+    """The sets as packed, and which of them are `alike` in tokens, in all and per step, or `alone`."""
     sets = study.results.sets
     if sets is None:
         return None
     step_tokens = sets.tokens / sets.blocks * sets.batch_rows
     text = sets[sets.kind == "text"]
     designs = [list(t["set"]) for _, t in text.groupby([text.tokens, step_tokens[text.index]], sort=False)]
-    frame = sets.reindex(columns=sets.columns.union(["overlap_8grams"], sort=False)).assign(
-        step_tokens=step_tokens.round(), padding=sets.padding_pct.map(lambda value: md.number(value, 1))
-    )
+    padding = [md.number(share, 1) for share in sets.padding_pct]
+    frame = sets.assign(step_tokens=step_tokens.round(), padding=padding)
     alike, alone = [d for d in designs if len(d) > 1], [d[0] for d in designs if len(d) == 1]
     return {"frame": frame, "alike": alike, "alone": alone}
 
@@ -175,16 +167,10 @@ def checkpoints(study: Study) -> pd.DataFrame | None:
     table = study.results.variants
     if table is None:
         return None
-    names = {"cosine_query_mean": "query_cosine", "cosine_page_mean": "page_cosine"}
-    truths = ["loads", "runs", "finite", "accepted"]
-    wanted = table.columns.union([*names, *truths, "predicted_bytes"], sort=False)
-    table = table.reindex(columns=wanted).rename(columns=names)
-    judged = study.suite.set_index("variant").verdict
     return table.assign(
-        **{column: table[column].map(md.yes_no) for column in truths},
         label=table.variant.map(study.labels),
         saved_pct=100 * (1 - table.tensor_bytes / table.base_bytes),
-        verdict=table.variant.map(judged),
+        verdict=table.variant.map(study.suite.set_index("variant").verdict),
     )
 
 
@@ -195,7 +181,7 @@ def pair_table(pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _recipe_line(study: Study) -> str | None:
-    """The recommended variant, or the closest one where none clears the margin, as a line of an experiment file."""
+    """The recommended variant, or the closest one, as a line of an experiment file."""
     name = findings.recommend(study).variant or findings.closest(study)
     if name is None:
         return None

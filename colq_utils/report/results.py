@@ -102,7 +102,7 @@ def load(experiment: Experiment) -> Results:
     """Read every result file of the experiment and compare them with each other.
 
     Raises:
-        ColqError: the scores are missing (names the target that makes them), or two files contradict each other.
+        ColqError: the scores are missing (says which target makes them), or two files contradict each other.
     """
     folder = experiment.output / "results" / experiment.name
     for essential in ("scores", "queries"):
@@ -136,6 +136,10 @@ def _again(experiment: str, *stages: str) -> str:
     return "run " + " and ".join(f"`make {stage} EXPERIMENT={experiment}`" for stage in stages) + " again"
 
 
+def _refused(results: Results, problem: str, *stages: str) -> ColqError:
+    return ColqError(f"{problem}: {_again(results.experiment.name, *stages)}")
+
+
 def _check_origin(results: Results) -> None:
     """Every stage's record names this experiment, one seed, one precision and one budget of visual tokens."""
     exp = results.experiment
@@ -145,30 +149,26 @@ def _check_origin(results: Results) -> None:
         record = getattr(results, f"{stage}_environment") or {}
         for key, value in wanted.items():
             if record.get(key, value) != value:
-                raise ColqError(
-                    f"results/{exp.name}/{stage}/environment.json was made with {key} {record[key]!r}, "
-                    f"the experiment file says {value!r}: {_again(exp.name, stage)}"
-                )
+                made = f"results/{exp.name}/{stage}/environment.json was made with {key} {record[key]!r}"
+                raise _refused(results, f"{made}, the experiment file says {value!r}", stage)
 
 
 def _check_rows(results: Results) -> None:
-    """No table speaks of a variant that the experiment does not have, or twice of one thing; the base has scores."""
-    name, known = results.experiment.name, {*results.experiment.by_id, *REFERENCES}
-    for field in COLUMNS:
-        table = getattr(results, field)
-        if table is None:
-            continue
-        path, again = FILES[field], _again(name, FILES[field].split("/")[0])
+    """No table speaks of an unknown variant, or twice of one thing; the base has scores."""
+    known = {*results.experiment.by_id, *REFERENCES}
+    tables = {field: getattr(results, field) for field in COLUMNS if getattr(results, field) is not None}
+    for field, table in tables.items():
+        path, stage = FILES[field], FILES[field].split("/")[0]
         unknown = ", ".join(sorted(set(table.variant) - known))
         if unknown:
-            raise ColqError(f"{path} speaks of {unknown}, which the experiment file does not have: {again}")
+            problem = f"{path} speaks of {unknown}, which the experiment file does not have"
+            raise _refused(results, problem, stage)
         twice = table[table.duplicated(KEYS[field])] if field in KEYS else table.head(0)
         if len(twice):
-            same = _first(twice, KEYS[field])
-            raise ColqError(f"{path} has two rows for {same}: remove the file and {again}")
+            problem = f"{path} has two rows for {_first(twice, KEYS[field])}"
+            raise ColqError(f"{problem}: remove the file and {_again(results.experiment.name, stage)}")
     if results.base not in set(results.queries.variant):
-        path, again = FILES["queries"], _again(name, "evaluate")
-        raise ColqError(f"{path} has no scores of the base {results.base}: {again}")
+        raise _refused(results, f"{FILES['queries']} has no scores of the base {results.base}", "evaluate")
 
 
 def _first(rows: pd.DataFrame, keys: list[str]) -> str:
@@ -202,10 +202,8 @@ def _check_scores(results: Results) -> None:
         (both[apart & (both._merge == "both")], "they disagree on"),
     ):
         if len(rows):
-            raise ColqError(
-                f"{FILES['scores']} and {FILES['queries']} contradict each other: {what} "
-                f"{_first(rows, keys)}: {_again(results.experiment.name, 'evaluate')}"
-            )
+            problem = f"{FILES['scores']} and {FILES['queries']} contradict each other: {what}"
+            raise _refused(results, f"{problem} {_first(rows, keys)}", "evaluate")
 
 
 def _check_queries(results: Results) -> None:
@@ -214,10 +212,8 @@ def _check_queries(results: Results) -> None:
     asked = queries.groupby([*ENTRY, "variant"]).query_id.agg(tuple)
     for entry, sets in asked.groupby(level=ENTRY):
         if sets.nunique() > 1:
-            raise ColqError(
-                f"{FILES['queries']}: the variants answered different queries of {' '.join(entry)}: "
-                f"{_again(results.experiment.name, 'evaluate')}"
-            )
+            problem = f"the variants answered different queries of {' '.join(entry)}"
+            raise _refused(results, f"{FILES['queries']}: {problem}", "evaluate")
 
 
 def of_benchmark(experiment: Experiment, name: str):

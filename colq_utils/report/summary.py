@@ -1,7 +1,6 @@
 """summary.md and the README's table: the answer on a page, every number computed from result files.
 
-The answer is three bullets: what the bits cost and save, what a person who searches would notice, which recipe to take.
-A part whose stage has not run says "not measured".
+The answer is three bullets: cost and gain, what a person who searches would notice, which recipe to take.
 """
 
 from colq_utils.report import documents, findings, speed
@@ -20,7 +19,6 @@ def write(study: Study) -> str:
         study,
         figure=figure if drawn else "",
         speed=speed.in_one_sentence(study),
-        failures=failures(study),
         **documents.values(study),
         **answer(study),
     )
@@ -32,7 +30,7 @@ def headline(study: Study) -> str:
 
 
 def answer(study: Study) -> dict:
-    """What headline.md.j2 says: the variants of the table, best and worst at four bits, the recipe and what is undecided."""
+    """What headline.md.j2 words: the variants, best and worst at four bits, the recipe."""
     frame, four = variant_frame(study), findings.four_bits(study)
     rows = {row["variant"]: row for row in frame.to_dict("records")}
     shown = frame[frame.variant.isin(four) & frame.diff_low.notna()].set_index("variant")["diff"]
@@ -53,11 +51,3 @@ def answer(study: Study) -> dict:
         "undecided_length": len(pairs) > 0 and not pairs.resolved[pairs.measure == "ndcg"].any(),
         "entries": study.entries[study.counted],
     }
-
-
-def failures(study: Study):
-    """Tasks that could not be run, with the reason; None if there are none."""
-    table = study.results.failures
-    if table is None or table.empty:
-        return None
-    return table.assign(variant=[study.labels.get(name, name) for name in table.variant])

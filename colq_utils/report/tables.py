@@ -1,7 +1,8 @@
-"""A frame as a markdown table: the name of a column decides how its values are written, and nothing else does.
+"""A frame as a markdown table: the name of a column decides how its values are written, and nothing else.
 
-`*_bytes` become MB (10^6 bytes), `*_pct` and `*_share` percent, `*_s` milliseconds, `*mdd` points, all with three significant
-digits; scores and cosines have three, whole numbers their thousands; text stands as it is, truths become yes and no.
+`*_bytes` become MB (10^6 bytes), `*_pct` and `*_share` percent, `*_s` milliseconds, all to three
+significant digits, as scores and cosines; whole numbers show their thousands, truths become yes and no.
+A column that the frame lacks was not measured.
 """
 
 import numpy as np
@@ -14,13 +15,13 @@ FORMATS = {
     "bytes": lambda v: md.significant(v / 1e6),
     "share": lambda v: md.significant(100 * v),
     "_s": lambda v: md.significant(v * 1e3),
-    "mdd": lambda v: md.significant(100 * v),
-    **dict.fromkeys(("pct", "score", "cosine"), md.significant),
+    **dict.fromkeys(("pct", "score", "query_mean", "page_mean"), md.significant),
 }
 
 
 def table(frame: pd.DataFrame, columns: dict[str, str], left: int | None = None) -> str:
-    """`columns` of a frame (name -> heading) as a table; columns of text on the left, or the first `left`, are aligned left."""
+    """`columns` (name -> heading) as a table, the first `left` (or all up to a number) aligned left."""
+    frame = frame.reindex(columns=list(columns))
     if left is None:
         left = next((i for i, name in enumerate(columns) if _is_number(frame[name])), len(columns))
     cells = [[_written(name, value) for value in frame[name]] for name in columns]

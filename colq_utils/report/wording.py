@@ -1,6 +1,6 @@
 """What an interval shows, in words: the one place that turns verdicts into what a reader is told.
 
-The verdict codes of `stats.verdict` stay in result files, where code compares them; texts use these words instead.
+The codes of `stats.verdict` stay in result files, where code compares them; texts use these words instead.
 """
 
 import numpy as np
@@ -64,7 +64,7 @@ def averages(study: Study, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def pairs(study: Study, table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `analysis.pairs` with their names, the change (points, or margin x 1000), and a word for the first of each pair."""
+    """Rows of `analysis.pairs` in words: names, change (points, or margin x 1000), what is shown."""
     first, second = table["first"].map(study.labels), table.second.map(study.labels)
     scales = table.measure.map({"ndcg": 100, "margin": 1000})
     words = pd.Series([pair(*limits) for limits in zip(table.low, table.high)], table.index, dtype=object)
