@@ -214,8 +214,6 @@ class Evaluation(Section):
     def whole(self):
         if (self.suite == "documents") != (self.documents is not None):
             raise ValueError("suite documents and the section `documents` go together")
-        if self.suite == "mteb" and not self.tasks:
-            raise ValueError("suite mteb takes `tasks`, one or more names of mteb's")
         return self
 
 

@@ -242,13 +242,15 @@ def tasks_of(experiment: Experiment) -> list:
     """The tasks of an experiment, loaded from the repository or, by name, from mteb.
 
     Raises:
-        ColqError: unknown task name; names those that come close.
+        ColqError: no task, or an unknown name; names those that come close.
     """
     names = experiment.evaluation.tasks
     if experiment.evaluation.suite == "minividore":
         return mteb_tasks.tasks(names)
     if experiment.evaluation.suite == "documents":
         return document_tasks.tasks(experiment)
+    if not names:
+        raise ColqError("suite mteb takes `evaluation.tasks`, one or more names of mteb's tasks")
     try:
         return [mteb.get_task(name) for name in names]
     except KeyError:
