@@ -75,14 +75,7 @@ def test_the_truth_follows_the_table():
         front = Image.new("RGB", (100, 80))
         front.paste((255, 0, 0), (20, 15, 70, 60))
         front = scenes._rolled(front) if kind == "can" else front
-        seen = np.asarray(
-            front.transform(
-                (240, 200),
-                Image.Transform.PERSPECTIVE,
-                scenes._coefficients(matrix),
-                Image.Resampling.BILINEAR,
-            )
-        )
+        seen = np.asarray(scenes._seen(front, matrix, (240, 200), Image.Resampling.BILINEAR))
         rows, columns = np.nonzero(seen[:, :, 0] > 60)
         edge = scenes._project(matrix, scenes._bend(scenes._edge((20, 15, 70, 60)), 100, kind))
         assert (

@@ -1,8 +1,8 @@
 """An FP8 product for the few tokens of a decoding step, in Triton: reads every weight once, at the speed of memory.
 
-torch's FP8 product works on tiles of 64 tokens and more; with one token it takes longer than the BF16 product. Here a
-program holds 64 output channels against at most 16 tokens and a share of the inputs; the shares are added outside.
-Hopper or later. Source of the idea: split-K, as in any matrix-vector product.
+torch's FP8 product works on tiles of 64 tokens and more; with one token it takes longer than the BF16
+product. Here a program holds 64 output channels against at most 16 tokens and a share of the inputs; the
+shares are added outside. Hopper or later. Source of the idea: split-K, as in any matrix-vector product.
 """
 
 import torch
