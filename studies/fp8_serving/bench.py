@@ -1,4 +1,4 @@
-"""Benchmark and evaluation of a detection study: cold start, warm requests, memory, and the answers themselves.
+"""Benchmark and evaluation of a detection study: cold start, warm requests, memory, and the answers.
 
 In process, every variant runs in a fresh process, twice, in turns. With vLLM, a server is started for each
 variant and stopped. The cold start (process start to the first answer) is never part of the latency of warm
@@ -87,7 +87,7 @@ def _measure(experiment: DetectionExperiment, runner, cold: dict) -> dict:
     first = runner.answer([held_out[0].data])[0]
     cold |= {"first_answer_s": time.perf_counter() - start, "first_failed": first.reason}
     per_round, samples, walls = -(-serve.requests // serve.rounds), [], {}
-    # Pictures of one size stand together, so that a batch is full; every size is met once before the clock starts.
+    # Pictures of one size stand together, so that a batch is full; each is met once before the clock starts.
     asked = sorted((held_out[i % len(held_out)] for i in range(per_round)), key=lambda p: (p.width, p.height))
     for concurrency in serve.concurrency:
         runner.batch = concurrency
@@ -183,7 +183,7 @@ def evaluate(experiment: DetectionExperiment) -> pd.DataFrame:
 
 
 def answer_table(held_out: list[pictures.Picture], answers: dict[str, list[engine.Answer]]) -> pd.DataFrame:
-    """One line a variant and picture: answer, IoU with the truth, agreement with and shift from the first variant."""
+    """One line a variant and picture: answer, IoU with the truth, agreement with the first variant."""
     rows, base = [], next(iter(answers.values()))
     for name, own in answers.items():
         for picture, answer, reference in zip(held_out, own, base, strict=True):
@@ -209,13 +209,13 @@ def scores(frame: pd.DataFrame, seed: int) -> pd.DataFrame:
     means = iou.to_numpy()[drawn].mean(1)  # (resamples, variants)
     low, high = stats.interval(means)
     diff_low, diff_high = stats.interval(means - means[:, :1])
-    by_variant = frame.groupby("variant", sort=False)
+    by_variant, mean = frame.groupby("variant", sort=False), iou.mean()
     table = {
         "pictures": by_variant.size(),
-        "iou_mean": iou.mean(),
+        "iou_mean": mean,
         "iou_low": low,
         "iou_high": high,
-        "iou_diff": iou.mean() - iou.iloc[:, 0].mean(),
+        "iou_diff": mean - mean.iloc[0],
         "iou_diff_low": diff_low,
         "iou_diff_high": diff_high,
         "iou_min": iou.min(),

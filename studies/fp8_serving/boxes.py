@@ -1,4 +1,4 @@
-"""The detector's answer as text and as numbers: ``[x1, y1, x2, y2]``, fractions of the picture's width and height."""
+"""The detector's answer as text and numbers: ``[x1, y1, x2, y2]``, fractions of width and height."""
 
 import re
 
@@ -10,7 +10,7 @@ _BOX = re.compile(r"\[" + ",".join([_NUMBER] * 4) + r"\]")
 
 
 def text(box) -> str:
-    """A box as the model is taught to write it: two decimals, no trailing zero, as ``[0.05, 0.38, 0.55, 0.6]``."""
+    """A box as the model learns to write it, two decimals, no trailing zeros: ``[0.05, 0.38, 0.55, 0.6]``."""
     return str([round(float(value), 2) for value in box])
 
 

@@ -1,4 +1,4 @@
-"""Base and FP8 checkpoints of a Qwen2-VL: written and read in full, in the names that published checkpoints use.
+"""Base and FP8 checkpoints of a Qwen2-VL: written and read in full, in the names of published ones.
 
 FP8 is stored in the ``float-quantized`` format of compressed-tensors, which transformers and vLLM read too.
 """
@@ -54,7 +54,7 @@ def save(
 ) -> Path:
     """Write a quantized model as a checkpoint, complete or not at all.
 
-    What is not FP8 has the dtype of `source`, whatever the model was loaded in; what is not weights is copied from there.
+    What is not FP8 has the dtype of `source`, whatever the model was loaded in; other files are copied.
     """
     config = json.loads((source / "config.json").read_text())
     config["quantization_config"] = _scheme(recipe, towers)
@@ -75,7 +75,7 @@ def save(
 
 
 def stored_name(name: str) -> str:
-    """A tensor's name in published checkpoints (``model.layers…``, ``visual…``) from that in the module tree."""
+    """A tensor's name in published checkpoints (``model.layers…``, ``visual…``)."""
     if name.startswith("model.visual."):
         return name.removeprefix("model.")
     return name.replace("model.language_model.", "model.", 1)
@@ -98,7 +98,7 @@ def load(
         dtype: of what is not FP8; None: what the device computes in (`colq_utils.base.config.DTYPES`).
 
     Raises:
-        ColqError: no checkpoint there, another kind of quantization, tensors missing, left over or of another shape.
+        ColqError: no checkpoint, another quantization, tensors missing, left over or of another shape.
     """
     if torch.device(device).type == "cpu":
         arithmetic.check()
@@ -135,8 +135,8 @@ def _prepare(model: nn.Module, scheme: dict, folder: Path) -> None:
     strategy = tuple((group.get(part) or {}).get("strategy") for part in ("weights", "input_activations"))
     if scheme.get("format") != "float-quantized" or strategy not in STRATEGIES:
         raise ColqError(
-            f"{folder.name}: quantization {scheme.get('format')!r} with scales by {strategy} is not read here; "
-            "float-quantized by (channel, token) or (tensor, tensor) is"
+            f"{folder.name}: quantization {scheme.get('format')!r} with scales by {strategy} "
+            "is not read here; float-quantized by (channel, token) or (tensor, tensor) is"
         )
     ignored = [re.compile(p[3:] if p.startswith("re:") else re.escape(p)) for p in scheme["ignore"]]
     static = strategy == STRATEGIES[1]

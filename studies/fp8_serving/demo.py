@@ -1,4 +1,4 @@
-"""The detector's training shown in small, for the appendix notebook: the same code on a handful of scenes, on a CPU."""
+"""The detector's training in small, for the appendix notebook: the same code on a few scenes, on a CPU."""
 
 import numpy as np
 import pandas as pd

@@ -28,7 +28,7 @@ UNDECODABLE, NO_BOX, REFUSED, LATE, UNREACHABLE = (
 
 @dataclass
 class Answer:
-    """Text and box of an answer, or the reason there is none (`detail` says more); seconds it took and their parts."""
+    """Text and box of an answer, or why there is none (`detail` says more); seconds it took, in parts."""
 
     text: str | None = None
     box: list[float] | None = None
@@ -67,7 +67,7 @@ def prompt_of(folder: Path, tokenizer) -> generate.Prompt:
 
 
 class InProcess:
-    """A checkpoint of a Qwen2-VL in this process. Pictures of one size are answered together, up to `batch` of them.
+    """A checkpoint in this process. Pictures of one size are answered together, up to `batch` of them.
 
     Args:
         folder: a base or FP8 checkpoint.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 def picture_angles(config, rows: int, columns: int, device) -> Tensor:
-    """Rotary angles of the vision tower, ``(rows * columns, head_dim / 2)``, patches in the order of merged cells."""
+    """Rotary angles of the vision tower, ``(rows * columns, head_dim / 2)``, in the order of merged cells."""
     head = config.embed_dim // config.num_heads
     exponents = torch.arange(0, head // 2, 2, dtype=torch.float, device=device) / (head // 2)
     frequency = 1.0 / 10000.0**exponents
@@ -46,7 +46,7 @@ def text_positions(before: int, rows: int, columns: int, after: int, device) -> 
 
 
 def text_angles(config, positions: Tensor) -> Tensor:
-    """Rotary angles of the language model, ``(n_tokens, head_dim / 2)``: a frequency follows one of the positions."""
+    """Rotary angles of the language model, ``(n_tokens, head_dim / 2)``, each after one of the positions."""
     head = config.hidden_size // config.num_attention_heads
     rope = config.rope_parameters
     exponents = torch.arange(0, head, 2, dtype=torch.float, device=positions.device) / head
@@ -96,7 +96,7 @@ def text_block(
     """One layer of the language model on ``(batch, n_tokens, width)``.
 
     Args:
-        keys, values: cache of this layer, ``(batch, kv_heads, capacity, head_dim)``, written in place; None without one.
+        keys, values: cache of the layer, ``(batch, kv_heads, capacity, head_dim)``, written in place, if any.
         slot: places in the cache of the tokens given, ``(n_tokens,)``.
         mask: for a single new token, True where one of the cache may be seen, ``(capacity,)``; None: causal.
     """
@@ -116,8 +116,8 @@ def text_block(
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         mixed = mixed.transpose(1, 2).reshape(batch, n, width)
     else:
-        # Heads that share a key head stand as its queries. Written out: fused kernels give a head of one query to
-        # one processor.
+        # Heads that share a key head stand as its queries. Written out, because fused kernels give
+        # a head of one query to one processor.
         grouped = q.view(batch, keys.shape[1], -1, attention.head_dim)
         score = (grouped @ keys.transpose(-1, -2)).float() * attention.scaling
         share = score.masked_fill(~mask, float("-inf")).softmax(-1).to(values.dtype)
@@ -144,7 +144,7 @@ class Blocks:
 
 
 def see(model: nn.Module, patches: Tensor, rows: int, columns: int, blocks: Blocks) -> Tensor:
-    """Vision tower: ``(batch, rows * columns, patch_dim)`` to one vector a merged cell, ``(batch, n_cells, width)``."""
+    """Vision tower: patches ``(batch, n_patches, patch_dim)`` to merged cells ``(batch, n_cells, width)``."""
     tower = model.model.visual
     batch, n, _ = patches.shape
     weight = tower.patch_embed.proj.weight
@@ -157,7 +157,7 @@ def see(model: nn.Module, patches: Tensor, rows: int, columns: int, blocks: Bloc
 
 
 def embed(model: nn.Module, ids: Tensor, cells: Tensor, before: int) -> Tensor:
-    """Token vectors with the picture's cells in the place of its tokens, which start after `before` tokens of text."""
+    """Token vectors with the picture's cells in the place of its tokens, after `before` tokens of text."""
     text = model.model.language_model.embed_tokens(ids)
     return torch.cat((text[:, :before], cells.to(text.dtype), text[:, before + cells.shape[1] :]), 1)
 

@@ -176,7 +176,7 @@ def census(model: nn.Module) -> dict[str, int]:
 
 
 def fuse(model: nn.Module) -> nn.Module:
-    """Join the projections that share an input (q, k, v; gate, up) into one product each, in place; the function stays."""
+    """Join the projections that share an input (q, k, v; gate, up), in place; the function stays."""
     for layer in model.model.language_model.layers:
         _join(layer.self_attn, ("q_proj", "k_proj", "v_proj"), "qkv_proj")
         _join(layer.mlp, ("gate_proj", "up_proj"), "gate_up_proj")

@@ -1,4 +1,4 @@
-"""Greedy answers to pictures of one size and one prompt, with a fixed cache; on CUDA compiled once and recorded as graphs.
+"""Greedy answers to pictures of one size and one prompt, with a fixed cache; on CUDA recorded as graphs.
 
 A `Generator` belongs to one picture size and batch. Its two parts, reading the picture and prompt and
 writing one token, are the same functions on every device; on CUDA they are replayed as graphs, so that a
@@ -30,7 +30,7 @@ class Prompt:
 
 @dataclass
 class Timing:
-    """Seconds of one call: picture to patches; vision, prompt and the first token; the further tokens. How many in all."""
+    """Seconds of a call: picture to patches; vision, prompt, first token; further tokens. Tokens in all."""
 
     prepare_s: float = 0.0
     prefill_s: float = 0.0
@@ -164,7 +164,7 @@ class Generator:
 
 
 def fitted(image: Image.Image, smallest: int, largest: int) -> Image.Image:
-    """A picture resized as Qwen2-VL's image processor does: sides multiples of 28, pixels between two limits."""
+    """A picture resized as Qwen2-VL's image processor does: sides multiples of 28, within two limits of pixels."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
     height, width = smart_resize(image.height, image.width, 28, smallest, largest)

@@ -39,8 +39,9 @@ _FOODS = _listed(
     "almonds, raisins"
 )
 _STEPS = _listed(
-    "Pour into a bowl., Add cold milk., Heat for two minutes., Stir well., Leave to stand., "
-    "Serve at once., Keep dry., Shake before use., Boil the water., Drain and rinse., Season to taste., Store below 20 degrees."
+    "Pour into a bowl., Add cold milk., Heat for two minutes., Stir well., Leave to stand., Serve at once., "
+    "Keep dry., Shake before use., Boil the water., Drain and rinse., Season to taste., "
+    "Store below 20 degrees."
 )
 _DAYS = _listed(
     "Monday, Tuesday, Thursday, Saturday, Small cup, Large pan, Oven, Grill, Microwave, Soft, Firm"

@@ -19,14 +19,14 @@ _ITEM_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1}
 
 
 def store(experiment: DetectionExperiment, stage: str, tables: dict[str, pd.DataFrame], **more) -> None:
-    """Write a stage's tables by file name, and what they were made with (and `more`) to ``environment.json``."""
+    """Write a stage's tables by file name, and to ``environment.json`` their provenance and `more`."""
     for name, table in tables.items():
         files.write_table(experiment.results(stage) / name, table)
     files.write_json(experiment.results(stage) / "environment.json", provenance.collect(experiment) | more)
 
 
 def tensors(folder: Path) -> pd.DataFrame:
-    """Every tensor of a checkpoint from the headers: name, part, shape, dtype, bytes, whether FP8 takes it."""
+    """Every tensor of a checkpoint from its headers, and whether FP8 takes it."""
     rows = []
     for path in sorted(Path(folder).glob("*.safetensors")):
         with safe_open(path, "pt") as stored:
@@ -109,7 +109,7 @@ def quantize(experiment: DetectionExperiment) -> pd.DataFrame:
 
 
 def accept(experiment: DetectionExperiment) -> pd.DataFrame:
-    """Open every checkpoint afresh: strict loading, finite weights, size, the same answers from transformers' loader.
+    """Open every checkpoint afresh: strict loading, finite weights, size, answers of transformers' loader.
 
     ``transformers`` is None where compressed-tensors is not installed. Written to ``quantize/variants.csv``.
     """

@@ -33,7 +33,7 @@ def _saved(experiment: DetectionExperiment, figure: Figure, name: str) -> Figure
 
 
 def _tiles(count: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
-    """A figure with `count` axes for pictures, three in a row, each `width` by `height` inches, and those axes."""
+    """A figure of `count` axes, three in a row, each `width` by `height` inches, and those axes."""
     columns = min(3, count)
     rows = -(-count // columns)
     size = (width * columns, height * rows)
@@ -83,7 +83,7 @@ def predictions(experiment: DetectionExperiment, answers: pd.DataFrame) -> Figur
 
 
 def overlap(experiment: DetectionExperiment, answers: pd.DataFrame) -> Figure:
-    """How many pictures each FP8 variant changes, and by how much: change of the IoU with the true box from bf16."""
+    """How many pictures each FP8 variant changes, and by how much: IoU with the true box, against bf16."""
     wide = answers.pivot(index="picture", columns="variant", values="iou")
     base, *others = dict.fromkeys(answers["variant"])
     figure, axis = plt.subplots(figsize=(8, 1.6 + 0.5 * len(_CHANGES)), layout="constrained")

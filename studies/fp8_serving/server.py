@@ -74,7 +74,7 @@ def serving(folder: Path, name: str, settings, log: Path):
     """A server for the checkpoint in `folder`, called `name`; `settings` is the experiment's `Serving`.
 
     Raises:
-        ColqError: vllm is not installed, the port is taken, the server did not become healthy, it serves another model.
+        ColqError: no vllm, the port is taken, the server did not become healthy or serves another model.
     """
     if settings.url:
         yield _checked(Server(settings.url.rstrip("/"), name))
@@ -82,8 +82,8 @@ def serving(folder: Path, name: str, settings, log: Path):
     program = shutil.which("vllm")
     if program is None:
         raise ColqError(
-            "engine vllm: no `vllm` on the PATH and no serving.url in the experiment; install vLLM, give a url, "
-            "or use engine transformers"
+            "engine vllm: no `vllm` on the PATH and no serving.url in the experiment; "
+            "install vLLM, give a url, or use engine transformers"
         )
     _free(settings.port)
     options = {

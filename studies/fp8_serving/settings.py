@@ -26,8 +26,9 @@ class Local(Section):
 class Serving(Section):
     """How answers are asked for and timed.
 
-    Engine ``transformers`` runs in process. ``vllm`` starts ``vllm serve`` on `port` for each variant, or, with `url`,
-    uses a server that runs already (one variant: it serves one model). `memory` is its --gpu-memory-utilization.
+    Engine ``transformers`` runs in process. ``vllm`` starts ``vllm serve`` on `port` for each variant, or,
+    with `url`, uses a server that runs already (one variant: it serves one model). `memory` is its
+    --gpu-memory-utilization.
     """
 
     engine: Literal["transformers", "vllm"] = "transformers"

@@ -1,4 +1,4 @@
-"""Latency and memory of FP8 against BF16 at the dimensions of Qwen2-VL-7B, random weights, in process, on one GPU.
+"""Latency and memory of FP8 against BF16 at the dimensions of Qwen2-VL-7B, random weights, on one GPU.
 
 The embedded detector is so small that its time is not spent on weights; this run has the dimensions of the
 published model, a picture of 1024 x 759 pixels and an answer of 25 tokens, and says nothing about accuracy.
@@ -25,7 +25,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from studies.fp8_serving import checkpoint, engine, forward, fp8, generate, pictures, scenes, tiny
 
-#: Tokens of the published chat template (system text included) before and after the picture, with a short question.
+#: Tokens of the published chat template before and after the picture: system text and a short question.
 AHEAD, BEHIND = 15, 28
 #: Tokens of the answer `[0.05, 0.38, 0.55, 0.6]`, its end included.
 ANSWER = 25
@@ -186,7 +186,7 @@ class Run:
 
 
 def embedded(folder: Path) -> dict[str, list[str]]:
-    """Answers of the embedded detector to the held-out pictures on this device's kernels, 16 pictures a call."""
+    """Answers of the embedded detector to the held-out pictures on this device's kernels, 16 a call."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     prompt = generate.Prompt(
         *(tokenizer.encode(part).ids for part in tiny.PROMPTED.split("<|image_pad|>")),

@@ -74,7 +74,7 @@ class Pool:
                 return
 
     def batch(self, shape: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scenes at random: images ``(size, height, width, 3)``, uint8, on the device, boxes ``(size, 4)`` on the host."""
+        """Scenes at random: images ``(size, height, width, 3)`` on the device, boxes ``(size, 4)``."""
         chosen = torch.randint(min(self.count[shape], self.capacity), (size,))
         images = self.images[shape][chosen.to(self.device, non_blocking=True)]
         return images, self.boxes[shape][chosen]

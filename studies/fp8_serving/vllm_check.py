@@ -103,7 +103,7 @@ def compared(held_out: list[Picture], answers: list[engine.Answer], expected: pd
 
 
 def summary(table: pd.DataFrame) -> dict:
-    """Counts of equal answers, and whether those apart in fp32 are those that transformers does not hold there."""
+    """Counts of equal answers; are those apart in fp32 those that transformers does not hold there?"""
     unsteady = table["stirred_changed"] > 0
     return {
         "equal_to_transformers": int((table["vllm"] == table["transformers"]).sum()),
