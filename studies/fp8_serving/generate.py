@@ -164,7 +164,7 @@ class Generator:
 
 
 def fitted(image: Image.Image, smallest: int, largest: int) -> Image.Image:
-    """A picture resized as Qwen2-VL's image processor does: sides multiples of 28, within two limits of pixels."""
+    """A picture resized as Qwen2-VL's image processor does: sides multiples of 28, area within two limits."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
     height, width = smart_resize(image.height, image.width, 28, smallest, largest)
