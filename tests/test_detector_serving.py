@@ -1,4 +1,4 @@
-"""Both engines' clients: a real local HTTP server and a stand-in ``vllm`` program; the stages of a detection study."""
+"""Both engines' clients, against a local HTTP server and a stand-in ``vllm``; the stages of a study."""
 
 import contextlib
 import json
@@ -189,8 +189,8 @@ def test_report_has_every_published_row_and_only_existing_pictures(study):
     experiment, _ = study
     text = (experiment.results("reports") / "fp8_serving.md").read_text()
     rows = (
-        "GPU memory, Model weights, Mean latency, Minimum latency, Maximum latency, Steady-state latency, Output, "
-        "total GPU memory, prediction accuracy, Memory impact, Latency impact, What was not measured, "
+        "GPU memory, Model weights, Mean latency, Minimum latency, Maximum latency, "
+        "Steady-state latency, Output, total GPU memory, prediction accuracy, Memory impact, Latency impact, What was not measured, "
         "Hardware note, Maximum length, GPU memory utilization"
     )
     assert [row for row in rows.split(", ") if row not in text] == []
@@ -211,10 +211,9 @@ def test_a_missed_bar_changes_the_recommendation(study):
         return report.recommendation(replace(results, **changed))
 
     def timed(factor: float) -> pd.DataFrame:
-        latency_s = results.timed.latency_s
-        return results.timed.assign(
-            latency_s=latency_s.mask(results.timed.variant == "fp8", factor * latency_s)
-        )
+        calls = results.timed
+        changed = calls.latency_s.mask(calls.variant == "fp8", factor * calls.latency_s)
+        return calls.assign(latency_s=changed)
 
     assert "Keep bf16" in verdict(scores=results.scores.assign(same_box=0.2, shift_px_mean=7.0))
     assert "Keep bf16" not in verdict() and "misses the bar of 0.75" in verdict()

@@ -1,4 +1,4 @@
-"""The transcribed reports: printed values against their recomputation, tests against scipy, reports byte for byte."""
+"""The transcribed reports: printed values recomputed, tests against scipy, reports byte for byte."""
 
 import re
 from dataclasses import replace

@@ -102,10 +102,10 @@ def seven_rows(timed: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(latency, index=parts.index).join(parts)
 
 
-def ratio(study: DetectorResults, batch: int = 1, column: str = "latency_s_mean") -> float | None:
-    """FP8 over BF16 at 7B dimensions; None where that run is not there."""
+def ratio(study: DetectorResults, batch: int = 1, column: str = "latency_s_mean") -> float:
+    """FP8 over BF16 at 7B dimensions; NaN where that run is not there."""
     if study.timed is None:
-        return None
+        return float("nan")
     values = seven_rows(study.timed)[column]
     return float(values["fp8", batch] / values["bf16", batch])
 
@@ -133,7 +133,7 @@ def _verdict(study: DetectorResults) -> dict:
         "score": study.scores.set_index("variant").loc[study.fp8],
         "boxes_kept": agrees(study),
         "bytes_share": weight_share(study),
-        "whole": ratio(study),
+        "whole": None if study.timed is None else ratio(study),
         "device": ratio(study, column="device_s"),
         "percent": lambda share, digits: md.number(100 * share, digits, unit=" %"),
     }
