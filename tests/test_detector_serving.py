@@ -189,9 +189,9 @@ def test_report_has_every_published_row_and_only_existing_pictures(study):
     experiment, _ = study
     text = (experiment.results("reports") / "fp8_serving.md").read_text()
     rows = (
-        "GPU memory, Model weights, Mean latency, Minimum latency, Maximum latency, "
-        "Steady-state latency, Output, total GPU memory, prediction accuracy, Memory impact, Latency impact, What was not measured, "
-        "Hardware note, Maximum length, GPU memory utilization"
+        "GPU memory, Model weights, Mean latency, Minimum latency, Maximum latency, Steady-state latency, "
+        "Output, total GPU memory, prediction accuracy, Memory impact, Latency impact, "
+        "What was not measured, Hardware note, Maximum length, GPU memory utilization"
     )
     assert [row for row in rows.split(", ") if row not in text] == []
     assert "22,798" in text and "23,112" in text and "nan" not in text.lower().replace("nutrition", "")
