@@ -19,7 +19,7 @@ MARKER = "<!-- headline -->"
 
 
 def write(study: Study) -> list[Path]:
-    """Write every report to results/<experiment>/reports/. Draw the figures first: reports link those that exist."""
+    """Write every report to results/<experiment>/reports/; draw the figures first, or they are not linked."""
     folder = study.experiment.results("reports")
     return [files.write_text(folder / name, text) for name, text in render(study).items()]
 
@@ -42,7 +42,6 @@ def update_readme(path: str | Path, snippet: str, marker: str = MARKER) -> Path:
     """
     parts = Path(path).read_text().split(marker)
     if len(parts) != 3:
-        raise ColqError(
-            f"{path} holds the marker {marker} {len(parts) - 1} times; put it twice, around the place of the table"
-        )
+        times = f"{path} holds the marker {marker} {len(parts) - 1} times"
+        raise ColqError(f"{times}; put it twice, around the place of the table")
     return files.write_text(Path(path), f"{parts[0]}{marker}\n{snippet.strip()}\n{marker}{parts[2]}")

@@ -20,11 +20,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence], left: int = 1) -> str
 
 def cell(value) -> str:
     """Text of a table cell, safe inside a table."""
-    if _missing(value):
-        return MISSING
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    text = yes_no(value) if _missing(value) or isinstance(value, bool) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def number(value, digits: int = 2, signed: bool = False, unit: str = "") -> str:
@@ -47,7 +44,7 @@ def significant(value, digits: int = 3, signed: bool = False, unit: str = "") ->
 
 
 def change_ci(diff, low, high, scale: float = 100) -> str:
-    """A difference (NDCG units as points, unless scaled otherwise) with its interval: two decimals, or one where a value reaches ten."""
+    """A difference (in points, unless scaled) with its interval: two decimals, one from ten on."""
     if _missing(diff):
         return MISSING
     largest = max(abs(scale * value) for value in (diff, low, high) if not _missing(value))
@@ -61,12 +58,12 @@ def score(value) -> str:
 
 def score_ci(value, low, high) -> str:
     """NDCG@5 with its interval."""
-    return MISSING if _missing(value) else score(value) + _brackets(low, high, 4, 1, False)
+    return value_ci(value, low, high, 4)
 
 
 def points_ci(diff, low, high) -> str:
     """A difference in points (NDCG@5 x 100) with its interval."""
-    return MISSING if _missing(diff) else number(100 * diff, 2, True) + _brackets(low, high, 2, 100, True)
+    return value_ci(diff, low, high, 2, signed=True, scale=100)
 
 
 def percent_ci(diff, low, high, base) -> str:
@@ -78,11 +75,9 @@ def percent_ci(diff, low, high, base) -> str:
 
 def value_ci(value, low, high, digits: int, signed: bool = False, scale: float = 1) -> str:
     """Any value with its interval, multiplied by `scale`."""
-    return (
-        MISSING
-        if _missing(value)
-        else number(scale * value, digits, signed) + _brackets(low, high, digits, scale, signed)
-    )
+    if _missing(value):
+        return MISSING
+    return number(scale * value, digits, signed) + _brackets(low, high, digits, scale, signed)
 
 
 def megabytes(n_bytes, digits: int = 2) -> str:
@@ -97,14 +92,14 @@ def milliseconds(seconds, digits: int = 2) -> str:
 
 def p_value(value) -> str:
     """A p-value with four decimals."""
-    return MISSING if _missing(value) else "< 0.0001" if value < 1e-4 else f"{value:.4f}"
+    return "< 0.0001" if not _missing(value) and value < 1e-4 else number(value, 4)
 
 
 def yes_no(value) -> str:
     """A truth value out of a CSV file."""
-    return (
-        MISSING if _missing(value) else "yes" if str(value).lower() in ("true", "1", "1.0", "yes") else "no"
-    )
+    if _missing(value):
+        return MISSING
+    return "yes" if str(value).lower() in ("true", "1", "1.0", "yes") else "no"
 
 
 def listing(items: Sequence[str]) -> str:
@@ -116,32 +111,9 @@ def listing(items: Sequence[str]) -> str:
 def label_list(items: Sequence[str]) -> str:
     """As `listing`, with semicolons between three or more names that hold commas themselves."""
     items = list(items)
-    return (
-        "; ".join(items[:-1]) + f"; and {items[-1]}"
-        if len(items) > 2 and any("," in item for item in items)
-        else listing(items)
-    )
-
-
-def frame(data: pd.DataFrame, left: int = 1) -> str:
-    """A result table as it stands: columns of bytes become MB, of seconds ms, other names stay."""
-    columns, header = [], []
-    for name in data.columns:
-        kind = str(data[name].dtype)
-        if name == "bytes" or name.endswith("_bytes"):
-            columns.append(data[name].map(megabytes))
-            header.append(f"{name.removesuffix('bytes').rstrip('_') or 'size'} (MB)")
-        elif "bool" in kind:
-            columns.append(data[name].map(yes_no))
-            header.append(name)
-        else:
-            columns.append(
-                data[name].map(
-                    lambda v, whole="int" in kind: v if isinstance(v, str) else number(v, 0 if whole else 3)
-                )
-            )
-            header.append(name)
-    return table([h.replace("_", " ") for h in header], zip(*columns), left)
+    if len(items) > 2 and "," in "".join(items):
+        return "; ".join(items[:-1]) + f"; and {items[-1]}"
+    return listing(items)
 
 
 def document(*sections: str) -> str:

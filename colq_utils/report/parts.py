@@ -1,15 +1,37 @@
-"""Sections that every report shares: environment, figures, limits, and how a hole is named."""
+"""What every report shares: its page, warnings, environment, figures, how a hole is named."""
+
+from functools import partial
 
 import pandas as pd
 
 from colq_utils.report import markdown as md
+from colq_utils.report import stats
 from colq_utils.report.analysis import Study
 from colq_utils.report.prose import render
 from colq_utils.report.tables import table
 
 #: From results/<experiment>/reports/ to figures/<experiment>/.
 TO_FIGURES = "../../../figures"
-YES_NO = {True: "yes", False: "no", None: "none"}
+
+
+def page(template: str, study: Study, **values) -> str:
+    """A template filled with `values` and with what every report may say."""
+    experiment = study.experiment
+    shared = {
+        "study": study,
+        "experiment": experiment,
+        "labels": study.labels,
+        "base": experiment.base,
+        "margin": f"{100 * experiment.evaluation.margin:g}",
+        "bundled": is_bundled(study),
+        "warning": rejected(study),
+        "failures": _failures(study),
+        "missing": missing,
+        "figures": partial(figures, study),
+        "environment": partial(environment, study.results.evaluate_environment, "evaluate"),
+        "flips": stats.FLIPS,
+    }
+    return render(template, **shared, **values)
 
 
 def missing(stage: str, what: str) -> str:
@@ -18,71 +40,50 @@ def missing(stage: str, what: str) -> str:
 
 
 def rejected(study: Study) -> str:
-    """A warning for the top of a report where 03_quantize rejected a variant; empty where it rejected none."""
+    """A warning for the top of a report where 03_quantize rejected a variant, else empty."""
     checkpoints = study.results.variants
     if checkpoints is None or "accepted" not in checkpoints or checkpoints.accepted.all():
         return ""
     rows = checkpoints[~checkpoints.accepted]
-    named = md.label_list([f"{study.labels[r.variant]} ({r.export})" for _, r in rows.iterrows()])
-    return (
-        f"> **Rejected: {named}.** 03_quantize did not accept {'it' if len(rows) == 1 else 'them'} (see `quantize/variants.csv`: finite, smaller "
-        "than the base, close to the base on text and pages). No figure below that rests on such a checkpoint should be used."
+    return render(
+        "rejected.md.j2", named=[f"{study.labels[r.variant]} ({r.export})" for r in rows.itertuples()]
     )
 
 
-def failed(study: Study) -> str:
-    """Tasks that could not be run, with the reason; nothing if there are none."""
+def _failures(study: Study) -> pd.DataFrame:
+    """Tasks that could not be run, with the reason; no rows if there are none."""
     failures = study.results.failures
-    if failures is None or failures.empty:
-        return ""
-    rows = failures.assign(variant=[study.labels.get(name, name) for name in failures.variant])
-    return (
-        f"**Tasks that failed**, so that a variant named here has no average (`make evaluate EXPERIMENT={study.experiment.name}` tries them "
-        "again):\n\n" + table(rows, {"task": "Task", "variant": "Variant", "error": "Error"})
-    )
+    if failures is None:
+        return pd.DataFrame()
+    return failures.assign(variant=[study.labels.get(name, name) for name in failures.variant])
 
 
 def environment(record: dict | None, stage: str) -> str:
     """Machine, versions and code that made a stage's results."""
     if record is None:
         return missing(stage, "the environment")
-    flat = {k: v for k, v in record.items() if k not in ("packages", "left_out", "arithmetic")} | (
-        record.get("packages") or {}
-    )
-    flat |= {k: v for k, v in (record.get("arithmetic") or {}).items() if k != "dtype"}
+    arithmetic = {k: v for k, v in record.get("arithmetic", {}).items() if k != "dtype"}
+    flat = record | record.get("packages", {}) | arithmetic
     rows = [
-        (key.replace("_", " "), YES_NO[v] if v is None or isinstance(v, bool) else v)
-        for key, v in flat.items()
-        if not isinstance(v, (dict, list))
+        (key.replace("_", " "), "none" if value is None else value)
+        for key, value in flat.items()
+        if not isinstance(value, dict | list)
     ]
-    return table(
-        pd.DataFrame(rows, columns=["key", "value"], dtype=object),
-        {"key": "Property", "value": f"Stage {stage}"},
-    )
+    frame = pd.DataFrame(rows, columns=["key", "value"], dtype=object)
+    return table(frame, {"key": "Property", "value": f"Stage {stage}"})
 
 
 def figures(study: Study, wanted: dict[str, str], name_missing: bool = True) -> str:
     """The figures that exist, with their captions; the others are named as missing unless told not to."""
-    folder = study.experiment.output / "figures" / study.experiment.name
-    there = [
-        md.picture(f"{TO_FIGURES}/{study.experiment.name}/{name}", caption)
-        for name, caption in wanted.items()
-        if (folder / name).exists()
-    ]
-    absent = [name for name in wanted if name_missing and not (folder / name).exists()]
-    return "\n\n".join(there + ([f"Not drawn: {md.listing(absent)}."] if absent else []))
+    drawn = [name for name in wanted if (study.experiment.figures / name).exists()]
+    absent = [name for name in wanted if name not in drawn]
+    path = f"{TO_FIGURES}/{study.experiment.name}"
+    parts = [md.picture(f"{path}/{name}", wanted[name]) for name in drawn]
+    if absent and name_missing:
+        parts.append(f"Not drawn: {md.listing(absent)}.")
+    return "\n\n".join(parts)
 
 
 def is_bundled(study: Study) -> bool:
     """True where the model is one that this repository carries."""
     return study.experiment.model.path.startswith("models/")
-
-
-def limits(study: Study) -> str:
-    """What the results cannot tell, by the kind of model and device."""
-    return render(
-        "limits.md.j2",
-        bundled=is_bundled(study),
-        cpu=study.experiment.runtime.device == "cpu",
-        seed=study.experiment.seed,
-    )

@@ -1,10 +1,14 @@
 """What an interval shows, in words: the one place that turns verdicts into what a reader is told.
 
-The verdict codes of `stats.verdict` stay in result files, where code compares them; texts use these words instead.
+The codes of `stats.verdict` stay in result files, where code compares them; texts use these words instead.
 """
 
+import numpy as np
+import pandas as pd
+
 from colq_utils.report import stats
-from colq_utils.report.markdown import MISSING, number
+from colq_utils.report.analysis import Study
+from colq_utils.report.markdown import MISSING, change_ci, number, p_value, significant
 
 UNDECIDED = "undecided"
 
@@ -38,14 +42,48 @@ def pair(low: float, high: float) -> str:
 
 def speed(low: float, high: float) -> str:
     """What the interval of a ratio of latencies (variant / base) shows about the variant."""
-    if not (low == low and high == high):  # NaN: no calls to compare
+    if np.isnan([low, high]).any():  # no calls to compare
         return MISSING
-    return "slower" if low > 1 else "faster" if high < 1 else UNDECIDED
+    if low > 1:
+        return "slower"
+    return "faster" if high < 1 else UNDECIDED
 
 
-def detectable(points: float, unit: str = "points", digits: int = 2) -> str:
-    """How fine the benchmark is, in one sentence."""
-    return f"This benchmark reliably detects (80 % power) differences of {number(points, digits)} {unit} or more."
+def averages(study: Study, table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `analysis.averages` with the words of the tables; those of a change are '-' for the base."""
+    margin, rows = study.experiment.evaluation.margin, table.to_dict("records")
+    words = {
+        "change": [change_ci(r["diff"], r["diff_low"], r["diff_high"]) for r in rows],
+        "shows": [change(r["diff_low"], r["diff_high"], margin) for r in rows],
+        "detectable": [significant(100 * r["mdd"]) for r in rows],
+        "tested": [_tested(r["p"], r["p_holm"]) for r in rows],
+        "queries": [_counts(r["wins"], r["ties"], r["losses"], r["diff"]) for r in rows],
+    }
+    words = pd.DataFrame(words, index=table.index).mask(table.variant == study.experiment.base, "-")
+    return table.assign(label=table.variant.map(study.labels), **words)
+
+
+def pairs(study: Study, table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `analysis.pairs` in words: names, change (points, or margin x 1000), what is shown."""
+    first, second = table["first"].map(study.labels), table.second.map(study.labels)
+    scales = table.measure.map({"ndcg": 100, "margin": 1000})
+    words = pd.Series([pair(*limits) for limits in zip(table.low, table.high)], table.index, dtype=object)
+    return table.assign(
+        label=first + " minus " + second,
+        sentence=first + " scores " + words + " than " + second,
+        below=first + " below " + second,
+        change=[change_ci(*change) for change in zip(table["diff"], table.low, table.high, scales)],
+        word=words,
+    )
+
+
+def _tested(p: float, p_holm: float) -> str:
+    """The adjusted p-value; '-' for a variant that was tested but is not quantized, so not adjusted."""
+    return "-" if np.isnan(p_holm) and np.isfinite(p) else p_value(p_holm)
+
+
+def _counts(wins: int, ties: int, losses: int, diff: float) -> str:
+    return f"{wins}/{ties}/{losses}" if np.isfinite(diff) else MISSING
 
 
 def _points(value: float, signed: bool = False) -> str:
