@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import seaborn as sns
 
-from colq_utils.base.files import atomic
-from colq_utils.report.figures import quality
+from colq_utils.report.figures import drawing
 from studies.published import figures_data as pub
 from studies.published.figures_data import LENGTHS, ORIGINAL, Published
 
@@ -20,39 +18,30 @@ def draw(output: Path, p: Published) -> list[Path]:
     """Both figures, to `output`/figures/published."""
     folder = Path(output) / "figures" / "published"
     return [
-        _save(folder / "difference_4b_english.png", _tasks(p)),
-        _save(folder / "averages.png", _averages(p)),
+        drawing.save(_tasks(p), folder / "difference_4b_english.png"),
+        drawing.save(_averages(p), folder / "averages.png"),
     ]
-
-
-def _save(path: Path, figure) -> Path:
-    with atomic(path) as target:
-        figure.savefig(target, dpi=quality.DPI, metadata={"Software": None})
-    plt.close(figure)
-    return path
 
 
 def _tasks(p: Published):
     table, colours = 100 * p.differences, sns.color_palette("colorblind")
-    figure, axis = quality.canvas(1.7 + 0.3 * len(table))
+    figure, axis = drawing.canvas(1.7 + 0.3 * len(table))
     for i, name in enumerate(LENGTHS):
         axis.plot(
             table[name],
             [y + (i - 1) * 0.22 for y in range(len(table))],
-            quality.MARKERS[i + 1],
+            drawing.MARKERS[i + 1],
             color=colours[i],
             markersize=5,
             label=name.replace("-", "="),
         )
-    quality.rows(axis, [quality.short(task) for task in table.index])
-    for y in range(1, len(table)):
-        axis.axhline(y - 0.5, color="0.88", linewidth=0.8)
+    drawing.rows(axis, [drawing.short(task) for task in table.index], "0.88")
     axis.axvline(0, color="black", linewidth=1)
     axis.set(
         title="Published: change of NDCG@5 of the 4B by English task",
         xlabel="points (NDCG@5 × 100), as published, without intervals",
     )
-    figure.legend(loc="outside lower center", ncols=3, fontsize=8.5, frameon=False)
+    drawing.legend(figure)
     return figure
 
 
@@ -63,7 +52,7 @@ def _averages(p: Published):
             ["model", "scope", "source"]
         )
     )
-    figure, axis = quality.canvas(1.6 + 0.48 * len(groups))
+    figure, axis = drawing.canvas(1.6 + 0.48 * len(groups))
     names, colours = [], sns.color_palette("colorblind")
     for y, ((model, scope, source), group) in enumerate(groups):
         scores = group.set_index("variant").ndcg_at_5
@@ -78,19 +67,16 @@ def _averages(p: Published):
             axis.plot(
                 pub.percent(scores[length], scores[ORIGINAL]),
                 y + (i - 1) * 0.18,
-                quality.MARKERS[i],
+                drawing.MARKERS[i],
                 color=colours[i],
                 markersize=6.5,
                 label=f"{int(length.removeprefix('seqlen-')):,} tokens" if y == 0 else None,
             )
-    quality.rows(axis, names)
-    for y in range(1, len(groups)):
-        axis.axhline(y - 0.5, color="0.88", linewidth=0.8)
-    axis.grid(axis="y", visible=False)
+    drawing.rows(axis, names, "0.88")
     axis.axvline(0, color="black", linewidth=1)
     axis.set(
         title="Published averages by calibration length",
         xlabel="change of average NDCG@5 from the original (%); no intervals published",
     )
-    figure.legend(loc="outside lower center", ncols=3, fontsize=8.5, frameon=False)
+    drawing.legend(figure)
     return figure
