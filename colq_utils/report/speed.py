@@ -88,7 +88,7 @@ def memory_table(study: Study) -> pd.DataFrame:
 
 
 def fits(study: Study) -> pd.DataFrame:
-    """A row per published model and scheme: predicted weights, and per kind of batch its peak and smallest card.
+    """A row per published model and scheme: predicted weights, per kind of batch the peak and smallest card.
 
     Columns: model; weights_bytes (what is loaded: without an unused head); <kind>_bytes (weights and what the
     GPU benchmark of the same dimensions held beyond its weights); <kind>_card_gb. NaN where that benchmark's
@@ -111,7 +111,7 @@ def fits(study: Study) -> pd.DataFrame:
 
 
 def _beyond_weights(memory: pd.DataFrame | None, variant: str, kind: str, batch: int) -> float:
-    """Bytes that a batch held at its peak beyond the model's tensors, most of all rounds; NaN if not measured."""
+    """Bytes that a batch held at its peak beyond the model's tensors, largest of the rounds; else NaN."""
     if memory is None:
         return np.nan
     rows = memory[memory.variant == variant]
