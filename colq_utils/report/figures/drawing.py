@@ -99,11 +99,13 @@ def legend(figure, columns: int = 3) -> None:
     figure.legend(loc="outside lower center", ncols=columns, fontsize=8.5, frameon=False)
 
 
-def reach(limits: pd.DataFrame, at_least: float) -> float:
-    """Half-width of an axis that holds intervals with these ends."""
-    return 1.15 * np.nanmax([at_least, limits.abs().max().max()])
+def fit(axis, ends: pd.DataFrame, near: list[str], at_least: float) -> float:
+    """Half-width that holds the intervals of the variants `near`; the axis ends there, or soon right of 0.
 
-
-def span(limit: float, high) -> tuple[float, float]:
-    """From -limit to where the intervals end, with some room right of 0."""
-    return -limit, min(limit, max(0.35 * limit, 1.15 * np.nanmax([0, *high])))
+    Args:
+        ends: low and high end of each interval, indexed by variant.
+    """
+    limit = 1.15 * np.nanmax([at_least, ends.loc[near].abs().max().max()])
+    right = 1.15 * np.nanmax([0, ends.iloc[:, 1].max()])
+    axis.set_xlim(-limit, min(limit, max(0.35 * limit, right)))
+    return limit

@@ -1,7 +1,7 @@
 """Figures of the reports: one message each, units and n in the labels, 95 % intervals, colours for every eye.
 
-Every function draws from the same `Study` tables as the reports, writes a PNG that is readable at the width of
-a README and returns its path; a figure whose results are missing returns None.
+Every function draws from the same `Study` tables as the reports, writes a PNG that is readable at the width
+of a README and returns its path; a figure whose results are missing returns None.
 """
 
 from pathlib import Path
@@ -16,14 +16,13 @@ from colq_utils.report.analysis import Study
 from colq_utils.report.figures.drawing import (
     GREY,
     canvas,
+    fit,
     grouped,
     interval,
     legend,
-    reach,
     rows,
     save,
     short,
-    span,
     style,
 )
 
@@ -60,9 +59,8 @@ def headline(study: Study) -> Path:
     table = table[table.variant.isin([experiment.base, *experiment.quantized])].reset_index(drop=True)
     figure, (left, right) = canvas(1.5 + 0.42 * len(table), 2, sharey=True, width_ratios=[1, 1.7])
     mb, margin = table["bytes"] / 1e6, 100 * experiment.evaluation.margin
-    changes = 100 * table[["diff", "diff_low", "diff_high"]]
-    near = table.variant.isin(findings.four_bits(study))
-    limit = reach(changes.loc[near, ["diff_low", "diff_high"]], 1.5 * margin)
+    changes = 100 * table.set_index("variant")[["diff", "diff_low", "diff_high"]]
+    limit = fit(right, changes[["diff_low", "diff_high"]], findings.four_bits(study), 1.5 * margin)
     right.axvspan(-margin, 0, color="0.9", zorder=0, label=f"margin, {margin:g} points")
     for y, name in enumerate(table.variant):
         look, known = style(study, name), np.isfinite(mb[y])
@@ -70,14 +68,12 @@ def headline(study: Study) -> Path:
         left.barh(y, width, color=look["color"], alpha=0.8, height=0.6)
         left.text(width, y, text, va="center", fontsize=8.5)
         if name != experiment.base:
-            interval(right, y, *changes.loc[y], limit, **look)
+            interval(right, y, *changes.loc[name], limit, **look)
     for axis in (left, right):
         rows(axis, [study.labels[n] for n in table.variant])
     left.set(title="Checkpoint", xlabel="tensors (MB, 10⁶ bytes)", xlim=(0, 1.2 * np.nanmax([1e-6, *mb])))
     right.set(
-        title="Change of NDCG@5 against the base",
-        xlabel=f"{POINTS}, 95 % intervals\nn = {_queries(study)}",
-        xlim=span(limit, changes.diff_high),
+        title="Change of NDCG@5 against the base", xlabel=f"{POINTS}, 95 % intervals\nn = {_queries(study)}"
     )
     right.axvline(0, color="black", linewidth=1)
     right.legend(loc="upper right", fontsize=8)
@@ -115,29 +111,29 @@ def average(study: Study) -> Path:
 
 def comparison(study: Study) -> Path:
     """Scores by task, all languages."""
-    table, title = analysis.by_task(study, study.counted), "NDCG@5 by task, mean over languages"
-    return _by_task(study, table, study.names, "comparison.png", title)
+    title = "NDCG@5 by task, mean over languages"
+    return _by_task(study, study.counted, study.names, "comparison.png", title)
 
 
 def comparison_english(study: Study) -> Path | None:
     """Scores by task, English queries."""
-    if not study.english.any():
-        return None
-    table, names = analysis.by_task(study, study.english), [study.experiment.base, *findings.four_bits(study)]
-    return _by_task(study, table, names, "comparison_english.png", "NDCG@5 by task, English queries")
+    names, title = [study.experiment.base, *findings.four_bits(study)], "NDCG@5 by task, English queries"
+    return _by_task(study, study.english, names, "comparison_english.png", title)
 
 
 def difference_english(study: Study) -> Path | None:
     """Changes by task, English queries."""
-    if not study.english.any():
+    names, title = findings.four_bits(study), "Change of NDCG@5 against the base by task, English queries"
+    return _by_task(study, study.english, names, "difference_english.png", title, change=True)
+
+
+def _by_task(
+    study: Study, keep, names: list[str], file: str, title: str, change: bool = False
+) -> Path | None:
+    """A row per task with entries in `keep`; with `change` the differences from the base in points."""
+    if not keep.any():
         return None
-    table, names = analysis.by_task(study, study.english), findings.four_bits(study)
-    title = "Change of NDCG@5 against the base by task, English queries"
-    return _by_task(study, table, names, "difference_english.png", title, change=True)
-
-
-def _by_task(study: Study, table, names: list[str], file: str, title: str, change: bool = False) -> Path:
-    """A row per task; with `change` the differences from the base in points instead of the scores."""
+    table = analysis.by_task(study, keep)
     many, columns = table.task.nunique() > MANY, ["value", "low", "high"]
     table = table.assign(y=pd.factorize(table.task)[0], value=table.score)
     tasks = table.drop_duplicates("task")
@@ -226,12 +222,12 @@ def resolution(study: Study) -> Path:
     figure, axes = canvas(1.4 + 0.42 * len(others), 3, sharey=True)
     for axis, (measure, (title, unit, scale)) in zip(axes, MEASURES.items()):
         changes = scale * table.loc[measure]
-        limit = reach(changes.loc[findings.four_bits(study), ["low", "high"]], scale * 1e-6)
+        limit = fit(axis, changes.loc[others, ["low", "high"]], findings.four_bits(study), scale * 1e-6)
         for y, name in enumerate(others):
             interval(axis, y, *changes.loc[name], limit, **style(study, name))
         rows(axis, [study.labels[n] for n in others])
         axis.axvline(0, color="black", linewidth=1)
-        axis.set(title=title, xlabel=unit, xlim=span(limit, changes.high))
+        axis.set(title=title, xlabel=unit)
         axis.locator_params(axis="x", nbins=4)
     title = f"Change against the base by three measures, 95 % intervals, n = {_queries(study)}"
     figure.suptitle(title, x=0.01, ha="left")
