@@ -30,13 +30,14 @@ def write(study: Study) -> str:
         "benchmark.md.j2",
         study,
         slower=(ratios.word[ratios.variant.isin(speed.packed(study))] == "slower").any(),
-        holds=_tensors(study),
-        speeds=[_speed(study, name, rows) for name, rows in ratios.groupby("variant", sort=False)],
+        packed=speed.packed(study),
+        tensors=speed.memory_table(study).get("tensors_bytes", pd.Series()),
+        speeds=[_speed(name, rows) for name, rows in ratios.groupby("variant", sort=False)],
         ratios=_compared(study, ratios),
         memory=memory,
         metrics={"label": "Variant"}
         | {name: f"{words} (MB)" for name, words in METRICS.items() if name in memory},
-        fits=_fits(study),
+        fits=speed.fits(study),
         cards_gb=speed.CARDS_GB,
         left_out=(results.benchmark_environment or {}).get("left_out", []),
         census=_census(study),
@@ -47,30 +48,16 @@ def write(study: Study) -> str:
     )
 
 
-def _tensors(study: Study) -> pd.DataFrame:
-    """Bytes of tensors in memory of the quantized variants, of the base, and the change in percent."""
-    wide, base = speed.memory_table(study), study.experiment.base
-    if base not in wide.index or "tensors_bytes" not in wide:
-        return pd.DataFrame()
-    held = wide.tensors_bytes
-    table = pd.DataFrame(
-        {"n_bytes": held, "base_bytes": held[base], "change_pct": 100 * (held / held[base] - 1)}
-    )
-    return table[table.index.isin(speed.packed(study))]
+def _speed(name: str, rows: pd.DataFrame) -> dict:
+    """What the ratios of one variant show: the workloads of each word."""
+    workloads = {word: _workloads(rows[rows.word == word]) for word in WORDS}
+    return {"name": name, "workloads": workloads, "ark": speed.ran_ark(rows)}
 
 
-def _speed(study: Study, name: str, rows: pd.DataFrame) -> dict:
-    """What the ratios of one variant show: the workloads of each word, as 'pages in batches of 1 and 4'."""
-    workloads = {
-        word: [
-            f"{KINDS.get(kind, kind)} in batches of {md.listing(t.batch.astype(str))}"
-            for kind, t in rows[rows.word == word].groupby("kind", sort=False)
-        ]
-        for word in WORDS
-        if (rows.word == word).any()
-    }
-    packed = name in speed.packed(study)
-    return {"name": name, "workloads": workloads, "packed": packed, "ark": speed.ran_ark(rows)}
+def _workloads(rows: pd.DataFrame) -> list[str]:
+    """Workloads in words: 'pages in batches of 1 and 4'."""
+    batches = rows.batch.astype(str).groupby(rows.kind, sort=False).agg(md.listing)
+    return [f"{KINDS.get(kind, kind)} in batches of {each}" for kind, each in batches.items()]
 
 
 def _compared(study: Study, ratios: pd.DataFrame) -> pd.DataFrame:
@@ -92,17 +79,6 @@ def _memory(study: Study) -> pd.DataFrame:
         brackets = [f" ({md.number(c, 1, True, ' %')})" if c == c else "" for c in change[metric]]
         table[metric] = wide[metric].div(1e6).map(md.significant) + brackets
     return table
-
-
-def _fits(study: Study) -> pd.DataFrame:
-    """`speed.fits` in words: GB, and the card."""
-    table = speed.fits(study)
-    for kind, _ in speed.BATCHES if len(table) else ():
-        card = table[f"{kind}_card_gb"].map("{:.0f} GB".format, na_action="ignore")
-        none = f"over {max(speed.CARDS_GB)} GB"
-        table[f"{kind}_card"] = card.fillna(none).where(table[f"{kind}_bytes"].notna())
-    sizes = table.filter(like="_bytes")
-    return table.assign(**(sizes / 1e9).map(md.significant))
 
 
 def _census(study: Study) -> pd.DataFrame | None:

@@ -1,6 +1,6 @@
 """What a query finds on a page, as pictures: similarity maps, and pages in the order of a ranking.
 
-Takes numpy arrays and returns figures or tables; whoever loaded a model draws with it, this module knows none.
+Takes numpy arrays and returns figures or tables; whoever loaded a model draws with it.
 A map colours each patch of the page by its cosine with a token of the query (Faysse et al., 2024, section
 4.4); one colour that grows opaque keeps the print below legible and needs no colour vision.
 """
