@@ -28,14 +28,6 @@ CARDS_GB = (8, 12, 16, 24, 40)
 BATCHES = (("queries", 32), ("pages", 8))
 
 
-def measured(study: Study) -> pd.DataFrame:
-    """Rows that hold a measurement (no error, a latency)."""
-    rows = study.results.rows
-    if rows is None:
-        return pd.DataFrame(columns=["variant", "kind", "batch"])
-    return rows[rows.latency_s_mean.notna()]
-
-
 def packed(study: Study) -> list[str]:
     """Variants that run quantized weights, on whatever kernel."""
     return [name for name, spec in study.experiment.by_id.items() if spec.bits is not None]
@@ -43,7 +35,10 @@ def packed(study: Study) -> list[str]:
 
 def ratios(study: Study) -> pd.DataFrame:
     """Median latency of each variant over the base's, by workload, with a 95 % interval and a word for it."""
-    rows, base = measured(study), study.experiment.base
+    rows, base = study.results.rows, study.experiment.base
+    if rows is None:
+        return pd.DataFrame(columns=RATIOS)
+    rows = rows[rows.latency_s_mean.notna()]
     workloads = rows[rows.variant == base][["kind", "batch"]].drop_duplicates()
     table = rows[rows.variant != base].merge(workloads, on=["kind", "batch"]).reindex(columns=RATIOS)
     for i, r in table.iterrows():
