@@ -9,7 +9,7 @@ import seaborn as sns
 from colq_utils.base.config import ROOT
 from colq_utils.report import markdown as md
 from colq_utils.report.figures import drawing
-from colq_utils.report.figures.drawing import GREY, canvas, rows
+from colq_utils.report.figures.drawing import DPI, GREY, canvas, rows
 from studies.seqlen import analysis
 from studies.seqlen.analysis import SeqlenStudy
 
@@ -37,7 +37,7 @@ def folder(study: SeqlenStudy) -> Path:
 
 
 def save(study: SeqlenStudy, figure, name: str) -> Path:
-    return drawing.save(figure, folder(study) / name)
+    return drawing.save(figure, folder(study) / name, DPI)
 
 
 def seeds(study: SeqlenStudy) -> Path | None:
