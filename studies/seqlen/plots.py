@@ -2,15 +2,14 @@
 
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 
 from colq_utils.base.config import ROOT
-from colq_utils.base.files import atomic
 from colq_utils.report import markdown as md
-from colq_utils.report.figures.quality import DPI, GREY, canvas, rows
+from colq_utils.report.figures import drawing
+from colq_utils.report.figures.drawing import DPI, GREY, canvas, rows
 from studies.seqlen import analysis
 from studies.seqlen.analysis import SeqlenStudy
 
@@ -38,12 +37,7 @@ def folder(study: SeqlenStudy) -> Path:
 
 
 def save(study: SeqlenStudy, figure, name: str) -> Path:
-    """Write a figure without dates or versions inside, so that it is reproducible."""
-    path = folder(study) / name
-    with atomic(path) as target:
-        figure.savefig(target, dpi=DPI, metadata={"Software": None})
-    plt.close(figure)
-    return path
+    return drawing.save(figure, folder(study) / name, DPI)
 
 
 def seeds(study: SeqlenStudy) -> Path | None:
