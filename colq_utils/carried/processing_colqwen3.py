@@ -110,8 +110,7 @@ class ColQwen3Processor(ProcessorMixin):
         """MaxSim: for each token of a query its best product with any token of the page, summed, in fp32.
 
         Args:
-            queries, pages: a tensor ``(n_tokens, dim)`` each, or one tensor padded with zero vectors, which are
-                no candidates.
+            queries, pages: a tensor ``(n_tokens, dim)`` each, or one padded with zeros, which do not count.
             batch_size: how many queries and pages are multiplied at once.
 
         Returns:
@@ -123,10 +122,8 @@ class ColQwen3Processor(ProcessorMixin):
             empty = (stacked == 0).all(-1)[None, :, None]  # (1, n_pages, 1, n_page_tokens)
             for q in range(0, len(queries), batch_size):
                 asked = _padded(queries[q : q + batch_size], device)  # (n_queries, n_query_tokens, dim)
-                products = torch.einsum("qid,pjd->qpij", asked, stacked)
-                best = products.masked_fill(empty, float("-inf")).amax(
-                    -1
-                )  # (n_queries, n_pages, n_query_tokens)
+                products = torch.einsum("qid,pjd->qpij", asked, stacked).masked_fill(empty, float("-inf"))
+                best = products.amax(-1)  # (n_queries, n_pages, n_query_tokens)
                 scores[q : q + batch_size, p : p + batch_size] = best.sum(-1).cpu()
         return scores
 

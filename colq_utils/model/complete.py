@@ -73,7 +73,7 @@ def _config(folder: Path, config: dict, processor: dict) -> dict:
     """The configuration as the carried model reads it.
 
     A stored bias of the projection is declared, and then the width goes by the name that vLLM does not read:
-    where it knows the width beforehand it builds the projection without bias and drops the stored one silently.
+    where it knows the width beforehand it builds the projection without bias and drops the stored one.
     """
     biased = any(tensor.name == BIAS for tensor in hub.read_headers(str(folder)))
     widths = [config[key] for key in DIMENSION_KEYS if key in config]
