@@ -2,7 +2,7 @@
 
 Called as ``SCRIPT FOLDER INPUTS OUT``: opens the checkpoint, embeds the queries and pages of INPUTS and
 writes a file with tensors ``query.<i>`` and ``page.<i>``, ``(n_tokens, dim)``, the engine's own
-``scores`` if it has any, and what it says of itself. An engine that fails leaves a file ``.error`` beside it, with one line.
+``scores`` if it has any, and what it says of itself. An engine that fails leaves one line in ``.error``.
 """
 
 import importlib.metadata
