@@ -1,7 +1,7 @@
-"""``python -m studies.interop [EXPERIMENT]``: base and every export in every engine, a row each; see README.md.
+"""Base and every export in every engine: ``python -m studies.interop [EXPERIMENT]``; see README.md.
 
-A row, of success or of failure, is kept until the checkpoint, the carried files, the engine's pins or its script change.
-What could not be installed is tried again.
+A row, of success or of failure, is kept until the checkpoint, the carried files, the engine's pins or its
+script change. What could not be installed is tried again.
 """
 
 import argparse
@@ -87,7 +87,7 @@ class Study:
             "engine", key=lambda names: names.map(order.index), kind="stable"
         )
         files.write_table(self.path, frame)
-        files.write_text(self.path.with_suffix(".md"), report.text(self.experiment, frame))
+        files.write_text(self.path.with_suffix(".md"), report.text(self.experiment, pd.read_csv(self.path)))
 
 
 def _key(engine: Engine, weights: str) -> str:

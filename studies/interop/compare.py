@@ -44,7 +44,7 @@ def row(answer: Path, reference: Reference) -> dict:
 
 
 def cosines(own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Cosine of each token's two vectors, ``(n_tokens,)``; a wider vector counts with its further numbers, zero or not."""
+    """Cosine of each token's two vectors, ``(n_tokens,)``; further numbers of a wider vector count."""
     if own.shape[1] > other.shape[1]:
         raise ColqError(f"{other.shape[1]} dimensions where ColQ has {own.shape[1]}")
     padded = torch.nn.functional.pad(own.double(), (0, other.shape[1] - own.shape[1]))

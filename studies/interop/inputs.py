@@ -20,7 +20,7 @@ COUNT = 8
 
 @dataclass(frozen=True)
 class Reference:
-    """ColQ's own embeddings, ``(n_tokens, dim)`` per query and page, and its scores ``(n_queries, n_pages)``."""
+    """ColQ's own embeddings, ``(n_tokens, dim)`` each, and its scores ``(n_queries, n_pages)``."""
 
     queries: list[torch.Tensor]
     pages: list[torch.Tensor]
@@ -28,7 +28,7 @@ class Reference:
 
 
 def write(folder: Path) -> Path:
-    """Write ``queries.json`` and ``page-<i>.png``: phrases of several languages and the pages they stand on."""
+    """Write ``queries.json`` and ``page-<i>.png``: phrases, and the pages they stand on."""
     benchmark = minividore.load()
     phrases = benchmark.queries[benchmark.queries.task == "Phrases"]
     chosen = phrases.iloc[:: len(phrases) // COUNT].head(COUNT)

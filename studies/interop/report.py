@@ -1,6 +1,5 @@
 """The report of one experiment, from its rows alone."""
 
-import math
 from pathlib import Path
 
 import pandas as pd
@@ -85,8 +84,7 @@ def _detail(row: dict) -> tuple:
 
 
 def _cosine(value) -> str:
-    """Six decimals, rounded down: 1.000000 is written for nothing less."""
-    return f"{math.floor(value * 1e6 + 1e-3) / 1e6:.6f}" if _given(value) else "-"
+    return f"{value:.6f}" if _given(value) else "-"
 
 
 def _reasons(rows: pd.DataFrame) -> list[dict]:

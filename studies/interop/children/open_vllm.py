@@ -16,7 +16,7 @@ def embed(folder, texts, images):
     engine = LLM(
         str(folder),
         runner="pooling",
-        dtype="float32",
+        dtype="bfloat16" if child.quantization(folder) else "float32",  # its packed kernels know no float32
         enforce_eager=True,
         max_model_len=2048,
         max_num_seqs=8,
