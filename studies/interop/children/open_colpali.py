@@ -1,7 +1,6 @@
-"""colpali-engine's ColQwen3 on a converted copy, with the checkpoint's prompts, or (``--own``) its own."""
+"""colpali-engine's ColQwen3 on a converted copy, given the checkpoint's prompts."""
 
 import json
-import sys
 
 import child
 
@@ -21,14 +20,10 @@ def embed(folder, texts, images):
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"{len(missing)} tensors are missing and were drawn at random, {missing[0]} first")
     processor = ColQwen3Processor.from_pretrained(folder)
-    if "--own" in sys.argv:
-        asked = processor.process_queries(texts)
-    else:
-        processor.visual_prompt_prefix = prompts["page"]
-        framed = [prompts["query_prefix"] + text.strip() + prompts["query_suffix"] for text in texts]
-        asked = processor.process_texts(framed)
+    processor.visual_prompt_prefix = prompts["page"]
+    framed = [prompts["query_prefix"] + text.strip() + prompts["query_suffix"] for text in texts]
     with torch.inference_mode():
-        queries = child.kept(model.eval()(**asked))
+        queries = child.kept(model.eval()(**processor.process_texts(framed)))
         pages = child.kept(model(**processor.process_images(images)))
     scores = processor.score_multi_vector(queries, pages, device="cpu")
     return child.Embedded(queries, pages, scores, {"kernel": child.kernels(model)})
