@@ -41,7 +41,7 @@ def text(experiment: Experiment, rows: pd.DataFrame) -> str:
         ),
         reasons=_reasons(rows),
         differences=md.table(
-            ["Engine", "What differs from ColQ"], [(e.title, e.difference) for e in ENGINES]
+            ["Engine", "What differs from ColQ"], [(e.title, e.difference) for e in ENGINES], left=2
         ),
         versions=_versions(rows),
     )
@@ -64,14 +64,10 @@ def _overview(rows: pd.DataFrame, engine) -> list[str]:
     cells = [engine.title]
     for name in PACKINGS:
         group = own[own.checkpoint.map(packing) == name]
-        lowest = group[["cosine_query_mean", "cosine_page_mean"]].min(axis=1, skipna=False).min(skipna=False)
-        failed = group.reason.map(_given).sum() if len(group) else 0
-        if not len(group):
-            cells.append(md.MISSING)
-        elif failed:
-            cells.append("no" if failed == len(group) else f"no for {failed} of {len(group)}")
-        else:
-            cells.append(_cosine(lowest))
+        refused = group.reason.map(_given)
+        lowest = group[~refused][["cosine_query_mean", "cosine_page_mean"]].min().min()
+        few = f"; no: {refused.sum()} of {len(group)}" if refused.any() else ""
+        cells.append("no" if len(group) and refused.all() else md.number(lowest, 6) + few)
     return cells
 
 

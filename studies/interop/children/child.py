@@ -2,7 +2,7 @@
 
 Called as ``SCRIPT FOLDER INPUTS OUT``: opens the checkpoint, embeds the queries and pages of INPUTS and
 writes a file with tensors ``query.<i>`` and ``page.<i>``, ``(n_tokens, dim)``, the engine's own
-``scores`` if it has any, and what it says of itself. An engine that fails leaves one line in ``.error``.
+``scores`` if it has any, and what it says of itself. An engine that fails ends with its exception.
 """
 
 import importlib.metadata
@@ -64,18 +64,13 @@ def kept(vectors, mask=None) -> list:
 def main(embed, packages: tuple[str, ...]) -> None:
     """Run `embed`, which takes a folder, queries and pages and returns `Embedded`."""
     folder, inputs, out = map(Path, sys.argv[1:4])
-    try:
-        import torch
-        from safetensors.torch import save_file
+    import torch
+    from safetensors.torch import save_file
 
-        given = embed(folder, texts(inputs), images(inputs))
-        tensors = {f"query.{i}": v.float().contiguous() for i, v in enumerate(given.queries)}
-        tensors |= {f"page.{i}": v.float().contiguous() for i, v in enumerate(given.pages)}
-        if given.scores is not None:
-            tensors["scores"] = torch.as_tensor(given.scores).float().contiguous()
-        versions = {name: importlib.metadata.version(name) for name in packages}
-        save_file(tensors, out, metadata={"versions": json.dumps(versions), "said": json.dumps(given.said)})
-    except Exception as error:
-        lines = str(error).strip().splitlines() or ["no message"]
-        out.with_suffix(".error").write_text(f"{type(error).__name__}: {lines[0]}")
-        raise
+    given = embed(folder, texts(inputs), images(inputs))
+    tensors = {f"query.{i}": v.float().contiguous() for i, v in enumerate(given.queries)}
+    tensors |= {f"page.{i}": v.float().contiguous() for i, v in enumerate(given.pages)}
+    if given.scores is not None:
+        tensors["scores"] = torch.as_tensor(given.scores).float().contiguous()
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    save_file(tensors, out, metadata={"versions": json.dumps(versions), "said": json.dumps(given.said)})
