@@ -64,7 +64,7 @@ def _overview(rows: pd.DataFrame, engine) -> list[str]:
     cells = [engine.title]
     for name in PACKINGS:
         group = own[own.checkpoint.map(packing) == name]
-        refused = group.reason.map(_given)
+        refused = group.reason.map(_given).astype(bool)  # of no rows: no dtype
         lowest = group[~refused][["cosine_query_mean", "cosine_page_mean"]].min().min()
         few = f"; no: {refused.sum()} of {len(group)}" if refused.any() else ""
         cells.append("no" if len(group) and refused.all() else md.number(lowest, 6) + few)
