@@ -1,6 +1,6 @@
 """What a checkpoint folder needs to be opened without ColQ: by transformers, what builds on it, and vLLM.
 
-The weights are left alone. Added are the files of `colq_utils/carried`, their names in the configurations,
+The weights are left alone. Added are the files of `carried/`, their names in the configurations,
 the two names of the architecture (vLLM knows the first, sentence-transformers the second), a configuration of
 the video processor that Qwen3-VL's own processor insists on, and a chat template that renders ColQ's prompts.
 What a folder carries already is kept: published checkpoints bring modelling files of their own. A second call
@@ -17,7 +17,7 @@ from colq_utils.model import hub, processing
 from colq_utils.model.modeling import DIMENSION_KEYS
 from colq_utils.model.packing import UNREAD_BY_VLLM
 
-CARRIED = Path(__file__).resolve().parents[1] / "carried"
+CARRIED = Path(__file__).with_name("carried")
 MODELING, PROCESSING = "modeling_colqwen3", "processing_colqwen3"
 MODEL_MAP = {"AutoConfig": f"{MODELING}.ColQwen3Config", "AutoModel": f"{MODELING}.ColQwen3"}
 PROCESSOR_MAP = {"AutoProcessor": f"{PROCESSING}.ColQwen3Processor"}
