@@ -17,8 +17,7 @@ from colq_utils.model import kernels
 
 x86 = pytest.mark.skipif(platform.machine() not in arithmetic.X86, reason="the pins are for x86-64")
 
-#: Embeds texts and pages, quantizes by both methods, and prints digests of all of it. Arguments: experiment
-#: file, output, probe.
+#: Embeds texts and pages, quantizes by both methods, and prints digests of all of it. Arguments: experiment file, output, probe.
 CHILD = """
 import hashlib, json, sys
 import colq_utils
@@ -35,11 +34,11 @@ experiment = config.load(sys.argv[1], sys.argv[2])
 calibrate.build(experiment)
 found = {"capability": torch.backends.cpu.get_cpu_capability()}
 for name in experiment.quantized:
-    quantize.run(experiment, name) folder = experiment.checkpoint(name).parent found[name] =
-    {str(p.relative_to(folder)): files.sha256(p) for p in sorted(folder.rglob("*")) if p.is_file() and p.name
-    != "manifest.json"}
-pages = [Image.fromarray(np.random.default_rng(i).integers(0, 255, (64, 96, 3), dtype=np.uint8)) for i in
-range(2)] for name in experiment.by_id:
+    quantize.run(experiment, name)
+    folder = experiment.checkpoint(name).parent
+    found[name] = {str(p.relative_to(folder)): files.sha256(p) for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "manifest.json"}
+pages = [Image.fromarray(np.random.default_rng(i).integers(0, 255, (64, 96, 3), dtype=np.uint8)) for i in range(2)]
+for name in experiment.by_id:
     loaded = loading.plain(experiment, name)
     vectors = encode.queries(loaded, ["alpha beta", "gamma delta epsilon"]) + encode.pages(loaded, pages)
     found[name + " vectors"] = hashlib.sha256(b"".join(v.numpy().tobytes() for v in vectors)).hexdigest()
