@@ -11,7 +11,7 @@ from colq_utils import run
 from colq_utils.base import config
 from colq_utils.base.errors import ColqError
 
-COMMANDS = ("run", "plan", "render", "readme", "clean")
+COMMANDS = ("run", "plan", "render", "readme", "clean", "new", "publish")
 
 
 def test_help_names_every_command(capsys):

@@ -19,7 +19,6 @@ from safetensors.torch import load_file
 from colq_utils.base import files
 from colq_utils.base.config import ROOT, CalibrationSet, Experiment
 from colq_utils.base.errors import ColqError
-from colq_utils.data import document_tasks
 from colq_utils.model.hub import fetch_dataset
 
 PAGE_SIZE = (704, 384)  # width, height in pixels; that of the embedded benchmark
@@ -118,6 +117,8 @@ def document_set(experiment: Experiment, spec: CalibrationSet) -> torch.Tensor:
     """
     if experiment.evaluation.documents is None:
         raise ColqError(f"calibration set {spec.id} wants pages of documents: give `evaluation.documents`")
+    from colq_utils.data import document_tasks  # mteb takes seconds to import
+
     pages = document_tasks.read(experiment)[0].pages
     if len(pages) < spec.blocks:
         raise ColqError(

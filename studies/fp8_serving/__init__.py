@@ -1,4 +1,4 @@
-"""A vision-language detector of nutrition labels, base against FP8: pictures, model, quantization, engines, report."""
+"""A vision-language detector of nutrition labels, base against FP8."""
 
-#: FP8 recipes: scales by channel and token, found as inputs come; or one a matrix and one a layer, fixed on pictures.
+#: Scales by channel and token, found as inputs come; or one a matrix and one a layer, fixed on pictures.
 RECIPES = ("fp8-dynamic", "fp8-static")

@@ -1,4 +1,4 @@
-"""``python -m studies.fp8_serving run nutrition-fp8``: the study's notebook through the driver of the retrieval notebooks."""
+"""``python -m studies.fp8_serving run nutrition-fp8``: the study's notebook through the package's driver."""
 
 import sys
 

@@ -1,27 +1,29 @@
-"""Benchmark and evaluation of a detection study: cold start, warm requests, memory, and the answers themselves.
+"""Benchmark and evaluation of a detection study: cold start, warm requests, memory, and the answers.
 
-In process, every variant runs in a fresh process, twice, in turns. With vLLM, a server is started for each variant and
-stopped. The cold start (process start to the first answer) is never part of the latency of warm requests. Requests of
-one concurrency are in flight together: threads against a server; in process, batches of pictures of one size.
+In process, every variant runs in a fresh process, twice, in turns. With vLLM, a server is started for each
+variant and stopped. The cold start (process start to the first answer) is never part of the latency of warm
+requests. Requests of one concurrency are in flight together: threads against a server; in process, batches
+of one picture size.
 """
 
+import contextlib
 import time
 from collections import Counter
 
 import numpy as np
 import pandas as pd
-import torch
 
-from colq_utils.base import files, process, provenance
-from colq_utils.base.errors import ColqError
+from colq_utils.base import files, process
 from colq_utils.base.progress import track
 from colq_utils.report import stats
 from studies.fp8_serving import boxes, engine, fp8, make, pictures
-from studies.fp8_serving.server import Remote, serving
+from studies.fp8_serving.server import Remote, Server, serving
 from studies.fp8_serving.settings import DetectionExperiment
 
 #: Fewest samples from which a 99th percentile is given.
 ENOUGH_FOR_P99 = 100
+#: Fields of an answer that are stored with each sample.
+_KEPT = ("reason", "detail", "latency_s", "prepare_s", "prefill_s", "decode_s", "tokens")
 
 
 def run(experiment: DetectionExperiment) -> pd.DataFrame:
@@ -31,31 +33,19 @@ def run(experiment: DetectionExperiment) -> pd.DataFrame:
         ColqError: a checkpoint that is not there, no CUDA device, a server that cannot be used.
     """
     for variant in experiment.variants:
-        files.required(
-            experiment.folder(variant) / "model.safetensors", f"quantize EXPERIMENT={experiment.name}"
-        )
-    if experiment.runtime.device == "cuda" and not torch.cuda.is_available():
-        raise ColqError(
-            "the experiment asks for device cuda and no CUDA device is visible; set runtime.device to cpu"
-        )
+        engine.ready(experiment, variant)
     measure = _in_process if experiment.serving.engine == "transformers" else _served
-    jobs = [
-        (number, variant) for number in range(experiment.serving.rounds) for variant in experiment.variants
-    ]
-    parts = [
-        {"variant": experiment.variant_id(variant), "round": number, **measure(experiment, variant)}
-        for number, variant in track(jobs, "benchmark")
-    ]
+    jobs = [(n, variant) for n in range(experiment.serving.rounds) for variant in experiment.variants]
+    parts = []
+    for number, variant in track(jobs, "benchmark"):
+        place = {"variant": experiment.variant_id(variant), "round": number}
+        parts.append(place | measure(experiment, variant))
     return _write(experiment, parts)
 
 
 def _in_process(experiment: DetectionExperiment, variant: str) -> dict:
-    start = time.time()
-    outcome = process.call(
-        "studies.fp8_serving.bench:child",
-        {"experiment": experiment.model_dump(mode="json"), "variant": variant, "start": start},
-        experiment.runtime.threads,
-    )
+    arguments = {"experiment": experiment.model_dump(mode="json"), "variant": variant, "start": time.time()}
+    outcome = process.call("studies.fp8_serving.bench:child", arguments, experiment.runtime.threads)
     return outcome.value if outcome.error is None else {"error": outcome.error}
 
 
@@ -63,226 +53,182 @@ def child(experiment: dict, variant: str, start: float) -> dict:
     """The side of the fresh process; see `run`. `start` is when the parent began to start it."""
     settings = DetectionExperiment.model_validate(experiment)
     runner = engine.in_process(settings, variant)
-    found = _measure(settings, runner, {"ready_s": time.time() - start, "load_s": runner.load_s})
-    cuda = settings.runtime.device == "cuda"
-    total = torch.cuda.mem_get_info()[1] - torch.cuda.mem_get_info()[0] if cuda else process.resident()
-    return found | {
-        "census": fp8.census(runner.model),
-        "memory": {
-            "weight_bytes": sum(make.stored_bytes(settings.folder(variant)).values()),
-            "kv_bytes": runner.cache_bytes,
-            "total_bytes": total,
-        },
+    measured = _measure(settings, runner, {"ready_s": time.time() - start, "load_s": runner.load_s})
+    memory = {
+        "weight_bytes": sum(make.stored_bytes(settings.folder(variant)).values()),
+        "kv_bytes": runner.cache_bytes,
+        "total_bytes": engine.card_used_bytes() if runner.device == "cuda" else process.resident(),
     }
+    return measured | {"census": fp8.census(runner.model), "memory": memory}
 
 
 def _served(experiment: DetectionExperiment, variant: str) -> dict:
     """Start (or use) a server for a variant and measure it."""
-    serve, log = experiment.serving, experiment.build("servers", f"{variant}.log")
-    with serving(experiment.folder(variant), experiment.variant_id(variant), serve, log) as server:
-        runner = Remote(server, serve.timeout_s)
-        found = _measure(experiment, runner, {"ready_s": server.healthy_s})
-        said = server.memory()
-        total = (
-            torch.cuda.mem_get_info()[1] - torch.cuda.mem_get_info()[0]
-            if torch.cuda.is_available()
-            else server.resident_bytes()
-        )
+    with _server(experiment, variant, f"{variant}.log") as server:
+        runner = Remote(server, experiment.serving.timeout_s)
+        measured = _measure(experiment, runner, {"ready_s": server.healthy_s})
         stored = sum(p.stat().st_size for p in experiment.folder(variant).glob("*.safetensors"))
-        return found | {
-            "census": {},
-            "memory": {
-                "weight_bytes": said.get("weight_bytes", stored),
-                "kv_bytes": said.get("kv_bytes"),
-                "total_bytes": total,
-            },
-        }
+        memory = {"weight_bytes": stored, "kv_bytes": None} | server.memory()
+        memory["total_bytes"] = engine.card_used_bytes() or server.resident_bytes()
+        return measured | {"census": {}, "memory": memory}
+
+
+def _server(
+    experiment: DetectionExperiment, variant: str, log: str
+) -> contextlib.AbstractContextManager[Server]:
+    name, log_file = experiment.variant_id(variant), experiment.build("servers", log)
+    return serving(experiment.folder(variant), name, experiment.serving, log_file)
 
 
 def _measure(experiment: DetectionExperiment, runner, cold: dict) -> dict:
     """First answer, then warm requests at every concurrency; JSON-ready."""
-    serve, held = experiment.serving, pictures.load()
+    serve, held_out = experiment.serving, pictures.load()
     start = time.perf_counter()
-    first = runner.answer([held[0].data])[0]
+    first = runner.answer([held_out[0].data])[0]
     cold |= {"first_answer_s": time.perf_counter() - start, "first_failed": first.reason}
     per_round, samples, walls = -(-serve.requests // serve.rounds), [], {}
+    # Pictures of one size stand together, so that a batch is full; each is met once before the clock starts.
+    asked = sorted((held_out[i % len(held_out)] for i in range(per_round)), key=lambda p: (p.width, p.height))
     for concurrency in serve.concurrency:
         runner.batch = concurrency
-        # Pictures of one size stand together, so that a batch is full; every size is met once before the clock starts.
-        order = sorted((held[i % len(held)] for i in range(per_round)), key=lambda p: (p.width, p.height))
-        for width in dict.fromkeys(p.width for p in order):
-            runner.answer([p.data for p in order if p.width == width][: max(concurrency, serve.warmup // 3)])
+        for width in dict.fromkeys(p.width for p in asked):
+            warm = [p.data for p in asked if p.width == width]
+            runner.answer(warm[: max(concurrency, serve.warmup // 3)])
         start = time.perf_counter()
-        answers = runner.answer([p.data for p in order])
+        answers = runner.answer([p.data for p in asked])
         walls[str(concurrency)] = time.perf_counter() - start
-        samples += [
-            {"concurrency": concurrency, "picture": p.id, **{k: getattr(a, k) for k in _KEPT}}
-            for p, a in zip(order, answers)
-        ]
+        for picture, answer in zip(asked, answers):
+            sample = {"concurrency": concurrency, "picture": picture.id}
+            samples.append(sample | {field: getattr(answer, field) for field in _KEPT})
     return {"cold": cold, "samples": samples, "wall_s": walls}
 
 
-_KEPT = ("reason", "detail", "latency_s", "prepare_s", "prefill_s", "decode_s", "tokens")
-
-
-def summarize(latency_s: list[float]) -> dict:
+def summarize(latency_s) -> dict:
     """Mean, extremes and percentiles in seconds; the 99th only from 100 samples."""
     if not len(latency_s):
         return {"n": 0}
     values = np.asarray(latency_s)
-    names = {"p50": 50, "p90": 90, "p99": 99}
-    found = {f"latency_s_{name}": np.percentile(values, rank) for name, rank in names.items()}
-    if len(values) < ENOUGH_FOR_P99:
-        found["latency_s_p99"] = np.nan
+    p50, p90, p99 = np.percentile(values, (50, 90, 99))
     return {
         "n": len(values),
         "latency_s_mean": values.mean(),
         "latency_s_min": values.min(),
         "latency_s_max": values.max(),
-        **found,
+        "latency_s_p50": p50,
+        "latency_s_p90": p90,
+        "latency_s_p99": p99 if len(values) >= ENOUGH_FOR_P99 else np.nan,
     }
 
 
 def _write(experiment: DetectionExperiment, parts: list[dict]) -> pd.DataFrame:
-    folder = experiment.results("benchmark")
-    samples = pd.DataFrame(
-        [{"variant": p["variant"], "round": p["round"], **s} for p in parts for s in p.get("samples", [])],
-        columns=["variant", "round", "concurrency", "picture", *_KEPT],
-    )
-    files.write_table(folder / "samples.parquet", samples)
+    columns = ["variant", "round", "concurrency", "picture", *_KEPT]
+    samples = pd.DataFrame(_lines(parts, "samples"), columns=columns)
     rows = []
     for name in map(experiment.variant_id, experiment.variants):
-        mine, errors = (
-            [p for p in parts if p["variant"] == name],
-            [p["error"] for p in parts if p["variant"] == name and "error" in p],
-        )
+        own = [part for part in parts if part["variant"] == name]
+        errors = [part["error"] for part in own if "error" in part]
         for concurrency in experiment.serving.concurrency:
-            some = samples[(samples["variant"] == name) & (samples["concurrency"] == concurrency)]
-            good = some[some["reason"].isna()]
-            wall = sum(p["wall_s"][str(concurrency)] for p in mine if "wall_s" in p)
-            rows.append(
-                {
-                    "variant": name,
-                    "engine": experiment.serving.engine,
-                    "concurrency": concurrency,
-                    **summarize(good["latency_s"].tolist()),
-                    "requests_per_s": len(good) / wall if wall else np.nan,
-                    "failed": len(some) - len(good),
-                    "error": errors[0] if errors else None,
-                }
-            )
-    table = pd.DataFrame(rows)
-    files.write_table(folder / "rows.csv", table)
-    cold = pd.DataFrame(
-        [{"variant": p["variant"], "round": p["round"], **p["cold"]} for p in parts if "cold" in p]
-    )
+            asked = samples[(samples["variant"] == name) & (samples["concurrency"] == concurrency)]
+            answered = asked[asked["reason"].isna()]
+            wall_s = sum(part["wall_s"][str(concurrency)] for part in own if "wall_s" in part)
+            row = {"variant": name, "engine": experiment.serving.engine, "concurrency": concurrency}
+            row |= summarize(answered["latency_s"])
+            row["requests_per_s"] = len(answered) / wall_s if wall_s else np.nan
+            row |= {"failed": len(asked) - len(answered), "error": errors[0] if errors else None}
+            rows.append(row)
+    cold = pd.DataFrame(_lines(parts, "cold"))
     if len(cold):
         cold["cold_start_s"] = cold["ready_s"] + cold["first_answer_s"]
-    files.write_table(folder / "cold.csv", cold)
-    files.write_table(
-        folder / "memory.csv",
-        pd.DataFrame(
-            [{"variant": p["variant"], "round": p["round"], **p["memory"]} for p in parts if "memory" in p]
-        ),
+    failures = {name: dict(Counter(own["reason"].dropna())) for name, own in samples.groupby("variant")}
+    files.write_json(experiment.results("benchmark") / "failures.json", failures)
+    tables = {"samples.parquet": samples, "rows.csv": pd.DataFrame(rows), "cold.csv": cold}
+    make.store(
+        experiment,
+        "benchmark",
+        tables | {"memory.csv": pd.DataFrame(_lines(parts, "memory"))},
+        engine=experiment.serving.engine,
+        device=experiment.runtime.device,
+        rounds=experiment.serving.rounds,
+        census={part["variant"]: part["census"] for part in parts if "census" in part},
     )
-    files.write_json(
-        folder / "failures.json",
-        {v: dict(Counter(rows_["reason"].dropna())) for v, rows_ in samples.groupby("variant")},
-    )
-    files.write_json(
-        folder / "environment.json",
-        provenance.collect(experiment)
-        | {
-            "engine": experiment.serving.engine,
-            "device": experiment.runtime.device,
-            "rounds": experiment.serving.rounds,
-            "census": {p["variant"]: p["census"] for p in parts if "census" in p},
-        },
-    )
-    return table
+    return tables["rows.csv"]
+
+
+def _lines(parts: list[dict], key: str) -> list[dict]:
+    """What the parts hold under `key`, one entry or several, each with its variant and round."""
+    lines = []
+    for part in parts:
+        entries = part.get(key, [])
+        for entry in [entries] if isinstance(entries, dict) else entries:
+            lines.append({"variant": part["variant"], "round": part["round"], **entry})
+    return lines
 
 
 def evaluate(experiment: DetectionExperiment) -> pd.DataFrame:
     """Answers of every variant to the held-out pictures; write ``answers.parquet`` and ``scores.csv``."""
-    held, serve = pictures.load(count=experiment.pictures.count), experiment.serving
-    given, tables = [p.data for p in held], {}
+    held_out, serve = pictures.load(count=experiment.pictures.count), experiment.serving
+    given, batch, answers = [p.data for p in held_out], max(serve.concurrency), {}
     for variant in track(experiment.variants, "evaluate"):
+        name = experiment.variant_id(variant)
         if serve.engine == "vllm":
-            with serving(
-                experiment.folder(variant),
-                experiment.variant_id(variant),
-                serve,
-                experiment.build("servers", f"{variant}-evaluate.log"),
-            ) as server:
-                answers = Remote(server, serve.timeout_s, max(serve.concurrency)).answer(given)
+            with _server(experiment, variant, f"{variant}-evaluate.log") as server:
+                answers[name] = Remote(server, serve.timeout_s, batch).answer(given)
         else:
-            answers = engine.in_process(experiment, variant, max(serve.concurrency)).answer(given)
-        tables[experiment.variant_id(variant)] = answers
-    frame = answer_table(held, tables)
-    files.write_table(experiment.results("evaluate") / "answers.parquet", frame)
+            answers[name] = engine.in_process(experiment, variant, batch).answer(given)
+    frame = answer_table(held_out, answers)
     table = scores(frame, experiment.seed)
-    files.write_table(experiment.results("evaluate") / "scores.csv", table)
-    files.write_json(
-        experiment.results("evaluate") / "environment.json",
-        provenance.collect(experiment) | {"engine": serve.engine, "pictures": len(held)},
-    )
+    tables = {"answers.parquet": frame, "scores.csv": table}
+    make.store(experiment, "evaluate", tables, engine=serve.engine, pictures=len(held_out))
     return table
 
 
-def answer_table(held: list[pictures.Picture], tables: dict[str, list[engine.Answer]]) -> pd.DataFrame:
-    """One line a variant and picture: text, box, reason of failure, IoU with the truth, exactness and shift against the first variant."""
-    rows, base = [], next(iter(tables.values()))
-    for name, answers in tables.items():
-        for picture, answer, reference in zip(held, answers, base, strict=True):
-            both = answer.box is not None and reference.box is not None
-            rows.append(
-                {
-                    "variant": name,
-                    "picture": picture.id,
-                    "package": picture.package,
-                    "text": answer.text,
-                    "reason": answer.reason,
-                    **dict(zip(("x1", "y1", "x2", "y2"), answer.box or [np.nan] * 4)),
-                    "iou": boxes.iou(answer.box, picture.box),
-                    "same_text": answer.text is not None and answer.text == reference.text,
-                    "same_box": both and answer.box == reference.box,
-                    "shift_px": boxes.shift_px(answer.box, reference.box, picture.width, picture.height)
-                    if both
-                    else np.nan,
-                }
-            )
+def answer_table(held_out: list[pictures.Picture], answers: dict[str, list[engine.Answer]]) -> pd.DataFrame:
+    """One line a variant and picture: answer, IoU with the truth, agreement with the first variant."""
+    rows, base = [], next(iter(answers.values()))
+    for name, own in answers.items():
+        for picture, answer, reference in zip(held_out, own, base, strict=True):
+            row = {"variant": name, "picture": picture.id, "package": picture.package}
+            row |= {"text": answer.text, "reason": answer.reason}
+            row |= dict(zip(("x1", "y1", "x2", "y2"), answer.box or [np.nan] * 4))
+            row["iou"] = boxes.iou(answer.box, picture.box)
+            row["same_text"] = answer.text is not None and answer.text == reference.text
+            row["same_box"] = answer.box is not None and answer.box == reference.box
+            row["shift_px"] = boxes.shift_px(answer.box, reference.box, picture.width, picture.height)
+            rows.append(row)
     return pd.DataFrame(rows)
 
 
 def scores(frame: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """One line a variant: IoU and its difference to the first variant with 95 % intervals over pictures, agreement, failures."""
-    wide = frame.pivot(index="picture", columns="variant", values="iou")[
-        list(dict.fromkeys(frame["variant"]))
-    ]
-    drawn = np.random.default_rng(seed).integers(0, len(wide), (2000, len(wide)))
-    means = wide.to_numpy()[drawn].mean(1)  # (resamples, variants)
+    """One line a variant: agreement, failures, IoU and its difference to the first variant.
+
+    Intervals are at 95 %, over pictures.
+    """
+    names = list(dict.fromkeys(frame["variant"]))
+    iou = frame.pivot(index="picture", columns="variant", values="iou")[names]
+    drawn = np.random.default_rng(seed).integers(0, len(iou), (2000, len(iou)))
+    means = iou.to_numpy()[drawn].mean(1)  # (resamples, variants)
     low, high = stats.interval(means)
     diff_low, diff_high = stats.interval(means - means[:, :1])
-    rows = []
-    for i, (name, mine) in enumerate(frame.groupby("variant", sort=False)):
-        rows.append(
-            {
-                "variant": name,
-                "pictures": len(mine),
-                "iou_mean": mine["iou"].mean(),
-                "iou_low": low[i],
-                "iou_high": high[i],
-                "iou_diff": wide[name].mean() - wide.iloc[:, 0].mean(),
-                "iou_diff_low": diff_low[i],
-                "iou_diff_high": diff_high[i],
-                "iou_min": mine["iou"].min(),
-                "iou_above_half": (mine["iou"] > 0.5).mean(),
-                "same_text": mine["same_text"].mean(),
-                "same_box": mine["same_box"].mean(),
-                "shift_px_mean": mine["shift_px"].mean(),
-                "shift_px_max": mine["shift_px"].max(),
-                "failed": int(mine["reason"].notna().sum()),
-                "reasons": "; ".join(f"{k}: {v}" for k, v in Counter(mine["reason"].dropna()).items()),
-            }
-        )
-    return pd.DataFrame(rows)
+    by_variant, mean = frame.groupby("variant", sort=False), iou.mean()
+    table = {
+        "pictures": by_variant.size(),
+        "iou_mean": mean,
+        "iou_low": low,
+        "iou_high": high,
+        "iou_diff": mean - mean.iloc[0],
+        "iou_diff_low": diff_low,
+        "iou_diff_high": diff_high,
+        "iou_min": iou.min(),
+        "iou_above_half": (iou > 0.5).mean(),
+        "same_text": by_variant["same_text"].mean(),
+        "same_box": by_variant["same_box"].mean(),
+        "shift_px_mean": by_variant["shift_px"].mean(),
+        "shift_px_max": by_variant["shift_px"].max(),
+        "failed": by_variant["reason"].count(),
+        "reasons": by_variant["reason"].agg(_counted),
+    }
+    return pd.DataFrame(table).rename_axis("variant").reset_index()
+
+
+def _counted(reasons: pd.Series) -> str:
+    return "; ".join(f"{reason}: {count}" for reason, count in Counter(reasons.dropna()).items())

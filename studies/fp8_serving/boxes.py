@@ -1,4 +1,4 @@
-"""The answer of the detector as text and as numbers: ``[x1, y1, x2, y2]``, fractions of the picture's width and height."""
+"""The detector's answer as text and numbers: ``[x1, y1, x2, y2]``, fractions of width and height."""
 
 import re
 
@@ -10,16 +10,16 @@ _BOX = re.compile(r"\[" + ",".join([_NUMBER] * 4) + r"\]")
 
 
 def text(box) -> str:
-    """A box as the model is taught to write it: two decimals, no trailing zero, as ``[0.05, 0.38, 0.55, 0.6]``."""
+    """A box as the model learns to write it, two decimals, no trailing zeros: ``[0.05, 0.38, 0.55, 0.6]``."""
     return str([round(float(value), 2) for value in box])
 
 
 def parse(answer: str) -> list[float] | None:
-    """The box in an answer; None where there is none, more than one, or one that is no box (outside the picture, empty)."""
-    found = _BOX.findall(answer)
-    if len(found) != 1:
+    """The box in an answer; None where there is none, more than one, or one outside the picture or empty."""
+    matches = _BOX.findall(answer)
+    if len(matches) != 1:
         return None
-    x1, y1, x2, y2 = box = [float(value) for value in found[0]]
+    x1, y1, x2, y2 = box = [float(value) for value in matches[0]]
     return box if 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1 else None
 
 
@@ -34,5 +34,7 @@ def iou(a, b) -> float:
 
 
 def shift_px(a, b, width: int, height: int) -> float:
-    """Mean distance of the four edges of two boxes, in pixels of the picture."""
+    """Mean distance of the four edges of two boxes, in pixels of the picture; NaN where one is None."""
+    if a is None or b is None:
+        return float("nan")
     return float(np.mean(np.abs(np.subtract(a, b)) * [width, height, width, height]))

@@ -1,4 +1,4 @@
-"""The detector's training shown in small, for the appendix notebook: the same code on a handful of scenes, on a CPU."""
+"""The detector's training in small, for the appendix notebook: the same code on a few scenes, on a CPU."""
 
 import numpy as np
 import pandas as pd
@@ -19,9 +19,8 @@ def parts(model: torch.nn.Module) -> pd.DataFrame:
 def scenes_of(seed: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Scenes of the training stream, wide ones: images ``(n, 336, 448, 3)`` as uint8 and boxes ``(n, 4)``."""
     drawn = [scenes.draw([scenes.TRAINING, seed, i], scenes.SHAPES[0]) for i in range(count)]
-    return torch.from_numpy(np.stack([np.array(s.image) for s in drawn])), torch.tensor(
-        [s.box for s in drawn]
-    )
+    images, truth = train.stacked(drawn)
+    return torch.from_numpy(images), torch.from_numpy(truth)
 
 
 def lessons(images: torch.Tensor, truth: torch.Tensor) -> Figure:
@@ -38,6 +37,6 @@ def lessons(images: torch.Tensor, truth: torch.Tensor) -> Figure:
 def steps(images: torch.Tensor, truth: torch.Tensor, count: int, seed: int) -> pd.DataFrame:
     """Loss of a new model over `count` steps on one batch."""
     torch.manual_seed(seed)
-    trainer = train.Trainer("cpu", len(images), compiled=False)
+    trainer = train.Trainer("cpu", compiled=False)
     losses = [float(trainer.update(*train.vary(images, truth), 1.0)) for _ in range(count)]
     return pd.DataFrame({"loss": losses}).rename_axis("step").round(3)

@@ -1,7 +1,7 @@
 """Engines that answer pictures: the one in process, and what every engine returns.
 
-An answer that failed is an answer with a reason, never an exception: a picture that does not decode, a text that is no
-box, a server that refused. Reasons are counted in the results.
+An answer that failed is an answer with a reason, never an exception: a picture that does not decode, a text
+that is no box, a server that refused. Reasons are counted in the results.
 """
 
 import time
@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from colq_utils.base import files
 from colq_utils.base.errors import ColqError
-from studies.fp8_serving import boxes, fp8, generate, pictures
+from studies.fp8_serving import boxes, checkpoint, fp8, generate, pictures
 
 #: Reasons an answer may fail for.
 UNDECODABLE, NO_BOX, REFUSED, LATE, UNREACHABLE = (
@@ -28,7 +28,7 @@ UNDECODABLE, NO_BOX, REFUSED, LATE, UNREACHABLE = (
 
 @dataclass
 class Answer:
-    """Text and box of an answer, or the reason there is none (`detail` says more); seconds it took and their parts."""
+    """Text and box of an answer, or why there is none (`detail` says more); seconds it took, in parts."""
 
     text: str | None = None
     box: list[float] | None = None
@@ -44,9 +44,8 @@ class Answer:
     def of(cls, text: str, **times) -> "Answer":
         """An answer from its text; a text that is no box is kept and named."""
         box = boxes.parse(text)
-        return cls(
-            text=text, box=box, reason=None if box else NO_BOX, detail=None if box else text[:80], **times
-        )
+        failure = {} if box else {"reason": NO_BOX, "detail": text[:80]}
+        return cls(text=text, box=box, **failure, **times)
 
 
 def reasons(answers: list[Answer]) -> dict[str, int]:
@@ -58,17 +57,17 @@ def prompt_of(folder: Path, tokenizer) -> generate.Prompt:
     """The checkpoint's chat template around a picture and the question."""
     message = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": boxes.PROMPT}]}]
     text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-    image = "<|image_pad|>"
-    if text.count(image) != 1:
+    parts = text.split("<|image_pad|>")
+    if len(parts) != 2:
         raise ColqError(
-            f"the chat template of {folder.name} puts {text.count(image)} pictures into a prompt with one"
+            f"the chat template of {folder.name} puts {len(parts) - 1} pictures into a prompt with one"
         )
-    ahead, behind = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in text.split(image))
+    ahead, behind = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts)
     return generate.Prompt(ahead, behind, tokenizer.eos_token_id)
 
 
 class InProcess:
-    """A checkpoint of a Qwen2-VL in this process. Pictures of one size are answered together, up to `batch` of them.
+    """A checkpoint in this process. Pictures of one size are answered together, up to `batch` of them.
 
     Args:
         folder: a base or FP8 checkpoint.
@@ -81,21 +80,17 @@ class InProcess:
     def __init__(self, folder: Path, device: str = "cpu", batch: int = 1, model=None, fused: bool = True):
         start = time.perf_counter()
         self.device, self.batch = device, batch
-        self.model = model or fp8.load(folder, device)
+        self.model = model or checkpoint.load(folder, device)
         if fused:
             fp8.fuse(self.model)
         self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         self.prompt = prompt_of(Path(folder), self.tokenizer)
         fields = files.read_json(Path(folder) / "preprocessor_config.json", "help")
-        size = fields.get("size") or {
-            "shortest_edge": fields["min_pixels"],
-            "longest_edge": fields["max_pixels"],
-        }  # older checkpoints
-        self.mean, self.std, self.limits = (
-            fields["image_mean"],
-            fields["image_std"],
-            (size["shortest_edge"], size["longest_edge"]),
-        )
+        self.mean, self.std = fields["image_mean"], fields["image_std"]
+        if fields.get("size"):
+            self.limits = fields["size"]["shortest_edge"], fields["size"]["longest_edge"]
+        else:  # older checkpoints
+            self.limits = fields["min_pixels"], fields["max_pixels"]
         self.generators: dict[tuple, generate.Generator] = {}
         self.load_s = time.perf_counter() - start
 
@@ -130,19 +125,11 @@ class InProcess:
         given = generate.patches([image for _, image, _ in items], self.mean, self.std, self.device)
         prepared = time.perf_counter() - start + sum(seconds for *_, seconds in items)
         rows, timing = self.generator(size, len(items))(given)
+        timing.prepare_s = prepared
+        texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
         return [
-            (
-                i,
-                Answer.of(
-                    self.tokenizer.decode(row, skip_special_tokens=True),
-                    latency_s=prepared + timing.prefill_s + timing.decode_s,
-                    prepare_s=prepared,
-                    prefill_s=timing.prefill_s,
-                    decode_s=timing.decode_s,
-                    tokens=timing.tokens,
-                ),
-            )
-            for (i, _, _), row in zip(items, rows)
+            (i, Answer.of(text, latency_s=timing.total_s, **vars(timing)))
+            for (i, *_), text in zip(items, texts)
         ]
 
     @property
@@ -151,14 +138,31 @@ class InProcess:
         return sum(generator.cache_bytes for generator in self.generators.values())
 
 
-def in_process(experiment, variant: str, batch: int = 1) -> InProcess:
-    """The in-process engine of a variant, with the experiment's device and threads."""
+def ready(experiment, variant: str) -> Path:
+    """The folder of a variant that can run here.
+
+    Raises:
+        ColqError: its checkpoint is not there, or the experiment's device is not.
+    """
+    folder = experiment.folder(variant)
+    files.required(folder / "model.safetensors", f"quantize EXPERIMENT={experiment.name}")
     if experiment.runtime.device == "cuda" and not torch.cuda.is_available():
         raise ColqError(
             "the experiment asks for device cuda and no CUDA device is visible; set runtime.device to cpu"
         )
+    return folder
+
+
+def in_process(experiment, variant: str, batch: int = 1) -> InProcess:
+    """The in-process engine of a variant, with the experiment's device and threads."""
     if experiment.runtime.threads:
         torch.set_num_threads(experiment.runtime.threads)
-    folder = experiment.folder(variant)
-    files.required(folder / "model.safetensors", f"quantize EXPERIMENT={experiment.name}")
-    return InProcess(folder, experiment.runtime.device, batch)
+    return InProcess(ready(experiment, variant), experiment.runtime.device, batch)
+
+
+def card_used_bytes() -> int | None:
+    """Memory taken on the GPU, by anyone; None without CUDA."""
+    if not torch.cuda.is_available():
+        return None
+    free, total = torch.cuda.mem_get_info()
+    return total - free

@@ -1,9 +1,10 @@
 """The forward pass of a Qwen2-VL over the modules of transformers, for pictures of one size at a time.
 
-transformers computes positions, splits pictures and grows its cache in Python at every token, which on a GPU costs
-more than the arithmetic of a short answer. Here positions are tables, the cache is a fixed buffer that is written in
-place, and a layer is one function of tensors: it can be compiled once for all layers and recorded in a CUDA graph.
-Tests hold it to the tokens of ``model.generate``. Only pictures, no videos; no padding: a batch has one prompt length.
+transformers computes positions, splits pictures and grows its cache in Python at every token, which on a
+GPU costs more than the arithmetic of a short answer. Here positions are tables, the cache is a fixed buffer
+that is written in place, and a layer is one function of tensors: it can be compiled once for all layers and
+recorded in a CUDA graph. Tests hold it to the tokens of ``model.generate``. Only pictures, no videos; no
+padding: a batch has one prompt length.
 """
 
 from dataclasses import dataclass
@@ -14,47 +15,43 @@ from torch import Tensor, nn
 
 
 def picture_angles(config, rows: int, columns: int, device) -> Tensor:
-    """Rotary angles of the vision tower, ``(rows * columns, head_dim / 2)``, patches in the order of merged cells."""
+    """Rotary angles of the vision tower, ``(rows * columns, head_dim / 2)``, in the order of merged cells."""
     head = config.embed_dim // config.num_heads
-    frequency = 1.0 / (
-        10000.0 ** (torch.arange(0, head // 2, 2, dtype=torch.float, device=device) / (head // 2))
-    )
+    exponents = torch.arange(0, head // 2, 2, dtype=torch.float, device=device) / (head // 2)
+    frequency = 1.0 / 10000.0**exponents
     merge = config.spatial_merge_size
-    y, x = torch.meshgrid(
-        torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij"
-    )
-    order = [
-        grid.view(rows // merge, merge, columns // merge, merge).transpose(1, 2).reshape(-1)
-        for grid in (y, x)
-    ]
-    return torch.cat([axis[:, None].float() * frequency for axis in order], -1)
+    angles = []
+    for grid in _grid(rows, columns, device):
+        order = grid.view(rows // merge, merge, columns // merge, merge).transpose(1, 2).reshape(-1, 1)
+        angles.append(order.float() * frequency)
+    return torch.cat(angles, -1)
+
+
+def _grid(rows: int, columns: int, device) -> tuple[Tensor, Tensor]:
+    """Row and column of every place, each ``(rows, columns)``."""
+    places = (torch.arange(n, device=device) for n in (rows, columns))
+    return torch.meshgrid(*places, indexing="ij")
 
 
 def text_positions(before: int, rows: int, columns: int, after: int, device) -> Tensor:
-    """Positions in time, height and width, ``(3, n_tokens)``: text, merged picture cells, text. Source: Qwen2-VL's M-RoPE."""
-    y, x = torch.meshgrid(
-        torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij"
-    )
+    """Positions in time, height and width, ``(3, n_tokens)``: text, merged picture cells, text.
+
+    Source: Qwen2-VL's M-RoPE.
+    """
+    y, x = _grid(rows, columns, device)
     picture = torch.stack((torch.zeros_like(y), y, x)).reshape(3, -1) + before
-    ahead, behind = (
-        torch.arange(before, device=device),
-        torch.arange(after, device=device) + before + max(rows, columns),
-    )
+    ahead = torch.arange(before, device=device)
+    behind = torch.arange(after, device=device) + before + max(rows, columns)
     return torch.cat((ahead.expand(3, -1), picture, behind.expand(3, -1)), 1)
 
 
 def text_angles(config, positions: Tensor) -> Tensor:
-    """Rotary angles of the language model, ``(n_tokens, head_dim / 2)``: each frequency follows one of the three positions."""
+    """Rotary angles of the language model, ``(n_tokens, head_dim / 2)``, each after one of the positions."""
     head = config.hidden_size // config.num_attention_heads
-    frequency = 1.0 / (
-        config.rope_parameters["rope_theta"]
-        ** (torch.arange(0, head, 2, dtype=torch.float, device=positions.device) / head)
-    )
-    axes = [
-        positions[axis].float()[:, None] * part
-        for axis, part in enumerate(frequency.split(list(config.rope_parameters["mrope_section"])))
-    ]
-    return torch.cat(axes, -1)
+    rope = config.rope_parameters
+    exponents = torch.arange(0, head, 2, dtype=torch.float, device=positions.device) / head
+    parts = (1.0 / rope["rope_theta"] ** exponents).split(list(rope["mrope_section"]))
+    return torch.cat([axis.float()[:, None] * part for axis, part in zip(positions, parts)], -1)
 
 
 def rotation(angles: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -71,9 +68,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def normed(x: Tensor, norm: nn.Module) -> Tensor:
     """Root-mean-square norm, in fp32 as transformers does."""
     wide = x.float()
-    return norm.weight * (
-        wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.variance_epsilon)
-    ).to(x.dtype)
+    scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.variance_epsilon)
+    return norm.weight * scaled.to(x.dtype)
 
 
 def vision_block(block: nn.Module, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -100,9 +96,9 @@ def text_block(
     """One layer of the language model on ``(batch, n_tokens, width)``.
 
     Args:
-        keys, values: cache of this layer, ``(batch, kv_heads, capacity, head_dim)``, written in place; None without a cache.
+        keys, values: cache of the layer, ``(batch, kv_heads, capacity, head_dim)``, written in place, if any.
         slot: places in the cache of the tokens given, ``(n_tokens,)``.
-        mask: True where a token of the cache may be seen, ``(capacity,)``, for a single new token; None: causal among the tokens given.
+        mask: for a single new token, True where one of the cache may be seen, ``(capacity,)``; None: causal.
     """
     batch, n, width = x.shape
     attention, inner = layer.self_attn, normed(x, layer.input_layernorm)
@@ -116,17 +112,16 @@ def text_block(
         keys.index_copy_(2, slot, k)
         values.index_copy_(2, slot, v)
     if mask is None:
-        repeats = attention.num_key_value_groups
-        mixed = F.scaled_dot_product_attention(
-            q, k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1), is_causal=True
-        )
+        k, v = (part.repeat_interleave(attention.num_key_value_groups, 1) for part in (k, v))
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         mixed = mixed.transpose(1, 2).reshape(batch, n, width)
-    else:  # Heads that share a key head stand as its queries. Written out: fused kernels give a head of one query to one processor.
+    else:
+        # Heads that share a key head stand as its queries. Written out, because fused kernels give
+        # a head of one query to one processor.
         grouped = q.view(batch, keys.shape[1], -1, attention.head_dim)
         score = (grouped @ keys.transpose(-1, -2)).float() * attention.scaling
-        mixed = (score.masked_fill(~mask, float("-inf")).softmax(-1).to(values.dtype) @ values).reshape(
-            batch, 1, width
-        )
+        share = score.masked_fill(~mask, float("-inf")).softmax(-1).to(values.dtype)
+        mixed = (share @ values).reshape(batch, 1, width)
     x = x + attention.o_proj(mixed)
     inner = normed(x, layer.post_attention_layernorm)
     if hasattr(layer.mlp, "gate_up_proj"):
@@ -143,9 +138,13 @@ class Blocks:
     vision: callable = vision_block
     text: callable = text_block
 
+    @classmethod
+    def compiled(cls) -> "Blocks":
+        return cls(torch.compile(vision_block, dynamic=False), torch.compile(text_block, dynamic=False))
+
 
 def see(model: nn.Module, patches: Tensor, rows: int, columns: int, blocks: Blocks) -> Tensor:
-    """Vision tower: ``(batch, rows * columns, patch_dim)`` to one vector a merged cell, ``(batch, n_cells, width)``."""
+    """Vision tower: patches ``(batch, n_patches, patch_dim)`` to merged cells ``(batch, n_cells, width)``."""
     tower = model.model.visual
     batch, n, _ = patches.shape
     weight = tower.patch_embed.proj.weight
@@ -158,7 +157,7 @@ def see(model: nn.Module, patches: Tensor, rows: int, columns: int, blocks: Bloc
 
 
 def embed(model: nn.Module, ids: Tensor, cells: Tensor, before: int) -> Tensor:
-    """Token vectors with the picture's cells in the place of its tokens, which start after `before` tokens of text."""
+    """Token vectors with the picture's cells in the place of its tokens, after `before` tokens of text."""
     text = model.model.language_model.embed_tokens(ids)
     return torch.cat((text[:, :before], cells.to(text.dtype), text[:, before + cells.shape[1] :]), 1)
 

@@ -1,8 +1,8 @@
-"""Greedy answers to pictures of one size and one prompt, with a fixed cache; on CUDA compiled once and recorded as graphs.
+"""Greedy answers to pictures of one size and one prompt, with a fixed cache; on CUDA recorded as graphs.
 
-A `Generator` belongs to one picture size and batch. Its two parts, reading the picture and prompt and writing one
-token, are the same functions on every device; on CUDA they are replayed as graphs, so that a time is the work's and
-not Python's.
+A `Generator` belongs to one picture size and batch. Its two parts, reading the picture and prompt and
+writing one token, are the same functions on every device; on CUDA they are replayed as graphs, so that a
+time is the work's and not Python's.
 """
 
 import time
@@ -14,6 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from studies.fp8_serving import forward
+
+#: Of the pixels that Qwen2-VL was trained on, by channel.
+MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Prompt:
 
 @dataclass
 class Timing:
-    """Seconds of one call: picture to patches, vision and prompt (with the first token), the further tokens; how many in all."""
+    """Seconds of a call: picture to patches; vision, prompt, first token; further tokens. Tokens in all."""
 
     prepare_s: float = 0.0
     prefill_s: float = 0.0
@@ -59,12 +62,8 @@ class Generator:
         longest: int = 32,
         blocks: forward.Blocks | None = None,
     ):
-        self.model, self.prompt, self.longest, self.blocks = (
-            model,
-            prompt,
-            longest,
-            blocks or forward.Blocks(),
-        )
+        self.model, self.prompt, self.longest = model, prompt, longest
+        self.blocks = blocks or forward.Blocks()
         weight = model.lm_head.weight
         self.device, dtype = weight.device, weight.dtype
         text, self.rows, self.columns = model.config.text_config, size[1] // 28, size[0] // 28
@@ -74,9 +73,8 @@ class Generator:
         head = text.hidden_size // text.num_attention_heads
         cache = (text.num_hidden_layers, batch, text.num_key_value_heads, capacity, head)
         self.keys, self.values = (torch.zeros(cache, dtype=dtype, device=self.device) for _ in range(2))
-        where = forward.text_positions(
-            len(prompt.ahead), self.rows, self.columns, len(prompt.behind) + longest, self.device
-        )
+        after = len(prompt.behind) + longest
+        where = forward.text_positions(len(prompt.ahead), self.rows, self.columns, after, self.device)
         self.cos, self.sin = forward.rotation(forward.text_angles(text, where), dtype)
         ids = prompt.ahead + [model.config.image_token_id] * cells + prompt.behind
         self.ids = torch.tensor(ids, device=self.device).expand(batch, -1).contiguous()
@@ -94,12 +92,10 @@ class Generator:
     def _read(self) -> None:
         """Picture and prompt to cache and first token."""
         cells = forward.see(self.model, self.patches, 2 * self.rows, 2 * self.columns, self.blocks)
-        x = forward.embed(self.model, self.ids, cells, len(self.prompt.ahead))
-        n = self.length
+        x, n = forward.embed(self.model, self.ids, cells, len(self.prompt.ahead)), self.length
+        cos, sin, slots = self.cos[:n], self.sin[:n], self.slots[:n]
         for i, layer in enumerate(self.model.model.language_model.layers):
-            x = self.blocks.text(
-                layer, x, self.cos[:n], self.sin[:n], self.keys[i], self.values[i], self.slots[:n]
-            )
+            x = self.blocks.text(layer, x, cos, sin, self.keys[i], self.values[i], slots)
         self.token.copy_(forward.logits(self.model, x[:, -1:]).argmax(-1))
         self.written[:, :1].copy_(self.token)
         self.place.fill_(n)
@@ -151,29 +147,24 @@ class Generator:
             Token ids of each answer without the stop token, and the times.
         """
         read, write = [graph.replay for graph in self.graphs] if self.graphs else (self._read, self._write)
-        together = (
-            4 if self.graphs else 1
-        )  # tokens between two looks at the answer: looking makes the device wait
-        timing, start = Timing(), self._sync()
+        stop, together = self.prompt.stop, 4 if self.graphs else 1  # tokens between two looks: a look waits
+        start = self._sync()
         self.patches.copy_(patches)
         read()
-        rows, made = self.token.tolist(), 1
-        timing.prefill_s = (now := time.perf_counter()) - start
-        while made < self.longest and (ignore_stop or not all(self.prompt.stop in row for row in rows)):
-            count = min(together, self.longest - made)
-            for _ in range(count):
+        rows, count = self.token.tolist(), 1
+        read_at = written_at = time.perf_counter()
+        while count < self.longest and (ignore_stop or not all(stop in row for row in rows)):
+            for _ in range(min(together, self.longest - count)):
                 write()
-            made += count
-            rows = self.written[:, :made].tolist()
-            timing.decode_s += -now + (now := time.perf_counter())
-        timing.tokens = made
-        return [
-            row[: row.index(self.prompt.stop)] if self.prompt.stop in row else row for row in rows
-        ], timing
+                count += 1
+            rows = self.written[:, :count].tolist()
+            written_at = time.perf_counter()
+        answers = [row[: row.index(stop)] if stop in row else row for row in rows]
+        return answers, Timing(prefill_s=read_at - start, decode_s=written_at - read_at, tokens=count)
 
 
 def fitted(image: Image.Image, smallest: int, largest: int) -> Image.Image:
-    """A picture resized as Qwen2-VL's image processor does: sides multiples of 28, pixels between two limits."""
+    """A picture resized as Qwen2-VL's image processor does: sides multiples of 28, area within two limits."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
     height, width = smart_resize(image.height, image.width, 28, smallest, largest)
@@ -183,8 +174,13 @@ def fitted(image: Image.Image, smallest: int, largest: int) -> Image.Image:
 def patches(images: list[Image.Image], mean: list[float], std: list[float], device: str = "cpu") -> Tensor:
     """Pictures of one size, fitted, as normalised patches in merged order, ``(n, n_patches, 1176)``, fp32."""
     pixels = torch.stack([torch.from_numpy(np.array(image)) for image in images]).to(device)
-    n, height, width, _ = pixels.shape
-    scale, shift = (torch.tensor(v, device=device) for v in (std, mean))
-    x = ((pixels.float() * (1 / 255) - shift) / scale).permute(0, 3, 1, 2)
-    x = x.reshape(n, 3, height // 28, 2, 14, width // 28, 2, 14).permute(0, 2, 5, 3, 6, 1, 4, 7)
+    return patched(pixels.permute(0, 3, 1, 2).float() * (1 / 255), mean, std)
+
+
+def patched(pixels: Tensor, mean: list[float] = MEAN, std: list[float] = STD) -> Tensor:
+    """Pictures 0..1 ``(n, 3, height, width)`` as `patches` gives them."""
+    n, _, height, width = pixels.shape
+    shift, scale = (torch.tensor(v, device=pixels.device).view(1, 3, 1, 1) for v in (mean, std))
+    x = ((pixels - shift) / scale).reshape(n, 3, height // 28, 2, 14, width // 28, 2, 14)
+    x = x.permute(0, 2, 5, 3, 6, 1, 4, 7)
     return x.unsqueeze(6).expand(-1, -1, -1, -1, -1, -1, 2, -1, -1).reshape(n, -1, 3 * 2 * 14 * 14)

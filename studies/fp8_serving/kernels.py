@@ -1,8 +1,8 @@
-"""An FP8 product for the few tokens of a decoding step, in Triton: reads every weight once, at the speed of memory.
+"""An FP8 product for the few tokens of a decoding step, in Triton: reads every weight once.
 
-torch's FP8 product works on tiles of 64 tokens and more; with one token it takes longer than the BF16 product. Here a
-program holds 64 output channels against at most 16 tokens and a share of the inputs; the shares are added outside.
-Hopper or later. Source of the idea: split-K, as in any matrix-vector product.
+torch's FP8 product works on tiles of 64 tokens and more; with one token it takes longer than the BF16
+product. Here a program holds 64 output channels against at most 16 tokens and a share of the inputs; the
+shares are added outside. Hopper or later. Source of the idea: split-K, as in any matrix-vector product.
 """
 
 import torch
@@ -38,7 +38,10 @@ def _product(x, w, out, m, n, k, steps, TOKENS: tl.constexpr, CHANNELS: tl.const
 
 
 def plan(n: int, k: int, processors: int = 132) -> tuple[int, int, int, int]:
-    """Inputs a step, steps, parts of the inputs, pipeline stages; about four programs a processor. Measured on an H200."""
+    """Inputs a step, steps, parts of the inputs, pipeline stages: about four programs a processor.
+
+    Source: measured on an H200.
+    """
     inputs, stages = (128, 5) if max(n, k) < 8192 else (256, 3 if n > k else 4)
     programs, blocks = triton.cdiv(n, CHANNELS), triton.cdiv(k, inputs)
     steps = triton.cdiv(blocks, max(1, min(blocks, round(4 * processors / programs))))

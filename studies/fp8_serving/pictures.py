@@ -38,18 +38,10 @@ def build(folder: Path = HOME, count: int = COUNT) -> Path:
     rows = []
     for number in range(count):
         scene = scenes.draw([scenes.HELD_OUT, number])
-        stream = io.BytesIO()
-        scene.image.save(stream, "WEBP", quality=QUALITY, method=6)
-        rows.append(
-            {
-                "id": f"n{number:03d}",
-                "package": scene.package,
-                "width": scene.image.width,
-                "height": scene.image.height,
-                **dict(zip(("x1", "y1", "x2", "y2"), scene.box)),
-                "image": stream.getvalue(),
-            }
-        )
+        row = {"id": f"n{number:03d}", "package": scene.package}
+        row |= {"width": scene.image.width, "height": scene.image.height}
+        row |= dict(zip(("x1", "y1", "x2", "y2"), scene.box))
+        rows.append(row | {"image": encode(scene.image, "WEBP", quality=QUALITY, method=6)})
     path = files.write_table(folder / "pictures.parquet", pd.DataFrame(rows))
     files.write_json(folder / "fingerprint.json", {"pictures": count, "sha256": fingerprint(load(folder))})
     return path
@@ -71,6 +63,13 @@ def load(folder: Path = HOME, count: int | None = None) -> list[Picture]:
     ]
 
 
+def encode(image: Image.Image, kind: str, **options) -> bytes:
+    """A picture as a file of `kind` holds it; `options` as PIL takes them."""
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
 def decode(data: bytes) -> Image.Image:
     """An encoded picture as RGB.
 
@@ -80,18 +79,14 @@ def decode(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data)).convert("RGB")
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise ColqError(
-            f"the picture does not decode ({len(data)} bytes): {str(error).splitlines()[0][:120]}"
-        ) from None
+        cause = str(error).splitlines()[0][:120]
+        raise ColqError(f"the picture does not decode ({len(data)} bytes): {cause}") from None
 
 
 def fingerprint(pictures: list[Picture]) -> str:
     """Digest of ids, bytes and boxes (boxes to six decimals)."""
-    return files.sha256_bytes(
-        b"".join(
-            f"{p.id} {p.width} {p.height} {[round(v, 6) for v in p.box]}".encode() + p.data for p in pictures
-        )
-    )
+    lines = [f"{p.id} {p.width} {p.height} {[round(v, 6) for v in p.box]}" for p in pictures]
+    return files.sha256_bytes(b"".join(line.encode() + p.data for line, p in zip(lines, pictures)))
 
 
 def stated(folder: Path = HOME) -> dict:

@@ -1,8 +1,9 @@
 """Photographs of packages, drawn: one nutrition table each among distractors, with its true box.
 
-A package front is composed of panels that do not overlap, bent round a cylinder (cans, bottles) or left flat, seen
-through a random camera, put on a cluttered ground, lit, blurred and made noisy. The truth is the bounding box of the
-table's projected edge, computed from the same geometry and not from the pixels. One seed, one picture.
+A package front is composed of panels that do not overlap, bent round a cylinder (cans, bottles) or left
+flat, seen through a random camera, put on a cluttered ground, lit, blurred and made noisy. The truth is the
+bounding box of the table's projected edge, computed from the same geometry and not from the pixels. One
+seed, one picture.
 """
 
 from dataclasses import dataclass
@@ -16,11 +17,13 @@ from studies.fp8_serving import labels
 SHAPES = ((448, 336), (336, 448), (392, 392))
 #: Streams of seeds, the first entry of a scene's seed.
 TRAINING, HELD_OUT, CHECK = 1, 2, 3
+_SYLLABLES = ("ba", "lo", "mi", "ta", "ke", "ro", "su", "vi", "no", "ra")
+_ARC = 1.15  # half the angle, in radians, that a can's front takes round its cylinder
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture (RGB) and the box of its nutrition table, ``(x1, y1, x2, y2)`` as fractions of width and height."""
+    """A picture (RGB) and the box of its table, ``(x1, y1, x2, y2)`` as fractions of width and height."""
 
     image: Image.Image
     box: tuple[float, float, float, float]
@@ -47,40 +50,40 @@ def draw(seed: int | list[int], shape: tuple[int, int] | None = None) -> Scene:
     ground = _ground(rng, width, height)
     if kind == "can":
         front = _rolled(front)
-    cover = _silhouette(rng, front.size, kind).transform(
-        (width, height), Image.Transform.PERSPECTIVE, _coefficients(matrix), Image.Resampling.BILINEAR
-    )
+    cover = _seen(_silhouette(rng, front.size, kind), matrix, (width, height), Image.Resampling.BILINEAR)
     shadow = Image.eval(cover.filter(ImageFilter.GaussianBlur(8)), lambda v: v // 2)
     offset = (int(rng.integers(-12, 13)), int(rng.integers(0, 13)))
     ground.paste((20, 18, 16), offset, shadow)
-    seen = front.transform(
-        (width, height), Image.Transform.PERSPECTIVE, _coefficients(matrix), Image.Resampling.BICUBIC
-    )
-    ground.paste(seen, (0, 0), cover)
+    ground.paste(_seen(front, matrix, (width, height), Image.Resampling.BICUBIC), (0, 0), cover)
     return Scene(_photographed(rng, ground), tuple(float(v) for v in box), kind)
+
+
+def _seen(
+    front: Image.Image, matrix: np.ndarray, size: tuple[int, int], filtered: Image.Resampling
+) -> Image.Image:
+    """A front as the camera of `matrix` sees it, `size` pixels."""
+    inverse = np.linalg.inv(matrix)
+    picture_to_front = (inverse / inverse[2, 2]).reshape(-1)[:8].tolist()  # what PIL takes
+    return front.transform(size, Image.Transform.PERSPECTIVE, picture_to_front, filtered)
 
 
 def _front(rng: np.random.Generator, kind: str) -> tuple[Image.Image, tuple[int, int, int, int]]:
     """A package front and where its table stands on it, in its own pixels."""
-    paper = tuple(int(v) for v in rng.integers(20, 256, 3))
+    paper = labels.colour(rng, 20)
     table = labels.nutrition(rng, paper, int(rng.integers(6, 14)))
     if rng.random() < 0.08:
         table = table.rotate(90, expand=True)
-    width = int(
-        table.width * rng.uniform(1.05, 1.5) if kind == "can" else table.width + rng.integers(10, 260)
-    )
+    can = kind == "can"
+    width = int(table.width * rng.uniform(1.05, 1.5) if can else table.width + rng.integers(10, 260))
     height = int(table.height + rng.integers(10, 240))
     front = Image.new("RGB", (width, height), paper)
     _decorate(rng, front)
-    taken = []
     x, y = int(rng.integers(2, width - table.width - 1)), int(rng.integers(2, height - table.height - 1))
     front.paste(table, (x, y))
-    taken.append((x, y, x + table.width, y + table.height))
+    taken = [(x, y, x + table.width, y + table.height)]
     for _ in range(int(rng.integers(2, 9))):
-        panel = labels.DISTRACTORS[rng.choice(5, p=(0.3, 0.2, 0.2, 0.1, 0.2))](
-            rng, paper, int(rng.integers(6, 12))
-        )
-        _place(rng, front, panel, taken)
+        kind_of_panel = labels.DISTRACTORS[rng.choice(5, p=(0.3, 0.2, 0.2, 0.1, 0.2))]
+        _place(rng, front, kind_of_panel(rng, paper, int(rng.integers(6, 12))), taken)
     return front, taken[0]
 
 
@@ -91,12 +94,10 @@ def _place(rng: np.random.Generator, front: Image.Image, panel: Image.Image, tak
         return
     for _ in range(6):
         x, y = int(rng.integers(1, room[0])), int(rng.integers(1, room[1]))
-        if all(
-            x + panel.width + 3 < a or c + 3 < x or y + panel.height + 3 < b or d + 3 < y
-            for a, b, c, d in taken
-        ):
+        right, foot = x + panel.width, y + panel.height
+        if all(right + 3 < a or c + 3 < x or foot + 3 < b or d + 3 < y for a, b, c, d in taken):
             front.paste(panel, (x, y))
-            taken.append((x, y, x + panel.width, y + panel.height))
+            taken.append((x, y, right, foot))
             return
 
 
@@ -106,33 +107,23 @@ def _decorate(rng: np.random.Generator, front: Image.Image) -> None:
     for _ in range(int(rng.integers(0, 5))):
         x, y = rng.integers(0, front.width), rng.integers(0, front.height)
         w, h = rng.integers(10, front.width), rng.integers(10, front.height)
-        fill = tuple(int(v) for v in rng.integers(0, 256, 3))
-        (pen.ellipse if rng.random() < 0.5 else pen.rectangle)(
-            (int(x - w // 2), int(y - h // 2), int(x + w // 2), int(y + h // 2)), fill=fill
-        )
+        fill = labels.colour(rng)
+        shape = pen.ellipse if rng.random() < 0.5 else pen.rectangle
+        shape((int(x - w // 2), int(y - h // 2), int(x + w // 2), int(y + h // 2)), fill=fill)
     if rng.random() < 0.7:
-        name = "".join(
-            rng.choice(("ba", "lo", "mi", "ta", "ke", "ro", "su", "vi", "no", "ra"), rng.integers(2, 4))
-        ).capitalize()
-        pen.text(
-            (int(rng.integers(0, max(1, front.width // 2))), int(rng.integers(0, max(1, front.height - 30)))),
-            name,
-            fill=tuple(int(v) for v in rng.integers(0, 256, 3)),
-            font=labels.font("DejaVuSerif-Bold", int(rng.integers(18, 54))),
-        )
+        name = "".join(rng.choice(_SYLLABLES, rng.integers(2, 4))).capitalize()
+        x, y = (int(rng.integers(0, max(1, room))) for room in (front.width // 2, front.height - 30))
+        fill, face = labels.colour(rng), labels.font("DejaVuSerif-Bold", int(rng.integers(18, 54)))
+        pen.text((x, y), name, fill=fill, font=face)
 
 
 def _edge(place: tuple[int, int, int, int], steps: int = 24) -> np.ndarray:
     """Points along the border of a rectangle, ``(4 * steps, 2)``."""
     x1, y1, x2, y2 = place
     xs, ys = np.linspace(x1, x2, steps), np.linspace(y1, y2, steps)
-    sides = [np.stack((xs, np.full(steps, y)), 1) for y in (y1, y2)] + [
-        np.stack((np.full(steps, x), ys), 1) for x in (x1, x2)
-    ]
-    return np.concatenate(sides)
-
-
-_ARC = 1.15  # half the angle, in radians, that a can's front takes round its cylinder
+    level = [np.stack((xs, np.full(steps, y)), 1) for y in (y1, y2)]
+    upright = [np.stack((np.full(steps, x), ys), 1) for x in (x1, x2)]
+    return np.concatenate(level + upright)
 
 
 def _bend(points: np.ndarray, width: int, kind: str) -> np.ndarray:
@@ -162,11 +153,8 @@ def _camera(
     table = np.array([place[2] - place[0], place[3] - place[1]], float)
     middle = np.array([place[0] + place[2], place[1] + place[3]], float) / 2
     fill = np.sqrt(rng.uniform(0.06, 0.5))
-    zoom = min(
-        np.sqrt(frame[0] * frame[1]) * fill / np.sqrt(table.prod()),
-        0.92 * frame[0] / table[0],
-        0.92 * frame[1] / table[1],
-    )
+    wanted = np.sqrt(frame[0] * frame[1]) * fill / np.sqrt(table.prod())
+    zoom = min(wanted, 0.92 * frame[0] / table[0], 0.92 * frame[1] / table[1])
     turn = np.deg2rad(rng.normal(0, 5) if rng.random() < 0.85 else rng.uniform(-20, 20))
     rotation = np.array([(np.cos(turn), -np.sin(turn)), (np.sin(turn), np.cos(turn))])
     target = (corners - middle) * zoom @ rotation.T
@@ -182,12 +170,6 @@ def _homography(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     for (x, y), (u, v) in zip(source, target):
         rows += [(x, y, 1, 0, 0, 0, -u * x, -u * y), (0, 0, 0, x, y, 1, -v * x, -v * y)]
     return np.append(np.linalg.solve(np.array(rows), target.reshape(-1)), 1).reshape(3, 3)
-
-
-def _coefficients(matrix: np.ndarray) -> list[float]:
-    """What PIL's perspective transform takes: picture to front, last entry 1."""
-    inverse = np.linalg.inv(matrix)
-    return list((inverse / inverse[2, 2]).reshape(-1)[:8])
 
 
 def _project(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -207,37 +189,25 @@ def _silhouette(rng: np.random.Generator, size: tuple[int, int], kind: str) -> I
 def _ground(rng: np.random.Generator, width: int, height: int) -> Image.Image:
     """Table, shelf or wall: a shaded colour, boards or noise, with things lying about."""
     a, b = rng.integers(20, 240, 3), rng.integers(20, 240, 3)
-    ramp = (
-        np.linspace(0, 1, height)[:, None, None]
-        if rng.random() < 0.5
-        else np.linspace(0, 1, width)[None, :, None]
-    )
-    coarse = Image.fromarray(
-        rng.integers(0, 256, (int(rng.integers(3, 40)), int(rng.integers(3, 40))), dtype=np.uint8)
-    ).resize((width, height))
+    down = rng.random() < 0.5
+    ramp = np.linspace(0, 1, height)[:, None, None] if down else np.linspace(0, 1, width)[None, :, None]
+    spots = rng.integers(0, 256, (int(rng.integers(3, 40)), int(rng.integers(3, 40))), dtype=np.uint8)
+    coarse = Image.fromarray(spots).resize((width, height))
     pixels = a * (1 - ramp) + b * ramp + (np.asarray(coarse, float)[:, :, None] - 128) * rng.uniform(0, 0.4)
     image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
     pen = ImageDraw.Draw(image)
     if rng.random() < 0.3:
         for x in range(0, width, int(rng.integers(20, 80))):
-            pen.line(
-                (x, 0, x + int(rng.integers(-20, 20)), height), fill=tuple(int(v) for v in a // 2), width=2
-            )
+            pen.line((x, 0, x + int(rng.integers(-20, 20)), height), fill=tuple((a // 2).tolist()), width=2)
     for _ in range(int(rng.integers(0, 7))):
-        x, y, w, h = (
-            rng.integers(-40, width),
-            rng.integers(-40, height),
-            rng.integers(15, 150),
-            rng.integers(15, 150),
-        )
+        x, y = int(rng.integers(-40, width)), int(rng.integers(-40, height))
+        w, h = int(rng.integers(15, 150)), int(rng.integers(15, 150))
         shape = pen.ellipse if rng.random() < 0.5 else pen.rectangle
-        shape((int(x), int(y), int(x + w), int(y + h)), fill=tuple(int(v) for v in rng.integers(0, 256, 3)))
+        shape((x, y, x + w, y + h), fill=labels.colour(rng))
     for _ in range(int(rng.integers(0, 3))):
-        panel = labels.DISTRACTORS[rng.integers(5)](rng, tuple(int(v) for v in a), int(rng.integers(6, 12)))
-        image.paste(
-            panel.rotate(float(rng.uniform(-30, 30)), expand=True, fillcolor=tuple(int(v) for v in a)),
-            (int(rng.integers(-20, width)), int(rng.integers(-20, height))),
-        )
+        panel = labels.DISTRACTORS[rng.integers(5)](rng, tuple(a.tolist()), int(rng.integers(6, 12)))
+        turned = panel.rotate(float(rng.uniform(-30, 30)), expand=True, fillcolor=tuple(a.tolist()))
+        image.paste(turned, (int(rng.integers(-20, width)), int(rng.integers(-20, height))))
     return image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.3, 2.0))))
 
 
@@ -249,8 +219,7 @@ def _photographed(rng: np.random.Generator, image: Image.Image) -> Image.Image:
     angle = rng.uniform(0, 2 * np.pi)
     light = rng.uniform(0.65, 1.15) * (1 + rng.uniform(0, 0.5) * (np.cos(angle) * x + np.sin(angle) * y))
     if rng.random() < 0.4:
-        blur = image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.3, 1.0))))
-        image = blur
+        image = image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.3, 1.0))))
     pixels = np.asarray(image, np.float32) * light[:, :, None] * rng.uniform(0.85, 1.1, 3).astype(np.float32)
     if rng.random() < 0.25:
         cx, cy, spread = rng.uniform(-0.5, 0.5), rng.uniform(-0.5, 0.5), rng.uniform(0.003, 0.03)

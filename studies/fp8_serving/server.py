@@ -1,7 +1,8 @@
 """``vllm serve`` as a process of ours: started, waited for, asked over HTTP, and gone when the block ends.
 
-A server that does not become healthy costs one error with its command and last log lines, and leaves nothing running.
-A server given by url is used and not touched. Answers come through the OpenAI chat API with the picture as a data URL.
+A server that does not become healthy costs one error with its command and last log lines, and leaves
+nothing running. A server given by url is used and not touched. Answers come through the OpenAI chat API
+with the picture as a data URL.
 """
 
 import base64
@@ -26,6 +27,11 @@ from studies.fp8_serving import boxes, pictures
 from studies.fp8_serving.engine import LATE, REFUSED, UNDECODABLE, UNREACHABLE, Answer
 
 _TYPES = {b"\xff\xd8": "jpeg", b"\x89P": "png", b"RI": "webp"}
+#: How vLLM's log speaks of its memory; the last line counts.
+_MEMORY = {
+    "weight_bytes": r"[Mm]odel loading took ([\d.]+) ?(GiB|GB)",
+    "kv_bytes": r"(?:[Kk][Vv] cache memory: |\()([\d.]+)(?:/[\d.]+\))? ?(GiB|GB)",
+}
 
 
 @dataclass
@@ -39,23 +45,17 @@ class Server:
     healthy_s: float | None = None
     command: list[str] = field(default_factory=list)
 
-    def log_lines(self, count: int = 15) -> list[str]:
-        """The last lines of the log, none for a server that is not ours."""
-        return _tail(self.log, count) if self.log else []
+    def said(self) -> str:
+        """The log so far, empty for a server that is not ours."""
+        return self.log.read_text(errors="replace") if self.log else ""
 
     def memory(self) -> dict[str, float]:
         """What vLLM says of its memory in its log, in bytes; empty where it says nothing."""
-        text = self.log.read_text(errors="replace") if self.log else ""
-        patterns = {
-            "weight_bytes": r"[Mm]odel loading took ([\d.]+) ?(GiB|GB)",
-            "kv_bytes": r"(?:[Kk][Vv] cache memory: |\()([\d.]+)(?:/[\d.]+\))? ?(GiB|GB)",
-        }
-        found = {name: re.findall(pattern, text) for name, pattern in patterns.items()}
-        return {
-            name: float(hits[-1][0]) * (2**30 if hits[-1][1] == "GiB" else 1e9)
-            for name, hits in found.items()
-            if hits
-        }
+        sizes = {}
+        for name, pattern in _MEMORY.items():
+            for amount, unit in re.findall(pattern, self.said()):
+                sizes[name] = float(amount) * (2**30 if unit == "GiB" else 1e9)
+        return sizes
 
     def resident_bytes(self) -> int | None:
         """Memory of the server's processes on the host; None for a server that is not ours."""
@@ -74,7 +74,7 @@ def serving(folder: Path, name: str, settings, log: Path):
     """A server for the checkpoint in `folder`, called `name`; `settings` is the experiment's `Serving`.
 
     Raises:
-        ColqError: vllm is not installed, the port is taken, the server did not become healthy, it serves another model.
+        ColqError: no vllm, the port is taken, the server did not become healthy or serves another model.
     """
     if settings.url:
         yield _checked(Server(settings.url.rstrip("/"), name))
@@ -82,25 +82,19 @@ def serving(folder: Path, name: str, settings, log: Path):
     program = shutil.which("vllm")
     if program is None:
         raise ColqError(
-            "engine vllm: no `vllm` on the PATH and no serving.url in the experiment; install vLLM, give a url, or use engine transformers"
+            "engine vllm: no `vllm` on the PATH and no serving.url in the experiment; "
+            "install vLLM, give a url, or use engine transformers"
         )
     _free(settings.port)
-    command = [
-        program,
-        "serve",
-        str(folder),
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(settings.port),
-        "--served-model-name",
-        name,
-        "--max-model-len",
-        str(settings.max_model_len),
-        "--gpu-memory-utilization",
-        str(settings.memory),
-        *settings.extra,
-    ]
+    options = {
+        "--host": "127.0.0.1",
+        "--port": settings.port,
+        "--served-model-name": name,
+        "--max-model-len": settings.max_model_len,
+        "--gpu-memory-utilization": settings.memory,
+    }
+    command = [program, "serve", str(folder), *(str(v) for option in options.items() for v in option)]
+    command += settings.extra
     log.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     with log.open("wb") as stream:
@@ -135,7 +129,8 @@ def _free(port: int) -> None:
             probe.bind(("127.0.0.1", port))
         except OSError:
             raise ColqError(
-                f"port {port} is taken: set serving.port to a free one, or serving.url to use the server that runs there"
+                f"port {port} is taken: set serving.port to a free one, "
+                "or serving.url to use the server that runs there"
             ) from None
 
 
@@ -143,11 +138,8 @@ def _wait(server: Server, limit_s: float) -> None:
     end = time.monotonic() + limit_s
     while time.monotonic() < end:
         if server.process.poll() is not None:
-            raise ColqError(
-                _complaint(
-                    server, f"vllm ended with status {server.process.returncode} before it was healthy"
-                )
-            )
+            status = server.process.returncode
+            raise _complaint(server, f"vllm ended with status {status} before it was healthy")
         with (
             contextlib.suppress(OSError, http.client.HTTPException),
             urllib.request.urlopen(f"{server.url}/health", timeout=2) as reply,
@@ -155,18 +147,14 @@ def _wait(server: Server, limit_s: float) -> None:
             if reply.status == 200:
                 return
         time.sleep(0.1)
-    raise ColqError(_complaint(server, f"vllm was not healthy within {limit_s:g} s and was ended"))
+    raise _complaint(server, f"vllm was not healthy within {limit_s:g} s and was ended")
 
 
-def _complaint(server: Server, what: str) -> str:
-    lines = "\n".join(f"  | {line}" for line in server.log_lines())
-    return f"{what}; command: {' '.join(server.command)}\n{lines or '  | (no output)'}"
-
-
-def _tail(path: Path, count: int) -> list[str]:
-    return [line.rstrip()[:300] for line in path.read_text(errors="replace").splitlines() if line.strip()][
-        -count:
-    ]
+def _complaint(server: Server, what: str) -> ColqError:
+    """`what` with the server's command and the last lines of its log."""
+    lines = [line.rstrip()[:300] for line in server.said().splitlines() if line.strip()][-15:]
+    shown = "\n".join(f"  | {line}" for line in lines or ["(no output)"])
+    return ColqError(f"{what}; command: {' '.join(server.command)}\n{shown}")
 
 
 def _checked(server: Server) -> Server:
@@ -175,13 +163,13 @@ def _checked(server: Server) -> Server:
         with urllib.request.urlopen(f"{server.url}/v1/models", timeout=10) as reply:
             served = [entry["id"] for entry in json.load(reply)["data"]]
     except (OSError, ValueError, KeyError, http.client.HTTPException) as error:
+        cause = f"{type(error).__name__}: {error}"
         raise ColqError(
-            f"{server.url} does not answer as an OpenAI API ({type(error).__name__}: {error}); is vLLM running there?"
+            f"{server.url} does not answer as an OpenAI API ({cause}); is vLLM running there?"
         ) from None
     if server.model not in served:
-        raise ColqError(
-            f"{server.url} does not serve {server.model!r}; it serves: {', '.join(served) or 'nothing'}"
-        )
+        others = ", ".join(served) or "nothing"
+        raise ColqError(f"{server.url} does not serve {server.model!r}; it serves: {others}")
     return server
 
 
@@ -191,33 +179,18 @@ def ask(server: Server, data: bytes, timeout_s: float, tokens: int = 32) -> Answ
         pictures.decode(data)
     except ColqError as error:
         return Answer(reason=UNDECODABLE, detail=str(error))
-    kind = _TYPES.get(data[:2], "jpeg")
-    content = [
-        {
-            "type": "image_url",
-            "image_url": {"url": f"data:image/{kind};base64,{base64.b64encode(data).decode()}"},
-        },
-        {"type": "text", "text": boxes.PROMPT},
-    ]
-    body = json.dumps(
-        {
-            "model": server.model,
-            "messages": [{"role": "user", "content": content}],
-            "max_tokens": tokens,
-            "temperature": 0.0,
-        }
-    )
-    request = urllib.request.Request(
-        f"{server.url}/v1/chat/completions", body.encode(), {"Content-Type": "application/json"}
-    )
+    picture = f"data:image/{_TYPES.get(data[:2], 'jpeg')};base64,{base64.b64encode(data).decode()}"
+    content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": boxes.PROMPT}]
+    messages = [{"role": "user", "content": content}]
+    body = {"model": server.model, "messages": messages, "max_tokens": tokens, "temperature": 0.0}
+    url, headers = f"{server.url}/v1/chat/completions", {"Content-Type": "application/json"}
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
     start = time.perf_counter()
     try:
         with urllib.request.urlopen(request, timeout=timeout_s) as reply:
             fields = json.load(reply)
-        text, used = (
-            fields["choices"][0]["message"]["content"],
-            (fields.get("usage") or {}).get("completion_tokens"),
-        )
+        text = fields["choices"][0]["message"]["content"]
+        used = (fields.get("usage") or {}).get("completion_tokens")
     except urllib.error.HTTPError as error:
         return Answer(reason=REFUSED, detail=f"HTTP {error.code}: {_message(error)}")
     except TimeoutError:

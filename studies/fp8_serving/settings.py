@@ -1,4 +1,4 @@
-"""The experiment file of a detection study (``task: detection``); the other one is `colq_utils.base.config.Experiment`."""
+"""The experiment file of a detection study; that of retrievers is `colq_utils.base.config.Experiment`."""
 
 from pathlib import Path
 from typing import Literal
@@ -26,8 +26,9 @@ class Local(Section):
 class Serving(Section):
     """How answers are asked for and timed.
 
-    Engine ``transformers`` runs in process. ``vllm`` starts ``vllm serve`` on `port` for each variant, or, with `url`,
-    uses a server that runs already (one variant: it serves one model). `memory` is its --gpu-memory-utilization.
+    Engine ``transformers`` runs in process. ``vllm`` starts ``vllm serve`` on `port` for each variant, or,
+    with `url`, uses a server that runs already (one variant: it serves one model). `memory` is its
+    --gpu-memory-utilization.
     """
 
     engine: Literal["transformers", "vllm"] = "transformers"
@@ -45,14 +46,12 @@ class Serving(Section):
 
 
 class Pictures(Section):
-    """How many: held-out pictures to evaluate on, scenes to calibrate the static recipe on, pictures whose answers are compared
-    with those of transformers' own loader, pictures drawn in the report.
-    """
+    """How many pictures of each kind."""
 
-    count: int = 200
-    calibration: int = 32
-    compared: int = 20
-    shown: int = 6
+    count: int = 200  # held out, to evaluate on
+    calibration: int = 32  # scenes, for the static recipe
+    compared: int = 20  # answered by transformers' own loader too
+    shown: int = 6  # in the report
 
 
 class DetectionExperiment(Section):
@@ -69,12 +68,8 @@ class DetectionExperiment(Section):
     pictures: Pictures = Pictures()
     output: Path = ROOT
 
-    results, build, figures, model_path = (
-        Experiment.results,
-        Experiment.build,
-        Experiment.figures,
-        Experiment.model_path,
-    )
+    results, build = Experiment.results, Experiment.build
+    figures, model_path = Experiment.figures, Experiment.model_path
 
     @model_validator(mode="after")
     def consistent(self):
@@ -85,7 +80,8 @@ class DetectionExperiment(Section):
                 raise ValueError(f"unknown variant {name!r}; known after bf16: {', '.join(RECIPES)}")
         if self.serving.url and len(self.variants) > 1:
             raise ValueError(
-                "a server given by url serves one model: name one variant, bf16, and compare the results of two experiments"
+                "a server given by url serves one model: name one variant, bf16, "
+                "and compare the results of two experiments"
             )
         return self
 
@@ -95,11 +91,9 @@ class DetectionExperiment(Section):
 
     def folder(self, variant: str) -> Path:
         """The checkpoint of a variant, whether or not it exists yet."""
-        return (
-            Path(self.model_path)
-            if variant == "bf16"
-            else self.build("checkpoints", self.variant_id(variant))
-        )
+        if variant == "bf16":
+            return Path(self.model_path)
+        return self.build("checkpoints", self.variant_id(variant))
 
     def notebook(self, stage: str) -> Path:
         """The notebook of the whole study."""
@@ -114,21 +108,19 @@ def load(name: str, output: str | Path = "") -> DetectionExperiment:
 def step(experiment: DetectionExperiment, stage: str) -> Step:
     """The study's one notebook, with what decides its results, for the driver."""
     results, home = experiment.output / "results" / experiment.name, Path(__file__).parent
+    code = sorted(p for p in home.rglob("*") if p.suffix in (".py", ".csv", ".j2"))
     model = sorted(p for p in Path(experiment.model_path).glob("*") if p.suffix in (".json", ".safetensors"))
-    made = [experiment.folder(variant) / "model.safetensors" for variant in experiment.variants[1:]]
+    package = cache.digest("base", "report/stats.py", "report/markdown.py", "report/prose.py")
+    checkpoints = [experiment.folder(variant) / "model.safetensors" for variant in experiment.variants[1:]]
     return Step(
         stage,
         experiment.notebook(stage),
         experiment.model_dump(mode="json", exclude={"output"}),
-        files.sha256(*sorted(home.glob("*.py")))
-        + cache.digest("base", "report/stats.py", "report/markdown.py"),
+        files.sha256(*code) + package,
         (*model, ROOT / "data" / "nutrition" / "pictures.parquet", ROOT / "results" / "nutrition-fp8-7b"),
         (
-            results / "quantize",
-            results / "benchmark",
-            results / "evaluate",
-            results / "reports",
+            *(results / part for part in ("quantize", "benchmark", "evaluate", "reports")),
             results / "notebooks" / "fp8_serving.ipynb",
-            *made,
+            *checkpoints,
         ),
     )

@@ -1,14 +1,14 @@
-"""Latency and memory of FP8 against BF16 at the dimensions of Qwen2-VL-7B, random weights, in process, on one GPU.
+"""Latency and memory of FP8 against BF16 at the dimensions of Qwen2-VL-7B, random weights, on one GPU.
 
-The embedded detector is so small that its time is not spent on weights; this run has the dimensions of the published
-model, a picture of 1024 x 759 pixels and an answer of 25 tokens, and says nothing about accuracy. One process builds
-the base, then FP8 from the same weights, and times them in turns; every request decodes its JPEG, makes patches, reads
-picture and prompt, and writes its tokens one by one. Run: ``python -m studies.fp8_serving.seven OUT``.
+The embedded detector is so small that its time is not spent on weights; this run has the dimensions of the
+published model, a picture of 1024 x 759 pixels and an answer of 25 tokens, and says nothing about accuracy.
+One process builds the base, then FP8 from the same weights, and times them in turns; every request decodes
+its JPEG, makes patches, reads picture and prompt, and writes its tokens one by one. Run: ``python -m
+studies.fp8_serving.seven OUT``.
 """
 
 import copy
 import gc
-import io
 import json
 import platform
 import sys
@@ -23,10 +23,9 @@ from tokenizers import Tokenizer
 from torch.profiler import ProfilerActivity, profile
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from studies.fp8_serving import forward, fp8, generate, scenes, tiny
+from studies.fp8_serving import checkpoint, engine, forward, fp8, generate, pictures, scenes, tiny
 
-MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
-#: Tokens of the published chat template (system text included) before and after the picture, with a short question.
+#: Tokens of the published chat template before and after the picture: system text and a short question.
 AHEAD, BEHIND = 15, 28
 #: Tokens of the answer `[0.05, 0.38, 0.55, 0.6]`, its end included.
 ANSWER = 25
@@ -56,22 +55,19 @@ def configuration(layers: int = 28, depth: int = 32) -> Qwen2VLConfig:
 
 def requests(count: int) -> list[bytes]:
     """JPEG pictures of the published size."""
-    encoded = []
-    for number in range(count):
-        stream = io.BytesIO()
-        scenes.draw([scenes.CHECK, 9000 + number], PICTURE).image.save(stream, "JPEG", quality=88)
-        encoded.append(stream.getvalue())
-    return encoded
+    drawn = [scenes.draw([scenes.CHECK, 9000 + number], PICTURE).image for number in range(count)]
+    return [pictures.encode(image, "JPEG", quality=88) for image in drawn]
+
+
+def fitted(data: bytes) -> Image.Image:
+    """An encoded picture, decoded and resized within the limits of the published model."""
+    return generate.fitted(pictures.decode(data), 56 * 56, 28 * 28 * 1280)
 
 
 def ask(generator: generate.Generator, batch: list[bytes]) -> generate.Timing:
     """Serve a batch of encoded pictures; the answer's tokens are not looked at."""
     start = time.perf_counter()
-    images = [
-        generate.fitted(Image.open(io.BytesIO(data)).convert("RGB"), 56 * 56, 28 * 28 * 1280)
-        for data in batch
-    ]
-    given = generate.patches(images, MEAN, STD, "cuda")
+    given = generate.patches([fitted(data) for data in batch], generate.MEAN, generate.STD, "cuda")
     torch.cuda.synchronize()
     prepared = time.perf_counter() - start
     _, timing = generator(given, ignore_stop=True)
@@ -81,12 +77,11 @@ def ask(generator: generate.Generator, batch: list[bytes]) -> generate.Timing:
 
 def memory() -> dict[str, int]:
     """Bytes that tensors hold, that the allocator holds, and that are taken on the card by anyone."""
-    free, total = torch.cuda.mem_get_info()
     return {
         "allocated_bytes": torch.cuda.memory_allocated(),
         "reserved_bytes": torch.cuda.memory_reserved(),
-        "card_used_bytes": total - free,
-        "card_bytes": total,
+        "card_used_bytes": engine.card_used_bytes(),
+        "card_bytes": torch.cuda.mem_get_info()[1],
     }
 
 
@@ -129,19 +124,15 @@ class Run:
     """The models, their generators and what was measured, step by step."""
 
     def __init__(self, layers: int, depth: int):
-        self.encoded, self.prompt = (
-            requests(8),
-            generate.Prompt(list(range(AHEAD)), list(range(100, 100 + BEHIND)), -1),
-        )
-        self.size = generate.fitted(Image.open(io.BytesIO(self.encoded[0])), 56 * 56, 28 * 28 * 1280).size
-        start = time.perf_counter()
+        self.encoded, self.generators = requests(8), {}
+        self.prompt = generate.Prompt(list(range(AHEAD)), list(range(100, 100 + BEHIND)), -1)
+        self.size = fitted(self.encoded[0]).size
+        start, config = time.perf_counter(), configuration(layers, depth)
         with torch.device("cuda"):
-            base = Qwen2VLForConditionalGeneration._from_config(
-                configuration(layers, depth), dtype=torch.bfloat16
-            )
+            base = Qwen2VLForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
         self.models = {"bf16": fp8.fuse(base.eval().requires_grad_(False))}
         torch.cuda.synchronize()
-        self.log, self.generators = {"build_s": time.perf_counter() - start}, {}
+        self.log = {"build_s": time.perf_counter() - start}
 
     def quantize(self) -> dict[str, float]:
         """Add FP8 made from the base; returns the relative error of each kind of layer."""
@@ -158,19 +149,15 @@ class Run:
         start, model = time.perf_counter(), self.models[name.split()[0]]
         if "scaled_mm" in name:
             fp8.use_kernel(model, "scaled_mm")
-        blocks = forward.Blocks(
-            *(torch.compile(f, dynamic=False) for f in (forward.vision_block, forward.text_block))
-        )
-        made = generate.Generator(model, self.prompt, self.size, batch, ANSWER, blocks).record()
+        blocks = forward.Blocks.compiled()
+        generator = generate.Generator(model, self.prompt, self.size, batch, ANSWER, blocks).record()
         fp8.use_kernel(model, "few_tokens")
-        first = ask(made, self.encoded[:batch]).total_s
-        self.generators[name, batch] = made
-        self.log[f"{name}, batch {batch}"] = {
-            "compile_and_record_s": time.perf_counter() - start,
-            "first_request_s": first,
-        }
+        first_s = ask(generator, self.encoded[:batch]).total_s
+        self.generators[name, batch] = generator
+        ready_s = time.perf_counter() - start
+        self.log[f"{name}, batch {batch}"] = {"compile_and_record_s": ready_s, "first_request_s": first_s}
         print(
-            f"{name} batch {batch}: ready in {time.perf_counter() - start:.1f} s, first request {1e3 * first:.1f} ms",
+            f"{name} batch {batch}: ready in {ready_s:.1f} s, first request {1e3 * first_s:.1f} ms",
             flush=True,
         )
 
@@ -178,60 +165,47 @@ class Run:
         """Times of every request, variants in turns; `counts` gives the calls of each batch size a round."""
         samples = []
         for number in range(rounds):
-            for (name, batch), made in self.generators.items():
+            for (name, batch), generator in self.generators.items():
                 for _ in range(3):
-                    ask(made, self.encoded[:batch])
+                    ask(generator, self.encoded[:batch])
                 for call in range(counts[batch]):
                     chosen = [self.encoded[(call + i) % len(self.encoded)] for i in range(batch)]
-                    timing = ask(made, chosen)
-                    samples.append(
-                        {
-                            "variant": name,
-                            "batch": batch,
-                            "round": number,
-                            "prepare_s": timing.prepare_s,
-                            "prefill_s": timing.prefill_s,
-                            "decode_s": timing.decode_s,
-                            "latency_s": timing.total_s,
-                            "new_tokens": timing.tokens,
-                        }
-                    )
+                    timing = ask(generator, chosen)
+                    parts = {part: getattr(timing, part) for part in ("prepare_s", "prefill_s", "decode_s")}
+                    sample = {"variant": name, "batch": batch, "round": number, **parts}
+                    samples.append(sample | {"latency_s": timing.total_s, "new_tokens": timing.tokens})
         return samples
 
     def drop(self, *keep: tuple[str, int]) -> None:
         """Forget generators, and models that no generator uses any more."""
-        self.generators = {key: made for key, made in self.generators.items() if key in keep}
-        self.models = {
-            name: model for name, model in self.models.items() if any(key[0] == name for key in keep)
-        }
+        self.generators = {key: self.generators[key] for key in keep}
+        self.models = {name: self.models[name] for name, _ in keep}
         torch._dynamo.reset()
         gc.collect()
         torch.cuda.empty_cache()
 
 
-def embedded(folder: Path, pictures: Path) -> dict[str, list[str]]:
-    """Answers of the embedded detector to the held-out pictures, BF16 and FP8 on this device's kernels, 16 pictures a call."""
+def embedded(folder: Path) -> dict[str, list[str]]:
+    """Answers of the embedded detector to the held-out pictures on this device's kernels, 16 a call."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     prompt = generate.Prompt(
         *(tokenizer.encode(part).ids for part in tiny.PROMPTED.split("<|image_pad|>")),
         tokenizer.token_to_id("<|im_end|>"),
     )
-    images = [
-        Image.open(io.BytesIO(data)).convert("RGB")
-        for data in pd.read_parquet(pictures, columns=["image"])["image"]
-    ]
+    images = [pictures.decode(picture.data) for picture in pictures.load()]
     answers = {}
     for name in ("bf16", "fp8"):
-        model = fp8.load(folder, "cuda")
+        model = checkpoint.load(folder, "cuda")
         model = fp8.fuse(fp8.quantize(model, "fp8-dynamic") if name == "fp8" else model)
         texts = [""] * len(images)
         for size in scenes.SHAPES:
-            made = generate.Generator(model, prompt, size, 16)
-            mine = [i for i, image in enumerate(images) if image.size == size]
-            for start in range(0, len(mine), 16):
-                chosen = mine[start : start + 16]
+            generator = generate.Generator(model, prompt, size, 16)
+            fitting = [i for i, image in enumerate(images) if image.size == size]
+            for start in range(0, len(fitting), 16):
+                chosen = fitting[start : start + 16]
                 padded = [images[i] for i in chosen + chosen[:1] * (16 - len(chosen))]
-                for i, ids in zip(chosen, made(generate.patches(padded, MEAN, STD, "cuda"))[0]):
+                given = generate.patches(padded, generate.MEAN, generate.STD, "cuda")
+                for i, ids in zip(chosen, generator(given)[0]):
                     texts[i] = tokenizer.decode(ids)
         answers[name] = texts
     return answers
@@ -240,10 +214,10 @@ def embedded(folder: Path, pictures: Path) -> dict[str, list[str]]:
 def main(
     out: Path, layers: int = 28, depth: int = 32, rounds: int = 2, counts: tuple[int, int] = (40, 8)
 ) -> None:
-    """Run everything; write ``run.json`` and ``samples.json`` to `out` after every step that cost something."""
+    """Run everything; write ``run.json`` and ``samples.json`` to `out`."""
     torch.manual_seed(0)
     torch._dynamo.config.recompile_limit = 64
-    found = {
+    log = {
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
@@ -255,50 +229,33 @@ def main(
         "weights": "random, seed 0",
     }
     run = Run(layers, depth)
-    found |= {
-        "prompt_tokens": AHEAD + BEHIND + run.size[0] * run.size[1] // 28**2,
-        "fitted_picture": run.size,
-        "bytes": {"bf16": fp8.bytes_by_part(run.models["bf16"])},
-        "copy_bytes_per_s": copy_rate(),
-    }
+    log["prompt_tokens"] = AHEAD + BEHIND + run.size[0] * run.size[1] // 28**2
+    log["fitted_picture"] = run.size
+    log["bytes"] = {"bf16": fp8.bytes_by_part(run.models["bf16"])}
+    log["copy_bytes_per_s"] = copy_rate()
     torch.cuda.empty_cache()
     run.prepare("bf16", 1)
-    found["memory"] = {"bf16": memory() | {"kv_bytes": run.generators["bf16", 1].cache_bytes}}
-    found["kernel_relative_error"] = run.quantize()
-    print({k: round(v, 5) for k, v in found["kernel_relative_error"].items()}, flush=True)
-    found["bytes"]["fp8"] = fp8.bytes_by_part(run.models["fp8"])
+    log["memory"] = {"bf16": memory() | {"kv_bytes": run.generators["bf16", 1].cache_bytes}}
+    log["kernel_relative_error"] = run.quantize()
+    print({name: round(error, 5) for name, error in log["kernel_relative_error"].items()}, flush=True)
+    log["bytes"]["fp8"] = fp8.bytes_by_part(run.models["fp8"])
     for name, batch in (("fp8", 1), ("fp8 scaled_mm", 1), ("bf16", 8), ("fp8", 8)):
         run.prepare(name, batch)
     samples = run.measure(rounds, {1: counts[0], 8: counts[1]})
     (out / "samples.json").write_text(json.dumps(samples))
-    found |= {
-        "cold": run.log,
-        "profile": {
-            f"{name}, batch {batch}": profiled(made, run.encoded[:batch])
-            for (name, batch), made in run.generators.items()
-            if batch == 1
-        },
-    }
+    log |= {"cold": run.log, "profile": {}}
+    for (name, batch), generator in run.generators.items():
+        if batch == 1:
+            log["profile"][f"{name}, batch 1"] = profiled(generator, run.encoded[:1])
     run.drop(("fp8", 1))
-    found["memory"]["fp8"] = memory() | {"kv_bytes": run.generators["fp8", 1].cache_bytes}
-    found["embedded_answers"] = embedded(
-        Path("models/tiny-qwen2vl-nutrition"), Path("data/nutrition/pictures.parquet")
-    )
-    print(
-        "embedded detector, exact answers alike:",
-        np.mean([a == b for a, b in zip(*found["embedded_answers"].values())]),
-    )
-    (out / "run.json").write_text(json.dumps(found, indent=1))
-    for name, batch in dict.fromkeys((s["variant"], s["batch"]) for s in samples):
-        mine = [s for s in samples if (s["variant"], s["batch"]) == (name, batch)]
-        print(
-            f"{name:14} batch {batch}",
-            {
-                k: round(1e3 * float(np.median([s[k] for s in mine])), 2)
-                for k in ("latency_s", "prepare_s", "prefill_s", "decode_s")
-            },
-        )
-    print(json.dumps(found["memory"]), json.dumps(found["bytes"]), found["copy_bytes_per_s"] / 1e12)
+    log["memory"]["fp8"] = memory() | {"kv_bytes": run.generators["fp8", 1].cache_bytes}
+    log["embedded_answers"] = embedded(Path("models/tiny-qwen2vl-nutrition"))
+    alike = np.mean([a == b for a, b in zip(*log["embedded_answers"].values())])
+    print("embedded detector, exact answers alike:", alike)
+    (out / "run.json").write_text(json.dumps(log, indent=1))
+    times = ["latency_s", "prepare_s", "prefill_s", "decode_s"]
+    print(pd.DataFrame(samples).groupby(["variant", "batch"], sort=False)[times].median().round(5))
+    print(json.dumps(log["memory"]), json.dumps(log["bytes"]), log["copy_bytes_per_s"] / 1e12)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """The embedded detector: configuration, tokenizer and prompt of a Qwen2-VL of about 3.5 million parameters.
 
-Built from transformers' own classes with the tensor names of the published checkpoints, so that transformers and vLLM
-load it. Departures from the 7B, all in config.json: narrow and shallow; a rotary base of 10, because positions here
-run to fifty and not to thousands; a vocabulary of bytes, digits and the prompt's words.
+Built from transformers' own classes with the tensor names of the published checkpoints, so that
+transformers and vLLM load it. Departures from the 7B, all in config.json: narrow and shallow; a rotary base
+of 10, because positions here run to fifty and not to thousands; a vocabulary of bytes, digits and the
+prompt's words.
 """
 
 import json
@@ -14,6 +15,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from colq_utils.base import files
 from studies.fp8_serving.boxes import PROMPT
+from studies.fp8_serving.generate import MEAN, STD
 
 SPECIAL = (
     "<|endoftext|>",
@@ -27,12 +29,15 @@ SPECIAL = (
 VOCABULARY = 320
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] in ('image', 'image_url') %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] in ('image', 'image_url') %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 #: What the template makes of one picture and the prompt; the image token stands once.
-PROMPTED = f"<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{PROMPT}<|im_end|>\n<|im_start|>assistant\n"
+_PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
+PROMPTED = f"<|im_start|>user\n{_PICTURE}{PROMPT}<|im_end|>\n<|im_start|>assistant\n"
 
 
 def configuration() -> Qwen2VLConfig:
@@ -82,22 +87,16 @@ def tokenizer() -> Tokenizer:
     """Bytes, every digit alone, and merges for the words of the prompt and the template."""
     raw = Tokenizer(models.BPE())
     pieces = Regex(r"\p{L}+|\p{N}|[^\s\p{L}\p{N}]|\s")
-    raw.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(pieces, "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    raw.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(pieces, "isolated"), in_bytes])
     raw.decoder = decoders.ByteLevel()
-    raw.train_from_iterator(
-        [PROMPT, "user assistant"] * 4,
-        trainers.BpeTrainer(
-            vocab_size=VOCABULARY,
-            special_tokens=list(SPECIAL),
-            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-            show_progress=False,
-        ),
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
     )
+    raw.train_from_iterator([PROMPT, "user assistant"] * 4, trainer)
     return raw
 
 
@@ -132,15 +131,13 @@ def save_processing(folder: Path) -> None:
             "do_convert_rgb": True,
             "resample": 3,
             "rescale_factor": 1 / 255,
-            "image_mean": [0.48145466, 0.4578275, 0.40821073],
-            "image_std": [0.26862954, 0.26130258, 0.27577711],
+            "image_mean": MEAN,
+            "image_std": STD,
             "size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 256},
         },
     )
-    files.write_json(
-        folder / "generation_config.json",
-        {"do_sample": False, "eos_token_id": 2, "pad_token_id": 0, "max_new_tokens": 32},
-    )
+    generation = {"do_sample": False, "eos_token_id": 2, "pad_token_id": 0, "max_new_tokens": 32}
+    files.write_json(folder / "generation_config.json", generation)
 
 
 def save(model: Qwen2VLForConditionalGeneration, folder: Path) -> None:

@@ -1,30 +1,37 @@
 """Training of the embedded detector on one GPU, from scratch, on scenes drawn by the other cores meanwhile.
 
-Next-token cross-entropy on the answer alone. Muon for the matrices of the layers, AdamW for the rest; the learning
-rate is flat, then falls to zero over the second half. Drawn scenes stay in a pool on the GPU and are seen again
-shifted, zoomed and recoloured. Weights are saved at every check; with ``--resume`` a run goes on from them (momenta
-start anew). Run: ``python -m studies.fp8_serving.train --out FOLDER --total-s 250``.
+Next-token cross-entropy on the answer alone. Muon for the matrices of the layers, AdamW for the rest; the
+learning rate is flat, then falls to zero over the second half. Drawn scenes stay in a pool on the GPU and
+are seen again shifted, zoomed and recoloured. Weights are saved at every check; with ``--resume`` a run
+goes on from them (momenta start anew). Run: ``python -m studies.fp8_serving.train --out FOLDER --total-s
+250``.
 """
 
-import argparse
 import csv
 import multiprocessing
 import os
 import queue
 import time
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+import typer
 from safetensors.torch import load_file, save_file
 
 from studies.embedded.muon import Muon
-from studies.fp8_serving import boxes, forward, scenes, tiny
+from studies.fp8_serving import boxes, forward, generate, scenes, tiny
 
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 CHUNK = 32
 ANSWER = 26  # tokens of the longest answer, its end included, and one to spare
+CHECKED = 64  # scenes of each shape that a check asks about
+
+
+def stacked(drawn: list[scenes.Scene]) -> tuple[np.ndarray, np.ndarray]:
+    """Scenes of one shape as images ``(n, height, width, 3)``, uint8, and boxes ``(n, 4)``, fp32."""
+    return np.stack([np.asarray(s.image) for s in drawn]), np.array([s.box for s in drawn], np.float32)
 
 
 def draw_chunks(output, worker: int, workers: int, stream: int, chunks: int | None) -> None:
@@ -34,45 +41,51 @@ def draw_chunks(output, worker: int, workers: int, stream: int, chunks: int | No
     while chunks is None or number < chunks:
         shape = number % len(scenes.SHAPES)
         drawn = [scenes.draw([stream, number * CHUNK + i], scenes.SHAPES[shape]) for i in range(CHUNK)]
-        output.put(
-            (
-                shape,
-                np.stack([np.asarray(s.image) for s in drawn]),
-                np.array([s.box for s in drawn], np.float32),
-            )
-        )
+        output.put((shape, *stacked(drawn)))
         number += workers
 
 
 class Pool:
-    """Scenes on the device, by shape; the oldest give way once `capacity` of a shape are there."""
+    """Scenes by shape, images on the device; the oldest give way once `capacity` of a shape are there."""
 
     def __init__(self, capacity: int, device: str):
+        self.capacity, self.device = capacity - capacity % CHUNK, device
         self.images = [
             torch.empty((capacity, h, w, 3), dtype=torch.uint8, device=device) for w, h in scenes.SHAPES
         ]
         self.boxes = [
             torch.empty((capacity, 4)) for _ in scenes.SHAPES
         ]  # on the host: answers are written there
-        self.count, self.drawn, self.capacity = [0] * len(scenes.SHAPES), 0, capacity
+        self.count, self.drawn = [0] * len(scenes.SHAPES), 0
 
     def add(self, shape: int, images: np.ndarray, truth: np.ndarray) -> None:
-        start = self.count[shape] % (self.capacity - self.capacity % CHUNK)
+        start = self.count[shape] % self.capacity
         self.images[shape][start : start + CHUNK] = torch.from_numpy(images)
         self.boxes[shape][start : start + CHUNK] = torch.from_numpy(truth)
         self.count[shape] += CHUNK
         self.drawn += CHUNK
 
+    def fill(self, feed, limit: int = 4) -> None:
+        """Move finished chunks in without waiting."""
+        for _ in range(limit):
+            try:
+                self.add(*feed.get_nowait())
+            except queue.Empty:
+                return
+
     def batch(self, shape: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scenes at random: images ``(size, height, width, 3)`` as uint8 on the device, boxes ``(size, 4)`` on the host."""
-        chosen = torch.randint(min(self.count[shape], self.capacity - self.capacity % CHUNK), (size,))
-        return self.images[shape][chosen.to(self.images[shape].device, non_blocking=True)], self.boxes[shape][
-            chosen
-        ]
+        """Scenes at random: images ``(size, height, width, 3)`` on the device, boxes ``(size, 4)``."""
+        chosen = torch.randint(min(self.count[shape], self.capacity), (size,))
+        images = self.images[shape][chosen.to(self.device, non_blocking=True)]
+        return images, self.boxes[shape][chosen]
 
 
 def vary(images: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Shift, zoom and recolour scenes; the box follows and stays inside (no wait for the device). Returns floats 0..1, ``(n, 3, height, width)``."""
+    """Shift, zoom and recolour scenes; the box follows and stays inside (no wait for the device).
+
+    Returns:
+        Pictures 0..1, ``(n, 3, height, width)``, and boxes ``(n, 4)``.
+    """
     n, device = len(images), images.device
     zoom = torch.exp(torch.empty((n, 2)).uniform_(-0.16, 0.16))
     low, high = truth[:, :2], truth[:, 2:]
@@ -97,48 +110,22 @@ def vary(images: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch
     return (pixels + noise).clamp(0, 1), moved
 
 
-def patches(pixels: torch.Tensor) -> torch.Tensor:
-    """Pictures 0..1 ``(n, 3, height, width)`` to normalised patches in merged order, ``(n, n_patches, 1176)``."""
-    n, _, height, width = pixels.shape
-    mean, std = (torch.tensor(v, device=pixels.device).view(1, 3, 1, 1) for v in (MEAN, STD))
-    x = (
-        ((pixels - mean) / std)
-        .view(n, 3, height // 28, 2, 14, width // 28, 2, 14)
-        .permute(0, 2, 5, 3, 6, 1, 4, 7)
-    )
-    return x.unsqueeze(6).expand(-1, -1, -1, -1, -1, -1, 2, -1, -1).reshape(n, -1, 3 * 2 * 14 * 14)
-
-
 class Trainer:
-    """Model, optimizers and the tables of each shape."""
+    """Model, optimizers and the layer functions, compiled or not."""
 
-    def __init__(self, device: str, batch: int, compiled: bool):
-        self.device, self.batch = device, batch
+    def __init__(self, device: str, compiled: bool):
+        self.device = device
         self.model = tiny.new().to(device)
         self.tokenizer = tiny.tokenizer()
-        matrices = [
-            p
-            for name, p in self.model.named_parameters()
-            if (".layers." in name or ".blocks." in name) and p.ndim == 2
-        ]
-        kept = {id(p) for p in matrices}
+        matrices, others = [], []
+        for name, parameter in self.model.named_parameters():
+            inside = ".layers." in name or ".blocks." in name
+            (matrices if inside and parameter.ndim == 2 else others).append(parameter)
         self.muon = Muon(matrices, lr=0.02)
-        self.adam = torch.optim.AdamW(
-            [p for p in self.model.parameters() if id(p) not in kept],
-            lr=2e-3,
-            betas=(0.9, 0.98),
-            weight_decay=0.0,
-        )
-        self.blocks = (
-            forward.Blocks(
-                *(torch.compile(f, dynamic=False) for f in (forward.vision_block, forward.text_block))
-            )
-            if compiled
-            else forward.Blocks()
-        )
-        self.ahead, self.behind = (
-            self.tokenizer.encode(part).ids for part in tiny.PROMPTED.split("<|image_pad|>")
-        )
+        self.adam = torch.optim.AdamW(others, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0)
+        self.blocks = forward.Blocks.compiled() if compiled else forward.Blocks()
+        parts = tiny.PROMPTED.split("<|image_pad|>")
+        self.ahead, self.behind = (self.tokenizer.encode(part).ids for part in parts)
 
     def answers(self, truth: torch.Tensor) -> torch.Tensor:
         """Answer tokens of boxes, padded with 0, ``(n, ANSWER)``."""
@@ -155,12 +142,11 @@ class Trainer:
         n, _, height, width = pixels.shape
         rows, columns = height // 28, width // 28
         with torch.autocast(self.device, torch.bfloat16):
-            cells = forward.see(self.model, patches(pixels), 2 * rows, 2 * columns, self.blocks)
+            cells = forward.see(self.model, generate.patched(pixels), 2 * rows, 2 * columns, self.blocks)
             ids = torch.cat((self.prompt(n, rows * columns), given), 1)
             x = forward.embed(self.model, ids, cells, len(self.ahead))
-            where = forward.text_positions(
-                len(self.ahead), rows, columns, len(self.behind) + given.shape[1], self.device
-            )
+            after = len(self.behind) + given.shape[1]
+            where = forward.text_positions(len(self.ahead), rows, columns, after, self.device)
             cos, sin = forward.rotation(forward.text_angles(self.model.config.text_config, where), x.dtype)
             for layer in self.model.model.language_model.layers:
                 x = self.blocks.text(layer, x, cos, sin)
@@ -181,28 +167,29 @@ class Trainer:
         return loss.detach()
 
     @torch.no_grad()
-    def check(self, shape: int, images: torch.Tensor, truth: torch.Tensor) -> list[float]:
+    def check(self, images: torch.Tensor, truth: torch.Tensor) -> list[float]:
         """IoU of greedy answers, one a picture, without a cache: each token runs the whole answer so far."""
-        plain, self.blocks = self.blocks, forward.Blocks()
+        blocks, self.blocks = self.blocks, forward.Blocks()
         pixels = images.permute(0, 3, 1, 2).float() / 255
         given = torch.zeros((len(images), 0), dtype=torch.long, device=self.device)
         for _ in range(ANSWER - 1):
             given = torch.cat((given, self.scores(pixels, given)[:, -1:].argmax(-1)), 1)
-        self.blocks = plain
-        found = [boxes.parse(self.tokenizer.decode(row).split("]")[0] + "]") for row in given.tolist()]
-        return [boxes.iou(a, b) for a, b in zip(found, truth.tolist())]
+        self.blocks = blocks
+        answers = [boxes.parse(self.tokenizer.decode(row).split("]")[0] + "]") for row in given.tolist()]
+        return [boxes.iou(a, b) for a, b in zip(answers, truth.tolist())]
 
 
 def rate(progress: float, step: int) -> float:
     """Share of the peak learning rate: 100 steps of warm-up, flat to the middle, then a cosine to zero."""
-    return min(1.0, (step + 1) / 100) * (
-        1.0 if progress < 0.45 else 0.5 + 0.5 * np.cos(np.pi * min(1.0, (progress - 0.45) / 0.55))
+    warm = min(1.0, (step + 1) / 100)
+    return (
+        warm if progress < 0.45 else warm * (0.5 + 0.5 * np.cos(np.pi * min(1.0, (progress - 0.45) / 0.55)))
     )
 
 
 def train(
-    out: Path,
-    total_s: float,
+    out: Annotated[Path, typer.Option()],
+    total_s: float = 250,
     batch: int = 256,
     workers: int = 15,
     warm: int = 2048,
@@ -212,7 +199,7 @@ def train(
     compiled: bool = True,
     resume: bool = False,
     steps: int | None = None,
-) -> Path:
+) -> None:
     """Train for `total_s` seconds (or `steps`); weights and ``training_log.csv`` land in `out`.
 
     Args:
@@ -223,101 +210,56 @@ def train(
     torch.manual_seed(0)
     context = multiprocessing.get_context("spawn")
     feed = context.Queue(4 * workers)
-    drawers = [
-        context.Process(target=draw_chunks, args=(feed, i, workers, scenes.TRAINING, None), daemon=True)
-        for i in range(workers)
-    ]
+    jobs = [(feed, i, workers, scenes.TRAINING, None) for i in range(workers)]
+    drawers = [context.Process(target=draw_chunks, args=job, daemon=True) for job in jobs]
     for process in drawers:
         process.start()
-    trainer, pool = Trainer(device, batch, compiled), Pool(capacity, device)
+    trainer, pool = Trainer(device, compiled), Pool(capacity, device)
     if resume and (out / "weights.safetensors").exists():
         trainer.model.load_state_dict(load_file(out / "weights.safetensors", device))
-    held = _held(feed, trainer, pool, warm, len(scenes.SHAPES))
+    checked = _checked(device, CHECKED if warm > 500 else 4)
+    while pool.drawn < warm or min(pool.count) == 0:
+        pool.add(*feed.get())
     started, step, losses, next_check = time.perf_counter(), 0, [], check_s
     with (out / "training_log.csv").open("a" if resume else "w", newline="") as file:
         log = csv.writer(file)
         if not resume:
             log.writerow(["elapsed_s", "step", "scenes_drawn", "loss", "check_iou", "check_parsed"])
         while True:
-            elapsed = time.perf_counter() - started
-            progress = step / steps if steps else elapsed / total_s
-            if elapsed >= next_check or progress >= 1:
+            elapsed_s = time.perf_counter() - started
+            progress = step / steps if steps else elapsed_s / total_s
+            if elapsed_s >= next_check or progress >= 1:
                 next_check += check_s
-                found = [
-                    value
-                    for shape, (images, truth) in enumerate(held)
-                    for value in trainer.check(shape, images, truth)
-                ]
-                log.writerow(
-                    [
-                        round(elapsed, 1),
-                        step,
-                        pool.drawn,
-                        *[
-                            round(float(v), 4)
-                            for v in (
-                                torch.stack(losses).mean() if losses else np.nan,
-                                np.mean(found),
-                                np.mean(np.array(found) > 0),
-                            )
-                        ],
-                    ]
-                )
+                ious = np.concatenate([trainer.check(images, truth) for images, truth in checked])
+                loss = float(torch.stack(losses).mean()) if losses else np.nan
+                measured = [round(float(v), 4) for v in (loss, ious.mean(), (ious > 0).mean())]
+                log.writerow([round(elapsed_s, 1), step, pool.drawn, *measured])
                 file.flush()
                 print(
-                    f"{elapsed:6.0f} s  step {step}  {pool.drawn} scenes  IoU {np.mean(found):.4f}",
-                    flush=True,
+                    f"{elapsed_s:6.0f} s  step {step}  {pool.drawn} scenes  IoU {ious.mean():.4f}", flush=True
                 )
                 save_file(trainer.model.state_dict(), out / "weights.safetensors")
                 losses = []
                 if progress >= 1:
                     break
-            _take(feed, pool)
+            pool.fill(feed)
             pixels, truth = vary(*pool.batch(step % len(scenes.SHAPES), batch))
             losses.append(trainer.update(pixels, truth, rate(progress, step)))
             step += 1
     for process in drawers:
         process.terminate()
     tiny.save(trainer.model, out / "checkpoint")
-    return out
 
 
-def _held(
-    feed, trainer: Trainer, pool: Pool, warm: int, shapes: int
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Wait for the first scenes and draw those of the check, which no training step sees: images and boxes by shape."""
-    held = []
-    for shape in range(shapes):
-        drawn = [
-            scenes.draw([scenes.CHECK, shape * 1000 + i], scenes.SHAPES[shape])
-            for i in range(64 if warm > 500 else 4)
-        ]
-        held.append(
-            (
-                torch.from_numpy(np.stack([np.asarray(s.image) for s in drawn])).to(trainer.device),
-                torch.tensor([s.box for s in drawn], device=trainer.device),
-            )
-        )
-    while pool.drawn < warm or min(pool.count) == 0:
-        pool.add(*feed.get())
-    return held
-
-
-def _take(feed, pool: Pool, limit: int = 4) -> None:
-    """Move finished chunks into the pool without waiting."""
-    for _ in range(limit):
-        try:
-            pool.add(*feed.get_nowait())
-        except queue.Empty:
-            return
+def _checked(device: str, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Images and boxes of the check by shape; no training step sees them."""
+    checked = []
+    for number, shape in enumerate(scenes.SHAPES):
+        drawn = [scenes.draw([scenes.CHECK, number * 1000 + i], shape) for i in range(count)]
+        images, truth = stacked(drawn)
+        checked.append((torch.from_numpy(images).to(device), torch.from_numpy(truth).to(device)))
+    return checked
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--total-s", type=float, default=250)
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--workers", type=int, default=15)
-    parser.add_argument("--resume", action="store_true")
-    given = parser.parse_args()
-    train(given.out, given.total_s, given.batch, given.workers, resume=given.resume)
+    typer.run(train)

@@ -1,7 +1,8 @@
-"""A server that speaks as much of vLLM's HTTP as the client uses. As a program it takes the arguments of ``vllm serve``.
+"""A server that speaks as much of vLLM's HTTP as the client uses; as a program, in place of ``vllm serve``.
 
 The answer to a picture is chosen by its first bytes' digest, so that tests know it; the environment variable
-FAKE_VLLM tells it to misbehave: "never" (not healthy), "dies" (ends at once), "child" (leaves a child process behind).
+FAKE_VLLM tells it to misbehave: "never" (not healthy), "dies" (ends at once), "child" (leaves a child
+process behind).
 """
 
 import argparse
