@@ -6,16 +6,9 @@ import torch
 from colq_utils.base import backends, config
 from colq_utils.fast import layout, load, steps
 from colq_utils.fast import path as fast
-from colq_utils.model import encode, loading, packing
+from colq_utils.model import encode, loading
 
 TEXTS = ["alpha", "beta gamma delta", "epsilon " * 5]
-
-
-@pytest.fixture(scope="module")
-def packed_checkpoint(random_checkpoint, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("packed")
-    packing.write_checkpoint(random_checkpoint, folder, 4, 128, "cpu")
-    return folder
 
 
 @pytest.mark.gpu

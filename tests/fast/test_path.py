@@ -10,7 +10,7 @@ from colq_utils.base import config
 from colq_utils.base.errors import ColqError
 from colq_utils.fast import graphs, layout, load
 from colq_utils.fast import path as fast
-from colq_utils.model import eightbit, encode, kernels, loading, packing
+from colq_utils.model import eightbit, encode, kernels, loading
 
 TEXTS = ["alpha", "beta gamma delta", "epsilon " * 5]
 
@@ -74,13 +74,6 @@ def test_the_oldest_graphs_are_let_go():
     kept = dict.fromkeys(range(graphs.KEPT + 2))
     graphs.latest(kept, 0)
     assert len(kept) == graphs.KEPT and 0 in kept and 1 not in kept and 2 not in kept
-
-
-@pytest.fixture(scope="module")
-def packed_checkpoint(random_checkpoint, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("packed")
-    packing.write_checkpoint(random_checkpoint, folder, 4, 128, "cpu")
-    return folder
 
 
 def test_a_packed_checkpoint_is_autorounds(packed_checkpoint, random_model, page_images):

@@ -13,15 +13,22 @@ from colq_utils.model import kernels, loading, packing
 RUNTIME = config.Runtime()
 
 
+def packed(weight: torch.Tensor, bits: int = 4) -> packing.PackedLinear:
+    """A layer that holds `weight` rounded in groups of 128."""
+    out_features, in_features = weight.shape
+    layer = packing.PackedLinear(in_features, out_features, bits, 128)
+    for name, value in packing.packed_tensors(weight, bits, 128).items():
+        setattr(layer, name, value)
+    return layer
+
+
 @pytest.mark.parametrize("bits", packing.BITS)
 def test_packing_is_undone_and_rounds_to_the_nearest(bits):
     torch.manual_seed(bits)
     weight = torch.randn(64, 256)
     integers, scales = packing.round_to_nearest(weight, bits, 128)
     assert torch.equal(packing.unpack(packing.pack(integers.T.contiguous(), bits), bits).T, integers)
-    layer = packing.PackedLinear(256, 64, bits, 128)
-    for name, value in packing.packed_tensors(weight, bits, 128).items():
-        setattr(layer, name, value)
+    layer = packed(weight, bits)
     error = (layer.weight(torch.float32) - weight).abs().view(64, 2, 128)
     inside = (
         integers.view(64, 2, 128) < 2**bits - 1
@@ -30,28 +37,14 @@ def test_packing_is_undone_and_rounds_to_the_nearest(bits):
 
 
 def test_stacked_layers_compute_side_by_side():
-    layers = []
-    for out in (64, 32):
-        layer = packing.PackedLinear(128, out, 4, 128)
-        for name, value in packing.packed_tensors(torch.randn(out, 128), 4, 128).items():
-            setattr(layer, name, value)
-        layers.append(layer)
+    layers = [packed(torch.randn(out, 128)) for out in (64, 32)]
     x = torch.randn(3, 128)
     assert torch.equal(packing.PackedLinear.stacked(layers)(x), torch.cat([layer(x) for layer in layers], -1))
 
 
-@pytest.fixture(scope="module")
-def packed_checkpoint(random_checkpoint, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("packed")
-    packing.write_checkpoint(random_checkpoint, folder, 4, 128, "cpu")
-    return folder
-
-
 def test_every_backend_class_takes_a_stacked_layer():
     """AutoRound's torch kernel, built from a packed layer, multiplies as unpacking does."""
-    layer = packing.PackedLinear(128, 64, 4, 128)
-    for name, value in packing.packed_tensors(torch.randn(64, 128), 4, 128).items():
-        setattr(layer, name, value)
+    layer = packed(torch.randn(64, 128))
     x = torch.randn(3, 128)
     assert torch.allclose(kernels.build(layer, "torch")(x).float(), layer(x), atol=2e-2)
 
