@@ -25,7 +25,7 @@ from colq_utils.model.modeling import ColQwen3Config, ColQwen3ForRetrieval
 
 SPECIAL = ["<|endoftext|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 
-WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu".split()
+TEXT = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu"
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -138,7 +138,8 @@ def packed_checkpoint(random_checkpoint, tmp_path_factory):
 def corpus(tmp_path_factory):
     """Folder of 60 made-up documents in two languages, to calibrate on."""
     folder = tmp_path_factory.mktemp("corpus")
-    texts = [" ".join(WORDS[(i * j) % 12] for j in range(1, 300)) for i in range(60)]
+    words = TEXT.split()
+    texts = [" ".join(words[(i * j) % 12] for j in range(1, 300)) for i in range(60)]
     rows = [{"document": f"d{i}", "lang": ("en", "fr")[i % 2], "text": text} for i, text in enumerate(texts)]
     pd.DataFrame(rows).to_parquet(folder / "text.parquet")
     return folder

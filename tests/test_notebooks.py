@@ -1,4 +1,4 @@
-"""The notebooks: their contract, all six run headlessly at smoke size, and what the driver does about mistakes."""
+"""The notebooks: their contract, all six run headlessly at smoke size, what the driver does about mistakes."""
 
 import dataclasses
 import json
@@ -115,7 +115,7 @@ def test_only_what_depends_on_a_change_is_stale(outcome, monkeypatch):
 
 
 def test_editing_a_gpu_kernel_leaves_every_cpu_stage_fresh(outcome):
-    """Staleness goes by the folders that a stage can reach: the GPU path where the experiment runs on it, reports for 06 alone."""
+    """Staleness goes by reachable folders: the GPU path where it is run on, reports for 06 alone."""
     experiment, _ = outcome
     here = {stage: cache.code(experiment, stage) for stage in config.STAGES}
     on_gpu = experiment.model_copy(update={"runtime": config.Runtime(device="cuda")})
@@ -158,7 +158,7 @@ def test_what_a_stage_imports_lies_in_the_folders_it_is_keyed_by(stage):
 
 
 def test_a_rejected_variant_is_in_the_exit_code(tmp_path, monkeypatch, capsys):
-    """Everything ran, nothing failed: the exit of `make report` still says that a checkpoint is not to be used."""
+    """Everything ran, nothing failed; the exit of `make report` still says not to use a checkpoint."""
     from colq_utils.__main__ import main
     from colq_utils.base import files
 

@@ -12,15 +12,17 @@ EVIL = '<script>alert("a")</script>'
 
 @pytest.fixture
 def written(tmp_path):
-    """Results of two experiments: a report with a script in title and text, a picture, a fold and links; a notebook."""
+    """Two experiments: a report with a script in title and text, a picture, a fold, links; a notebook."""
     (tmp_path / "results/one/reports").mkdir(parents=True)
     (tmp_path / "results/two/notebooks").mkdir(parents=True)
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures/a.png").write_bytes(b"\x89PNG")
     (tmp_path / "results/one/reports/first.md").write_text(
-        f"# A {EVIL} & `more`\n\n{EVIL}\n\nInline {EVIL} text, <img src=x onerror=alert(1)>.\n\n## What the *seed* moves\n\n"
+        f"# A {EVIL} & `more`\n\n{EVIL}\n\nInline {EVIL} text, <img src=x onerror=alert(1)>.\n\n"
+        "## What the *seed* moves\n\n"
         "![a figure](../../../figures/a.png) ![gone](../../../figures/b.png)\n\n"
-        "<details>\n<summary>More</summary>\n\n| a | b |\n| --- | ---: |\n| x | 1 |\n\n</details>\n\n<details onclick=alert(1)>\n\n"
+        "<details>\n<summary>More</summary>\n\n| a | b |\n| --- | ---: |\n| x | 1 |\n\n</details>\n\n"
+        "<details onclick=alert(1)>\n\n"
         "[second](second.md#what-the-seed-moves) [bad](javascript:alert(1)) [out](https://example.org/)\n"
     )
     (tmp_path / "results/one/reports/second.md").write_text("# Second\n\n## What the seed moves\n")

@@ -1,4 +1,4 @@
-"""One arithmetic on every CPU: pinned, checked, the same bits however many threads and whatever the processor offers."""
+"""One arithmetic on every CPU: pinned, checked, the same bits on any processor and any number of threads."""
 
 import json
 import os

@@ -18,33 +18,33 @@ TEXTS = ["alpha", "beta gamma delta", "epsilon " * 5]
 def test_gpu_kernels_do_what_the_plain_steps_do(n, fp8):
     from colq_utils.fast import steps_triton
 
-    def same(found, expected):
-        if isinstance(found, tuple):
-            found, expected = (values.float() * scale for values, scale in (found, expected))
-        found, expected = found.float(), expected.float()
-        assert (found - expected).norm() < (0.02 if fp8 else 0.004) * expected.norm()
+    def same(actual, expected):
+        if isinstance(actual, tuple):
+            actual, expected = (values.float() * scale for values, scale in (actual, expected))
+        actual, expected = actual.float(), expected.float()
+        assert (actual - expected).norm() < (0.02 if fp8 else 0.004) * expected.norm()
 
     torch.manual_seed(0)
 
-    def some(*shape):
+    def noise(*shape):
         return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
 
-    x, delta, weight, bias = some(n, 2560), some(n, 2560), some(2560), some(2560)
-    for found, expected in zip(
+    x, delta, weight, bias = noise(n, 2560), noise(n, 2560), noise(2560), noise(2560)
+    for actual, expected in zip(
         steps_triton.add_norm(x, delta, weight, 1e-6, fp8),
         steps.add_norm(x, delta, weight, 1e-6, fp8),
         strict=True,
     ):
-        same(found, expected)
-    for found, expected in zip(
+        same(actual, expected)
+    for actual, expected in zip(
         steps_triton.add_layer_norm(x, delta, weight, bias, 1e-6, fp8),
         steps.add_layer_norm(x, delta, weight, bias, 1e-6, fp8),
         strict=True,
     ):
-        same(found, expected)
-    wide = some(n, 2 * 9728)
+        same(actual, expected)
+    wide = noise(n, 2 * 9728)
     same(steps_triton.swiglu(wide, fp8), steps.swiglu(wide, fp8))
-    for rows in (x, some(n, 4096), some(n, 4304)):
+    for rows in (x, noise(n, 4096), noise(n, 4304)):
         same(steps_triton.gelu_tanh(rows, fp8), steps.gelu_tanh(rows, fp8))
         same(steps_triton.to_fp8(rows, fp8), steps.to_fp8(rows, fp8))
 
@@ -62,15 +62,15 @@ def test_gpu_rotation_and_attention(heads, kv_heads, head_dim):
     cos, sin = torch.rand(2, 208, head_dim, device="cuda").bfloat16()
     norms = tuple(torch.rand(2, head_dim, device="cuda").bfloat16())
     for weights in (norms, None):
-        found, expected = qkv.clone(), qkv.clone()
-        steps_triton.rotate_(found, cos, sin, heads, kv_heads, weights, 1e-6)
+        actual, expected = qkv.clone(), qkv.clone()
+        steps_triton.rotate_(actual, cos, sin, heads, kv_heads, weights, 1e-6)
         steps.rotate_(expected, cos, sin, heads, kv_heads, weights, 1e-6)
-        assert (found.float() - expected.float()).norm() < 0.004 * expected.float().norm()
+        assert (actual.float() - expected.float()).norm() < 0.004 * expected.float().norm()
     real = int(mask.sum())
-    found, expected = (
+    actual, expected = (
         way.attend_packed(qkv, packed, heads, kv_heads)[:real].float() for way in (steps_triton, steps)
     )
-    assert (found - expected).norm() < 0.006 * expected.norm()
+    assert (actual - expected).norm() < 0.006 * expected.norm()
 
 
 @pytest.mark.gpu
@@ -97,8 +97,8 @@ def test_graphs_give_the_same_embeddings(
         [0, 1, 2],
         [2, 0, 1],
     ):  # as they come, captured, replayed, replayed with others
-        found = encode.pages(accelerated, [page_images[i] for i in order])
-        assert fast.agreement([plain[1][i] for i in order], found)["mean"] > 0.9995
+        actual = encode.pages(accelerated, [page_images[i] for i in order])
+        assert fast.agreement([plain[1][i] for i in order], actual)["mean"] > 0.9995
     longer = [text * 60 for text in TEXTS]
     with accelerated.model.unrecorded():
         eager = encode.queries(accelerated, longer)

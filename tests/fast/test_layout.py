@@ -33,9 +33,9 @@ def test_attention_of_packed_rows_sees_its_own_row_alone():
     torch.manual_seed(0)
     mask = torch.tensor([[0, 0, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]])
     qkv = torch.randn(8, 6 * 8)  # two query heads and two key/value heads of 8
-    found = steps.attend_packed(qkv, layout.Packed(mask, 8), 2, 2)
+    actual = steps.attend_packed(qkv, layout.Packed(mask, 8), 2, 2)
     for row in (slice(0, 2), slice(2, 6)):
-        assert torch.allclose(found[row], steps.attend(qkv[row], 1, 2, 2, causal=True), atol=1e-6)
+        assert torch.allclose(actual[row], steps.attend(qkv[row], 1, 2, 2, causal=True), atol=1e-6)
 
 
 def test_positions_are_the_models(random_model, page_images):
@@ -48,8 +48,8 @@ def test_positions_are_the_models(random_model, page_images):
     expected, _ = random_model.model.vlm.model.get_rope_index(
         ids, image_grid_thw=inputs["image_grid_thw"], attention_mask=mask, mm_token_type_ids=types
     )
-    found = layout.page_positions(types, inputs["image_grid_thw"], 2)
-    assert torch.equal(found * mask, expected * mask)
+    actual = layout.page_positions(types, inputs["image_grid_thw"], 2)
+    assert torch.equal(actual * mask, expected * mask)
 
 
 def test_shifting_left_and_back():

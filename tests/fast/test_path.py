@@ -32,8 +32,8 @@ def test_same_embeddings_as_the_plain_path(random_model, page_images):
     for before, after in zip(
         plain, (encode.queries(accelerated, TEXTS), encode.pages(accelerated, page_images)), strict=True
     ):
-        found = fast.agreement(before, after)
-        assert found["mean"] > 0.9999 and found["min"] > 0.999, found
+        cosine = fast.agreement(before, after)
+        assert cosine["mean"] > 0.9999 and cosine["min"] > 0.999, cosine
     ((_, stored, grids),) = encode.stream_features(accelerated, range(4), page_images.__getitem__, 4)
     again = encode.pages_from_features(accelerated, stored, grids)
     assert fast.agreement(plain[1], again)["mean"] > 0.9999
@@ -64,8 +64,8 @@ def test_padding_may_stand_on_either_side(random_model, page_images):
     short = int(inputs["attention_mask"].sum(1).argmin())
     assert right["attention_mask"][short, -1] == 0 and inputs["attention_mask"][short, 0] == 0
     model = fast.FastColQwen3(fresh(random_model).model)
-    found, expected = model(**right).embeddings, model(**inputs).embeddings
-    assert torch.allclose(found, expected.gather(1, order.unsqueeze(-1).expand_as(expected)), atol=1e-2)
+    actual, expected = model(**right).embeddings, model(**inputs).embeddings
+    assert torch.allclose(actual, expected.gather(1, order.unsqueeze(-1).expand_as(expected)), atol=1e-2)
     queries = random_model.processor.queries(TEXTS[:1])
     assert torch.equal(model(queries["input_ids"]).embeddings, model(**queries).embeddings)
 

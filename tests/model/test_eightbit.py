@@ -13,10 +13,10 @@ def test_fp8_rounds_to_three_bits_of_mantissa():
     x = torch.randn(5, 64).bfloat16()
     values, scale = eightbit.scaled(x)
     assert (values.float() * scale - x.float()).abs().max() <= x.float().abs().max() / 16
-    made = eightbit.Fp8Linear(linear.weight.data, linear.bias.data)
+    eight = eightbit.Fp8Linear(linear.weight.data, linear.bias.data)
     expected = linear(x).float()
-    assert (made(x).float() - expected).abs().max() < 0.1 * expected.abs().max()
-    assert torch.equal(made(x), made((values, scale)))
+    assert (eight(x).float() - expected).abs().max() < 0.1 * expected.abs().max()
+    assert torch.equal(eight(x), eight((values, scale)))
 
 
 def test_every_fp8_path_scales_rows_alike():
@@ -36,7 +36,7 @@ def test_every_fp8_path_scales_rows_alike():
 
 def test_int8_embedding_restores_rows():
     table = torch.nn.Embedding(10, 16).bfloat16()
-    made = eightbit.Int8Embedding(table)
+    eight = eightbit.Int8Embedding(table)
     ids = torch.tensor([[1, 2], [3, 9]])
-    assert (made(ids).float() - table(ids).float()).abs().max() < table.weight.abs().max() / 100
-    assert made.weight.dtype == torch.int8
+    assert (eight(ids).float() - table(ids).float()).abs().max() < table.weight.abs().max() / 100
+    assert eight.weight.dtype == torch.int8

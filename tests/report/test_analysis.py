@@ -75,9 +75,9 @@ def test_designs_that_differ_in_more_than_length_are_not_ranked_by_length(tmp_pa
 
 
 def test_a_variant_that_fell_back_is_not_taken_for_autoround(study):
-    made = study.results.variants
-    fallen = made.assign(
-        fallback=made.fallback.where(made.variant != "toy-w4a16-autoround-s256", "rtn group 128")
+    variants = study.results.variants
+    fallen = variants.assign(
+        fallback=variants.fallback.where(variants.variant != "toy-w4a16-autoround-s256", "rtn group 128")
     )
     torn = dataclasses.replace(study, results=dataclasses.replace(study.results, variants=fallen))
     assert torn.labels[
@@ -90,15 +90,15 @@ def test_a_variant_that_fell_back_is_not_taken_for_autoround(study):
 
 
 def test_processes_that_disagree_leave_it_open(study):
-    some = study.results.samples
-    luck = some.latency_s * some["round"].map({1: 0.5, 2: 1.0}).where(
-        some.variant != study.experiment.base, 1.0
+    samples = study.results.samples
+    luck = samples.latency_s * samples["round"].map({1: 0.5, 2: 1.0}).where(
+        samples.variant != study.experiment.base, 1.0
     )
     torn = dataclasses.replace(
-        study, results=dataclasses.replace(study.results, samples=some.assign(latency_s=luck))
+        study, results=dataclasses.replace(study.results, samples=samples.assign(latency_s=luck))
     )
-    (found,) = speed.ratios(torn).itertuples()
-    assert found.word == "undecided" and found.low < 0.8 and found.high > 1.4
+    (ratio,) = speed.ratios(torn).itertuples()
+    assert ratio.word == "undecided" and ratio.low < 0.8 and ratio.high > 1.4
 
 
 def test_top_page_changes_by_hand(hand):

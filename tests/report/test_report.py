@@ -47,8 +47,8 @@ def test_rendered_numbers_by_hand(hand):
 
 def test_every_number_of_the_size_table_is_in_the_result_file(study):
     text = report.render(study)["quantization_analysis.md"]
-    made = study.results.variants.set_index("variant")
-    for name, row in made.iterrows():
+    variants = study.results.variants.set_index("variant")
+    for name, row in variants.iterrows():
         wanted = [
             study.labels[name],
             row.export,

@@ -7,14 +7,14 @@ from colq_utils.stages.benchmark import ceilings
 
 def test_floors():
     need = ceilings.Demand(weight_bytes=100, text_flop=600, vision_flop=300, attention_flop=100)
-    found = ceilings.floors(
+    limits = ceilings.floors(
         need,
         {"copy_bytes_per_s": 100, "bfloat16_flop_per_s": 100, "fp8_flop_per_s": 200},
         "fp8",
         "bfloat16",
         "bfloat16",
     )
-    assert found == {"bandwidth_floor_s": 1.0, "compute_floor_s": 7.0, "floor_s": 7.0}
+    assert limits == {"bandwidth_floor_s": 1.0, "compute_floor_s": 7.0, "floor_s": 7.0}
 
 
 def test_demand_counts_products_and_weights(random_model, page_images):

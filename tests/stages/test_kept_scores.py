@@ -86,17 +86,16 @@ CHANGES = {
 }
 
 
+SCORED = {"query_id": "q", "ndcg_at_5": 0.5, "queries": "own", "pages": "own"}
+
+
 @pytest.mark.parametrize("variant", ["tiny-bf16", references.RANDOM_INIT])
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_kept_scores_are_used_until_what_they_depend_on_changes(
     study, variant, change, tmp_path, monkeypatch
 ):
     task, measured = SimpleNamespace(metadata=SimpleNamespace(name="T")), []
-    monkeypatch.setattr(
-        evaluate,
-        "evaluate_task",
-        lambda *_: measured.append(1) or pd.DataFrame({"query_id": ["q"], "ndcg_at_5": [0.5]}),
-    )
+    monkeypatch.setattr(evaluate, "evaluate_task", lambda *_: measured.append(1) or pd.DataFrame([SCORED]))
     for _ in range(2):
         evaluate.run_variant(study, variant, [task], "data")
         cache.digest.cache_clear()  # the next process

@@ -24,8 +24,10 @@ def test_ndcg_known_answers(ranked, ideal, expected):
 
 
 def test_per_query_rank_margin_and_top():
-    found = torch.tensor([[1.0, 4.0, 3.0], [5.0, 1.0, 1.0]])
-    frame = scores.per_query(found, ["q1", "q2"], ["a", "b", "c"], [2, 4], {"q1": {"c": 1}, "q2": {"a": 1}})
+    similarity = torch.tensor([[1.0, 4.0, 3.0], [5.0, 1.0, 1.0]])
+    frame = scores.per_query(
+        similarity, ["q1", "q2"], ["a", "b", "c"], [2, 4], {"q1": {"c": 1}, "q2": {"a": 1}}
+    )
     assert frame["first_rank"].tolist() == [2, 1]
     assert frame["margin"].tolist() == [(3 - 4) / 2, (5 - 1) / 4]
     assert frame["top5"].iloc[0] == ["b", "c", "a"]
@@ -38,16 +40,18 @@ def test_ndcg_is_trec_evals():
 
     rng = np.random.default_rng(0)
     pages, queries = [f"p{i}" for i in range(30)], [f"q{i}" for i in range(200)]
-    found = torch.tensor(rng.normal(size=(200, 30)))
+    similarity = torch.tensor(rng.normal(size=(200, 30)))
     asked = [*pages, "not in the corpus"]
     relevant = {
         q: {p: int(g) for p, g in zip(rng.choice(asked, 6, replace=False), rng.integers(0, 4, 6))}
         | {asked[i % 31]: 1}
         for i, q in enumerate(queries)
     }
-    run = {q: dict(zip(pages, row.tolist())) for q, row in zip(queries, found)}
+    run = {q: dict(zip(pages, row.tolist())) for q, row in zip(queries, similarity)}
     theirs = pytrec_eval.RelevanceEvaluator(relevant, {"ndcg_cut.5"}).evaluate(run)
-    ours = scores.per_query(found, queries, pages, [1] * 200, relevant).set_index("query_id")["ndcg_at_5"]
+    ours = scores.per_query(similarity, queries, pages, [1] * 200, relevant).set_index("query_id")[
+        "ndcg_at_5"
+    ]
     assert len(ours) == 200 and max(abs(ours[q] - theirs[q]["ndcg_cut_5"]) for q in queries) < 1e-9
 
 

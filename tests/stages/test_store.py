@@ -67,11 +67,11 @@ def test_a_failed_append_shifts_no_later_record(tmp_path):
         store.extend(["b", "c"], [torch.full((LARGE, 2), 9.0), Meddling(torch.ones(1, 2), fail)])
     assert "b" not in store
     store.extend(["d"], [torch.full((4, 2), 2.0)])
-    for found in (store, VectorStore(tmp_path, 2, torch.float32)):
+    for opened in (store, VectorStore(tmp_path, 2, torch.float32)):
         assert (
-            len(found) == 2
-            and torch.equal(found["a"], torch.ones(3, 2))
-            and torch.equal(found["d"], torch.full((4, 2), 2.0))
+            len(opened) == 2
+            and torch.equal(opened["a"], torch.ones(3, 2))
+            and torch.equal(opened["d"], torch.full((4, 2), 2.0))
         )
 
 
@@ -86,5 +86,5 @@ def test_opening_a_store_leaves_another_process_s_append_alone(tmp_path):
     )
     assert "a" not in others[0], "a record counts once its append has ended"
     others[0].extend(["c"], [torch.full((2, 2), 3.0)])
-    for found in (others[0], VectorStore(tmp_path, 2, torch.float32)):
-        assert [found[key].unique().tolist() for key in "abc"] == [[1.0], [2.0], [3.0]]
+    for opened in (others[0], VectorStore(tmp_path, 2, torch.float32)):
+        assert [opened[key].unique().tolist() for key in "abc"] == [[1.0], [2.0], [3.0]]
