@@ -1,4 +1,4 @@
-"""The plan of an experiment: counts from mteb, sizes from shapes, hours from measured rows, nothing guessed."""
+"""The plan of an experiment: counts from mteb, sizes from shapes, hours from measurements, no guesses."""
 
 import json
 from types import SimpleNamespace

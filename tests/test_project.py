@@ -33,7 +33,7 @@ def test_make_clean_keeps_checkpoints():
 
 
 def test_what_is_imported_is_declared_and_locked():
-    """Every package that is imported by name is a pinned dependency; every pin stands in requirements.lock."""
+    """What is imported by name is a pinned dependency; every pin stands in requirements.lock."""
     project = tomllib.loads((config.ROOT / "pyproject.toml").read_text())["project"]
     pins = {
         pin.split(";")[0].strip().lower()

@@ -72,6 +72,7 @@ def test_a_processor_without_avx2_is_told_in_one_line(monkeypatch):
 
 
 @x86
+@pytest.mark.skipif(not torch.cpu._is_avx512_supported(), reason="nothing beyond AVX2 to compute with")
 @pytest.mark.parametrize(
     "use",
     [
@@ -84,8 +85,6 @@ def test_torch_used_too_early_is_noticed(use):
     """An element-wise operation starts ATen, a product of matrices MKL alone."""
     code = f"import numpy as np, torch; {use}; from colq_utils.base import arithmetic; arithmetic.check()"
     done = unpinned(code)
-    if not torch.cpu._is_avx512_supported():
-        pytest.skip("this processor has nothing beyond AVX2 to compute with")
     assert done.returncode != 0 and "import colq_utils first" in done.stderr
 
 

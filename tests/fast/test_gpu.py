@@ -8,11 +8,13 @@ from colq_utils.fast import layout, load, steps
 from colq_utils.fast import path as fast
 from colq_utils.model import encode, loading
 
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 TEXTS = ["alpha", "beta gamma delta", "epsilon " * 5]
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("fp8", [False, True])
 @pytest.mark.parametrize("n", [300, 5000])
 def test_gpu_kernels_do_what_the_plain_steps_do(n, fp8):
@@ -30,18 +32,11 @@ def test_gpu_kernels_do_what_the_plain_steps_do(n, fp8):
         return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
 
     x, delta, weight, bias = noise(n, 2560), noise(n, 2560), noise(2560), noise(2560)
-    for actual, expected in zip(
-        steps_triton.add_norm(x, delta, weight, 1e-6, fp8),
-        steps.add_norm(x, delta, weight, 1e-6, fp8),
-        strict=True,
-    ):
-        same(actual, expected)
-    for actual, expected in zip(
-        steps_triton.add_layer_norm(x, delta, weight, bias, 1e-6, fp8),
-        steps.add_layer_norm(x, delta, weight, bias, 1e-6, fp8),
-        strict=True,
-    ):
-        same(actual, expected)
+    norms = {"add_norm": (x, delta, weight), "add_layer_norm": (x, delta, weight, bias)}
+    for step, tensors in norms.items():
+        pair = (getattr(way, step)(*tensors, 1e-6, fp8) for way in (steps_triton, steps))
+        for actual, expected in zip(*pair, strict=True):
+            same(actual, expected)
     wide = noise(n, 2 * 9728)
     same(steps_triton.swiglu(wide, fp8), steps.swiglu(wide, fp8))
     for rows in (x, noise(n, 4096), noise(n, 4304)):
@@ -49,8 +44,6 @@ def test_gpu_kernels_do_what_the_plain_steps_do(n, fp8):
         same(steps_triton.to_fp8(rows, fp8), steps.to_fp8(rows, fp8))
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("heads, kv_heads, head_dim", [(32, 8, 128), (16, 16, 72)])
 def test_gpu_rotation_and_attention(heads, kv_heads, head_dim):
     from colq_utils.fast import steps_triton
@@ -73,8 +66,6 @@ def test_gpu_rotation_and_attention(heads, kv_heads, head_dim):
     assert (actual - expected).norm() < 0.006 * expected.norm()
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("backend", [None, "humming", "tritonv2", "marlin"])
 def test_graphs_give_the_same_embeddings(
     random_checkpoint, packed_checkpoint, random_model, page_images, backend
@@ -91,12 +82,8 @@ def test_graphs_give_the_same_embeddings(
     for _ in range(2):  # captured, then replayed
         assert fast.agreement(plain[0], encode.queries(accelerated, TEXTS))["mean"] > 0.9995
     assert fast.agreement(plain[0][:1], encode.queries(accelerated, TEXTS[:1]))["mean"] > 0.9995
-    for order in (
-        [0, 1, 2],
-        [0, 1, 2],
-        [0, 1, 2],
-        [2, 0, 1],
-    ):  # as they come, captured, replayed, replayed with others
+    # as they come, captured, replayed, replayed with others
+    for order in ([0, 1, 2], [0, 1, 2], [0, 1, 2], [2, 0, 1]):
         actual = encode.pages(accelerated, [page_images[i] for i in order])
         assert fast.agreement([plain[1][i] for i in order], actual)["mean"] > 0.9995
     longer = [text * 60 for text in TEXTS]

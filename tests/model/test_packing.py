@@ -42,9 +42,9 @@ def test_stacked_layers_compute_side_by_side():
     assert torch.equal(packing.PackedLinear.stacked(layers)(x), torch.cat([layer(x) for layer in layers], -1))
 
 
-def test_every_backend_class_takes_a_stacked_layer():
-    """AutoRound's torch kernel, built from a packed layer, multiplies as unpacking does."""
-    layer = packed(torch.randn(64, 128))
+def test_autorounds_torch_kernel_takes_a_stacked_layer():
+    """Built from packed layers side by side, it multiplies as unpacking does."""
+    layer = packing.PackedLinear.stacked([packed(torch.randn(out, 128)) for out in (64, 32)])
     x = torch.randn(3, 128)
     assert torch.allclose(kernels.build(layer, "torch")(x).float(), layer(x), atol=2e-2)
 

@@ -2,11 +2,13 @@
 
 from types import SimpleNamespace
 
+import local_tasks
 import pytest
 import torch
 
 from colq_utils.base import config
 from colq_utils.base.errors import ColqError
+from colq_utils.model import encode
 from colq_utils.stages.evaluate import evaluate, retriever
 from colq_utils.stages.evaluate.store import VectorStore
 
@@ -37,80 +39,34 @@ def test_subsets_are_named_by_their_language(scripts, expected):
     assert evaluate.languages(task) == expected
 
 
-class Task:
-    """A local mteb task of two languages over one corpus of pictures."""
-
-    def __new__(cls, images):
-        from datasets import Dataset, Features, Image, Value
-        from mteb.abstasks.retrieval import AbsTaskRetrieval
-        from mteb.abstasks.task_metadata import TaskMetadata
-
-        corpus = Dataset.from_dict(
-            {"id": [f"p{i}" for i in range(len(images))], "image": images},
-            Features({"id": Value("string"), "image": Image()}),
-        )
-        metadata = TaskMetadata(
-            name="Pictures",
-            description="pictures",
-            dataset={"path": "none", "revision": "1"},
-            type="DocumentUnderstanding",
-            category="t2i",
-            modalities=["text", "image"],
-            eval_splits=["test"],
-            eval_langs={"en": ["eng-Latn"], "fr": ["fra-Latn"]},
-            main_score="ndcg_at_5",
-            date=("2024-01-01", "2024-12-31"),
-            domains=["Non-fiction"],
-            task_subtypes=[],
-            license="not specified",
-            annotations_creators="derived",
-            dialect=[],
-            sample_creation="found",
-            bibtex_citation="",
-            reference=None,
-        )
-
-        def load_data(self, num_proc=None, **unused):
-            self.dataset = {
-                lang: {
-                    "test": {
-                        "corpus": corpus,
-                        "queries": Dataset.from_dict(
-                            {"id": [f"{lang}{i}" for i in range(3)], "text": ["alpha", "beta", "gamma delta"]}
-                        ),
-                        "relevant_docs": {f"{lang}{i}": {f"p{i}": 1} for i in range(3)},
-                        "top_ranked": None,
-                    }
-                }
-                for lang in ("en", "fr")
-            }
-            self.data_loaded = True
-
-        return type(
-            "Pictures",
-            (AbsTaskRetrieval,),
-            {"metadata": metadata, "load_data": load_data, "k_values": (1, 5, 10)},
-        )()
-
-
 @pytest.mark.parametrize("shared", [True, False])
-def test_a_corpus_is_encoded_once_and_scores_agree_with_mteb(random_model, page_images, tmp_path, shared):
-    from colq_utils.model import encode
-
-    features = (
-        VectorStore(tmp_path / "features", encode.feature_width(random_model), random_model.model.dtype)
-        if shared
-        else None
-    )
+def test_a_corpus_is_encoded_once_for_all_languages(random_model, tmp_path, shared):
+    width = encode.feature_width(random_model)
+    features = VectorStore(tmp_path / "features", width, random_model.model.dtype) if shared else None
     searcher = retriever.Retriever(random_model, tmp_path / "pages", features, batch=2)
-    frame = evaluate.evaluate_task(searcher, Task(page_images))
-    assert searcher.encoded == len(page_images) == frame["encoded_pages"].iloc[0]
-    assert len(frame) == 6 and set(frame["lang"]) == {"en", "fr"}
-    assert evaluate.evaluate_task(searcher, Task(page_images))["encoded_pages"].eq(0).all()
-    direct = encode.pages(random_model, page_images, 2)
-    assert all(
-        torch.equal(searcher.pages[key], vectors) for key, vectors in zip(searcher._keys, direct, strict=True)
-    )
+    frame = evaluate.evaluate_task(searcher, local_tasks.LocalShared())
+    assert searcher.encoded == 7 == frame["encoded_pages"].iloc[0]
+    assert frame["lang"].value_counts().to_dict() == {"en": 4, "fr": 4, "de": 4}
+    assert evaluate.evaluate_task(searcher, local_tasks.LocalShared())["encoded_pages"].eq(0).all()
+    direct = encode.pages(random_model, list(local_tasks.corpus(2, 7)["image"]), 2)
+    for key, vectors in zip(searcher._keys, direct, strict=True):
+        assert torch.equal(searcher.pages[key], vectors)
+
+
+def test_scores_that_are_not_mtebs_are_refused(random_model, tmp_path, monkeypatch):
+    """Every query scores half a thousandth more than mteb says."""
+    per_query = evaluate.per_query
+
+    def shifted(*arguments):
+        frame = per_query(*arguments)
+        return frame.assign(ndcg_at_5=frame["ndcg_at_5"] + 5e-4)
+
+    searcher = retriever.Retriever(random_model, tmp_path / "pages", None, batch=2)
+    agreed = evaluate.evaluate_task(searcher, local_tasks.LocalSingle())
+    assert agreed["ndcg_at_5"].mean() == pytest.approx(agreed["mteb_ndcg_at_5"].iloc[0], abs=1e-4)
+    monkeypatch.setattr(evaluate, "per_query", shifted)
+    with pytest.raises(ColqError, match=r"LocalSingle default: per-query NDCG@5 averages .*, mteb says"):
+        evaluate.evaluate_task(searcher, local_tasks.LocalSingle())
 
 
 def test_an_unknown_task_is_refused_with_those_that_come_close():

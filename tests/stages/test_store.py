@@ -1,5 +1,6 @@
 """The store of page vectors: its bits, one writer, killed and failed writes, memory."""
 
+import json
 import subprocess
 import sys
 
@@ -88,3 +89,44 @@ def test_opening_a_store_leaves_another_process_s_append_alone(tmp_path):
     others[0].extend(["c"], [torch.full((2, 2), 3.0)])
     for opened in (others[0], VectorStore(tmp_path, 2, torch.float32)):
         assert [opened[key].unique().tolist() for key in "abc"] == [[1.0], [2.0], [3.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_store_keeps_the_bits(tmp_path, dtype):
+    matrices = [torch.randn(n, 4).to(dtype) for n in (3, 1, 5)]
+    VectorStore(tmp_path, 4, dtype).extend(["a", "b", "c"], matrices, grid=[[1, 2, 3]] * 3)
+    again = VectorStore(tmp_path, 4, dtype)
+    assert len(again) == 3 and again.note("b", "grid") == [1, 2, 3]
+    for key, matrix in zip("abc", matrices, strict=True):
+        assert torch.equal(again[key], matrix) and again[key].dtype == dtype
+
+
+def test_a_store_has_many_readers_and_one_writer(tmp_path):
+    first = VectorStore(tmp_path, 2, torch.float32)
+    first.extend(["a"], [torch.ones(2, 2)])
+    index = tmp_path / "index.jsonl"
+    before = index.stat()
+    second = VectorStore(tmp_path, 2, torch.float32)
+    assert (index.stat().st_ino, index.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns), (
+        "opening what is whole writes nothing"
+    )
+    first.extend(["b"], [torch.zeros(1, 2)])
+    assert "b" not in second
+    with second.alone():
+        second.extend(["c"], [torch.full((3, 2), 2.0)])
+    again = VectorStore(tmp_path, 2, torch.float32)
+    assert [again[key].flatten().tolist() for key in "abc"] == [[1.0] * 4, [0.0] * 2, [2.0] * 6]
+
+
+def test_store_survives_a_kill(tmp_path):
+    """Data without an index line, and a half-written index line, are both as if they never were."""
+    store = VectorStore(tmp_path, 2, torch.float32)
+    store.extend(["a"], [torch.ones(2, 2)])
+    with (tmp_path / "vectors.bin").open("ab") as data:
+        data.write(b"\x00" * 5)
+    with (tmp_path / "index.jsonl").open("a") as index:
+        index.write(json.dumps({"key": "b", "start": 2, "n": 9})[:-4])
+    again = VectorStore(tmp_path, 2, torch.float32)
+    assert "a" in again and "b" not in again
+    again.extend(["b"], [torch.full((1, 2), 7.0)])
+    assert torch.equal(again["b"], torch.full((1, 2), 7.0)) and torch.equal(again["a"], torch.ones(2, 2))
