@@ -46,8 +46,8 @@ def write(name: str, model: str, folder: str, queries: str | None, revision: str
         raise ColqError(f"{target} is there already; take another name, or remove it first")
     path, revision, size = _model(model, revision)
     settings = Documents(folder=_portable(folder), queries=_portable(queries) if queries else None)
-    found = documents.survey(settings)
-    kinds = documents.expected(settings, found)
+    surveyed = documents.survey(settings)
+    kinds = documents.expected(settings, surveyed)
     import torch  # seconds to import
 
     text = jinja2.Template(TEMPLATE.read_text(), keep_trailing_newline=True).render(
@@ -59,7 +59,7 @@ def write(name: str, model: str, folder: str, queries: str | None, revision: str
     except ColqError:
         target.unlink()
         raise
-    return Written(target, found, kinds)
+    return Written(target, surveyed, kinds)
 
 
 def _model(model: str, revision: str | None) -> tuple[str, str | None, str]:

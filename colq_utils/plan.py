@@ -191,8 +191,7 @@ def disk(experiment: Experiment, tasks: pd.DataFrame) -> pd.DataFrame:
     stored = 0
     for variant in experiment.quantized.values():
         for export in variant.exports:
-            made = footprint.quantized(tensors, variant.bits, variant.group_size, export)
-            stored += footprint.total(made)
+            stored += footprint.total(footprint.quantized(tensors, variant.bits, variant.group_size, export))
     dim = next(tensor.shape[0] for tensor in tensors if tensor.name == PROJECTION)
     embeddings = _pages(experiment, tasks) * tokens * dim * WIDTH[experiment.runtime.dtype]
     kept = "build/, until `make clean-checkpoints`"

@@ -1,23 +1,31 @@
-"""A random ColQwen3 of two layers with tokenizer and processor: the right shape, no knowledge. Its projection has a bias, as published."""
+"""A random ColQwen3 of two layers with tokenizer and processor, and what experiments of it need.
+
+It has the right shape and no knowledge. Its projection has a bias, as published.
+"""
 
 import json
 import os
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+import yaml
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from colq_utils.model import kernels, loading, processing
+from colq_utils.model import kernels, loading, packing, processing
 from colq_utils.model.modeling import ColQwen3Config, ColQwen3ForRetrieval
 
 SPECIAL = ["<|endoftext|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+
+TEXT = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu"
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -116,3 +124,42 @@ def page_images():
     """Four small pictures of noise."""
     rng = np.random.default_rng(0)
     return [Image.fromarray(rng.integers(0, 255, (96, 160, 3), dtype=np.uint8)) for _ in range(4)]
+
+
+@pytest.fixture(scope="session")
+def packed_checkpoint(random_checkpoint, tmp_path_factory):
+    """The random checkpoint rounded to four bits and packed as for GPTQ."""
+    folder = tmp_path_factory.mktemp("packed")
+    packing.write_checkpoint(random_checkpoint, folder, 4, 128, "cpu")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """Folder of 60 made-up documents in two languages, to calibrate on."""
+    folder = tmp_path_factory.mktemp("corpus")
+    words = TEXT.split()
+    texts = [" ".join(words[(i * j) % 12] for j in range(1, 300)) for i in range(60)]
+    rows = [{"document": f"d{i}", "lang": ("en", "fr")[i % 2], "text": text} for i, text in enumerate(texts)]
+    pd.DataFrame(rows).to_parquet(folder / "text.parquet")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def experiment_file(random_checkpoint):
+    """Writes an experiment of the random model; a section that is not given is empty."""
+
+    def write(folder: Path, name: str, **sections) -> str:
+        fields = {
+            "title": name,
+            "model": {"path": str(random_checkpoint), "size": "random"},
+            "calibration": {"source": "data/calibration", "sets": []},
+            "variants": [{"scheme": "bf16"}],
+            "benchmark": {"variants": [], "workloads": []},
+            "evaluation": {"tasks": []},
+        }
+        path = folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(fields | sections))
+        return str(path)
+
+    return write

@@ -1,4 +1,4 @@
-"""The notebooks: their contract, all six run headlessly at smoke size, and what the driver does about mistakes."""
+"""The notebooks: their contract, all six run headlessly at smoke size, the driver and mistakes."""
 
 import dataclasses
 import json
@@ -78,11 +78,12 @@ def test_reports_and_figures_are_there(outcome):
     experiment, _ = outcome
     reports = {p.name for p in (experiment.results("reports")).glob("*.md")}
     assert {"quantization_analysis.md", "comparison_english.md", "benchmark.md"} <= reports
+    linked = 0
     for report in experiment.results("reports").glob("*.md"):
         for link in re.findall(r"!\[[^]]*\]\(([^)]+)\)", report.read_text()):
-            assert (report.parent / link).resolve().exists(), (
-                f"{report.name} links a picture that is not there: {link}"
-            )
+            linked += 1
+            assert (report.parent / link).resolve().exists(), f"{report.name} links {link}"
+    assert linked >= 5
 
 
 def test_executed_notebooks_show_their_figures_and_no_local_path(outcome):
@@ -115,7 +116,7 @@ def test_only_what_depends_on_a_change_is_stale(outcome, monkeypatch):
 
 
 def test_editing_a_gpu_kernel_leaves_every_cpu_stage_fresh(outcome):
-    """Staleness goes by the folders that a stage can reach: the GPU path where the experiment runs on it, reports for 06 alone."""
+    """Staleness goes by reachable folders: the GPU path where it is run on, reports for 06 alone."""
     experiment, _ = outcome
     here = {stage: cache.code(experiment, stage) for stage in config.STAGES}
     on_gpu = experiment.model_copy(update={"runtime": config.Runtime(device="cuda")})
@@ -158,7 +159,7 @@ def test_what_a_stage_imports_lies_in_the_folders_it_is_keyed_by(stage):
 
 
 def test_a_rejected_variant_is_in_the_exit_code(tmp_path, monkeypatch, capsys):
-    """Everything ran, nothing failed: the exit of `make report` still says that a checkpoint is not to be used."""
+    """Everything ran, nothing failed; the exit of `make report` still says not to use a checkpoint."""
     from colq_utils.__main__ import main
     from colq_utils.base import files
 
@@ -203,6 +204,8 @@ def test_render(outcome):
     experiment, _ = outcome
     pages = render(experiment.output, experiment.name)
     index = pages[-1].read_text()
+    names = {page.stem for page in pages[:-1]}
+    assert {"summary", "benchmark", "01_inspect", "06_report"} <= names
     for page in pages[:-1]:
         html = page.read_text()
         assert page.name in index and not re.search(r'<(script|link|img)[^>]+(src|href)="https?://', html)
@@ -213,8 +216,6 @@ def test_readme_shows_the_committed_results():
     from colq_utils.report import build as report
 
     tiny = config.load("tiny")
-    if not (tiny.output / "results" / "tiny" / "evaluate" / "scores.csv").exists():
-        pytest.skip("the results of the tiny experiment are not there")
     snippet = report.headline(analysis.study(results.load(tiny)))
     assert (config.ROOT / "README.md").read_text().split(report.MARKER)[1].strip() == snippet.strip()
 

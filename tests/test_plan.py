@@ -1,4 +1,4 @@
-"""The plan of an experiment: counts from mteb, sizes from shapes, hours from measured rows by hand, and nothing guessed."""
+"""The plan of an experiment: counts from mteb, sizes from shapes, hours from measurements, no guesses."""
 
 import json
 from types import SimpleNamespace
@@ -49,43 +49,35 @@ def test_published_experiment_offline(offline, tmp_path):
 
     for size, mebibytes in (("4b", 8466), ("8b", 16724)):
         experiment = config.load(f"tomoro-{size}")
-        made = plan.make(experiment, tmp_path)
-        assert (
-            len(made.tasks),
-            made.tasks.entries.sum(),
-            made.tasks.pages.sum(),
-            made.tasks.queries.sum(),
-        ) == (22, 71, 30208, 19537)
-        base = made.downloads.iloc[0]
+        planned = plan.make(experiment, tmp_path)
+        tasks = planned.tasks
+        totals = tasks[["entries", "pages", "queries"]].sum().tolist()
+        assert len(tasks) == 22 and totals == [71, 30208, 19537]
+        base = planned.downloads.iloc[0]
         assert round(base["bytes"] / 2**20) == mebibytes, (
             "the size that mteb knows of the published checkpoint"
         )
         assert (
             base.revision == mteb.get_model_meta(experiment.model.path).revision == experiment.model.revision
         )
-        assert made.downloads["bytes"].iloc[1:].isna().all() and len(made.downloads) == 24
-        shown = plan.text(made)
+        assert planned.downloads["bytes"].iloc[1:].isna().all() and len(planned.downloads) == 24
+        shown = plan.text(planned)
         assert shown.count("not known offline") == 23 and "not measured" in shown and "| nan" not in shown
     assert len(offline) == 2, "a hub that does not answer is asked once"
 
 
 def test_hours_by_hand(offline, measured):
-    made = plan.make(config.load("tomoro-8b"), measured).hours.set_index("variant")
-    assert made.pages_h["8b-bf16"] == pytest.approx(30208 / 4.0 / 3600) and made.pages_h[
-        "8b-w4a16-rtn"
-    ] == pytest.approx(30208 / 3.0 / 3600)
-    assert (
-        made.queries_h["8b-bf16"] == pytest.approx(19537 / 100 / 3600)
-        and made.queries_h["8b-w4a16-rtn":].isna().all()
-    )
-    assert made.quantize_h["8b-w4a16-autoround-s1024"] == pytest.approx(36.0 * 2 * 36 / 3600), (
-        "twice the iterations, the same tokens, 36 blocks"
-    )
-    assert (
-        made.quantize_h["8b-w4a16-autoround-p512"] == pytest.approx(36.0 * 2 * 150 * 512 / 8192 * 36 / 3600)
-        and made.quantize_h["8b-w4a16-rtn"] == 0
-    )
-    assert made.rests_on["8b-bf16"] == "8b-bf16, 4 pages/s of 1,272 tokens at batch 8"
+    hours = plan.make(config.load("tomoro-8b"), measured).hours.set_index("variant")
+    assert hours.pages_h["8b-bf16"] == pytest.approx(30208 / 4.0 / 3600)
+    assert hours.pages_h["8b-w4a16-rtn"] == pytest.approx(30208 / 3.0 / 3600)
+    assert hours.queries_h["8b-bf16"] == pytest.approx(19537 / 100 / 3600)
+    assert hours.queries_h["8b-w4a16-rtn":].isna().all()
+    block_h = 36.0 * 2 / 3600  # twice the iterations
+    assert hours.quantize_h["8b-w4a16-autoround-s1024"] == pytest.approx(block_h * 36), "36 blocks"
+    tokens = 150 * 512 / 8192
+    assert hours.quantize_h["8b-w4a16-autoround-p512"] == pytest.approx(block_h * tokens * 36)
+    assert hours.quantize_h["8b-w4a16-rtn"] == 0
+    assert hours.rests_on["8b-bf16"] == "8b-bf16, 4 pages/s of 1,272 tokens at batch 8"
 
 
 def test_sizes_of_data_sets_come_from_the_hub(monkeypatch):
@@ -103,10 +95,10 @@ def test_sizes_of_data_sets_come_from_the_hub(monkeypatch):
 
 
 def test_embedded_experiment_downloads_nothing():
-    made = plan.make(config.load("tiny"))
-    assert made.downloads.empty and "## Downloads\n\nNone." in plan.text(made)
-    assert made.tasks.set_index("task").queries["MiniVidoreScience"] == 260
+    planned = plan.make(config.load("tiny"))
+    assert planned.downloads.empty and "## Downloads\n\nNone." in plan.text(planned)
+    assert planned.tasks.set_index("task").queries["MiniVidoreScience"] == 260
     manifests = pd.read_csv(config.ROOT / "results" / "tiny" / "quantize" / "variants.csv")
-    assert made.disk.set_index("what")["bytes"]["quantized checkpoints"] == manifests.tensor_bytes.sum(), (
+    assert planned.disk.set_index("what")["bytes"]["quantized checkpoints"] == manifests.tensor_bytes.sum(), (
         "as the checkpoints came out"
     )

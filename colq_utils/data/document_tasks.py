@@ -49,7 +49,7 @@ def tasks(experiment: Experiment) -> list[DocumentsTask]:
     features = Features({"id": Value("string"), "image": ImageFeature()})
     pictures = [{"bytes": None, "path": path} for path in collection.pages.path]
     corpus = Dataset.from_dict({"id": list(collection.pages.page_id), "image": pictures}, features)
-    made = []
+    loadable = []
     for kind, rows in asked.groupby("kind", sort=False):
         name, words = DOCUMENT_QUERIES[kind]
         fields = {"metadata": _metadata(name, words, revision), "has_labels": kind != "unlabelled"}
@@ -60,8 +60,8 @@ def tasks(experiment: Experiment) -> list[DocumentsTask]:
             "relevant_docs": dict(zip(rows.query_id, rows.relevant)),
             "top_ranked": None,
         }
-        made.append(task)
-    return made
+        loadable.append(task)
+    return loadable
 
 
 def _metadata(name: str, description: str, revision: str) -> TaskMetadata:

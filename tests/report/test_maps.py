@@ -13,7 +13,7 @@ TOKENS = ["first", "second"]
 
 @pytest.fixture
 def constructed():
-    """A query of two orthogonal tokens and a page whose patches are noise, but for one match each: in row 2, column 5 and row 3, column 1."""
+    """A query of two orthogonal tokens and a page of noise with one match each: at (2, 5) and (3, 1)."""
     query = torch.eye(2, 6)
     page = 0.1 * torch.rand(GRID[0] * GRID[1], 6, generator=torch.Generator().manual_seed(0))
     page[9, 0], page[10, 1] = 0.9, 0.7

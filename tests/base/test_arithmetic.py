@@ -1,4 +1,4 @@
-"""One arithmetic on every CPU: pinned, checked, the same bits however many threads and whatever the processor offers."""
+"""One arithmetic on every CPU: pinned, checked, the same bits on any processor and any number of threads."""
 
 import json
 import os
@@ -6,10 +6,8 @@ import platform
 import subprocess
 import sys
 
-import pandas as pd
 import pytest
 import torch
-import yaml
 
 from colq_utils.base import arithmetic, config
 from colq_utils.base.errors import ColqError
@@ -17,8 +15,8 @@ from colq_utils.model import kernels
 
 x86 = pytest.mark.skipif(platform.machine() not in arithmetic.X86, reason="the pins are for x86-64")
 
-#: Embeds texts and pages, quantizes by both methods, and prints digests of all of it. Arguments: experiment
-#: file, output, probe.
+#: Quantizes by both methods, embeds texts and pages, and prints digests of all of it.
+#: Arguments: experiment file, output, probe.
 CHILD = """
 import hashlib, json, sys
 import colq_utils
@@ -33,18 +31,27 @@ device.CpuInfo.bf16 = property(lambda self: sys.argv[3] == "bf16")  # what AutoR
 torch.set_num_threads(2)
 experiment = config.load(sys.argv[1], sys.argv[2])
 calibrate.build(experiment)
-found = {"capability": torch.backends.cpu.get_cpu_capability()}
+digests = {"capability": torch.backends.cpu.get_cpu_capability()}
 for name in experiment.quantized:
-    quantize.run(experiment, name) folder = experiment.checkpoint(name).parent found[name] =
-    {str(p.relative_to(folder)): files.sha256(p) for p in sorted(folder.rglob("*")) if p.is_file() and p.name
-    != "manifest.json"}
-pages = [Image.fromarray(np.random.default_rng(i).integers(0, 255, (64, 96, 3), dtype=np.uint8)) for i in
-range(2)] for name in experiment.by_id:
+    quantize.run(experiment, name)
+    folder = experiment.checkpoint(name).parent
+    written = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "manifest.json"]
+    digests[name] = {str(p.relative_to(folder)): files.sha256(p) for p in written}
+noise = [np.random.default_rng(i).integers(0, 255, (64, 96, 3), dtype=np.uint8) for i in range(2)]
+pages = [Image.fromarray(pixels) for pixels in noise]
+for name in experiment.by_id:
     loaded = loading.plain(experiment, name)
     vectors = encode.queries(loaded, ["alpha beta", "gamma delta epsilon"]) + encode.pages(loaded, pages)
-    found[name + " vectors"] = hashlib.sha256(b"".join(v.numpy().tobytes() for v in vectors)).hexdigest()
-print(json.dumps(found))
+    digests[name + " vectors"] = hashlib.sha256(b"".join(v.numpy().tobytes() for v in vectors)).hexdigest()
+print(json.dumps(digests))
 """
+
+
+def unpinned(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """Python in a process whose environment holds none of the pins but those given."""
+    others = {name: value for name, value in os.environ.items() if name not in arithmetic.PINS}
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, cwd=config.ROOT, env=others | environment, capture_output=True, text=True)
 
 
 @x86
@@ -65,6 +72,7 @@ def test_a_processor_without_avx2_is_told_in_one_line(monkeypatch):
 
 
 @x86
+@pytest.mark.skipif(not torch.cpu._is_avx512_supported(), reason="nothing beyond AVX2 to compute with")
 @pytest.mark.parametrize(
     "use",
     [
@@ -76,22 +84,17 @@ def test_a_processor_without_avx2_is_told_in_one_line(monkeypatch):
 def test_torch_used_too_early_is_noticed(use):
     """An element-wise operation starts ATen, a product of matrices MKL alone."""
     code = f"import numpy as np, torch; {use}; from colq_utils.base import arithmetic; arithmetic.check()"
-    clean = {name: value for name, value in os.environ.items() if name not in arithmetic.PINS}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=config.ROOT, env=clean, capture_output=True, text=True
-    )
-    if not torch.cpu._is_avx512_supported():
-        pytest.skip("this processor has nothing beyond AVX2 to compute with")
+    done = unpinned(code)
     assert done.returncode != 0 and "import colq_utils first" in done.stderr
 
 
 @x86
 def test_torch_imported_first_and_not_used_is_in_time():
-    code = "import torch; from colq_utils.base import arithmetic; arithmetic.check(); print(arithmetic.mkl_mode())"
-    clean = {name: value for name, value in os.environ.items() if name not in arithmetic.PINS}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=config.ROOT, env=clean, capture_output=True, text=True
+    code = (
+        "import torch; from colq_utils.base import arithmetic; "
+        "arithmetic.check(); print(arithmetic.mkl_mode())"
     )
+    done = unpinned(code)
     assert done.returncode == 0, done.stderr[-500:]
     if arithmetic.vendor() == "GenuineIntel":
         assert done.stdout.strip() == str(arithmetic.STRICT_AVX2)
@@ -137,78 +140,31 @@ def test_results_do_not_depend_on_threads():
 
 
 @pytest.fixture(scope="module")
-def study(random_checkpoint, tmp_path_factory):
+def study(experiment_file, corpus, tmp_path_factory):
     """Both ways of rounding the random model, on made-up text."""
+    calibration = {"source": str(corpus), "sets": [{"id": "s32", "seqlen": 32, "blocks": 8, "batch_rows": 4}]}
+    variants = [
+        {"scheme": "bf16"},
+        {"scheme": "w4a16", "method": "rtn", "exports": ["auto_round", "auto_awq", "auto_gptq"]},
+        {"scheme": "w4a16", "method": "autoround", "calibration": "s32", "iters": 20},
+    ]
     folder = tmp_path_factory.mktemp("arithmetic")
-    words = [
-        "alpha",
-        "beta",
-        "gamma",
-        "delta",
-        "epsilon",
-        "zeta",
-        "eta",
-        "theta",
-        "iota",
-        "kappa",
-        "lambda",
-        "mu",
-    ]
-    rows = [
-        {"document": f"d{i}", "lang": "en", "text": " ".join(words[(i * j) % 12] for j in range(1, 200))}
-        for i in range(30)
-    ]
-    (folder / "corpus").mkdir()
-    pd.DataFrame(rows).to_parquet(folder / "corpus" / "text.parquet")
-    fields = {
-        "title": "arithmetic",
-        "model": {"path": str(random_checkpoint), "size": "random"},
-        "calibration": {
-            "source": str(folder / "corpus"),
-            "sets": [{"id": "s32", "seqlen": 32, "blocks": 8, "batch_rows": 4}],
-        },
-        "variants": [
-            {"scheme": "bf16"},
-            {"scheme": "w4a16", "method": "rtn", "exports": ["auto_round", "auto_awq", "auto_gptq"]},
-            {"scheme": "w4a16", "method": "autoround", "calibration": "s32", "iters": 20},
-        ],
-        "benchmark": {"variants": [], "workloads": []},
-        "evaluation": {"tasks": []},
-    }
-    (folder / "arithmetic.yaml").write_text(yaml.safe_dump(fields))
-    return folder / "arithmetic.yaml"
+    return experiment_file(folder, "arithmetic", calibration=calibration, variants=variants)
 
 
 def digests(study, folder, environment, probe):
-    """What `CHILD` prints in a process whose environment holds none of the pins but those given."""
-    clean = {name: value for name, value in os.environ.items() if name not in arithmetic.PINS}
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(study), str(folder), probe],
-        cwd=config.ROOT,
-        env=clean | environment,
-        capture_output=True,
-        text=True,
-    )
+    """What `CHILD` prints."""
+    done = unpinned(CHILD, study, str(folder), probe, **environment)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_exports_and_embeddings_are_the_same_bits_on_both_kinds_of_processor(study, tmp_path):
-    """All that this processor has, and AutoRound told that it knows bf16; against AVX2 alone, and told that it does not."""
+    """All of this processor, AutoRound told that it knows bf16; AVX2 alone, told that it does not."""
     everything = digests(study, tmp_path / "all", {}, "bf16")
-    held = digests(
-        study, tmp_path / "avx2", {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}, "none"
-    )
-    assert everything == held
-    assert (
-        len(
-            {*everything["random-w4a16-rtn"]}
-            & {"auto_awq/config.json", "auto_gptq/config.json", "auto_round/config.json"}
-        )
-        == 3
-    )
-    assert (
-        everything["random-w4a16-rtn vectors"]
-        != everything["random-w4a16-autoround-s32 vectors"]
-        != everything["random-bf16 vectors"]
-    )
+    pins = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+    assert everything == digests(study, tmp_path / "avx2", pins, "none")
+    exports = ("auto_awq", "auto_gptq", "auto_round")
+    assert {f"{export}/config.json" for export in exports} <= set(everything["random-w4a16-rtn"])
+    ids = ("random-bf16", "random-w4a16-rtn", "random-w4a16-autoround-s32")
+    assert len({everything[f"{name} vectors"] for name in ids}) == 3

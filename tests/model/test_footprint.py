@@ -1,6 +1,5 @@
 """Sizes predicted from shapes against checkpoints on disk and against published figures."""
 
-import json
 import shutil
 import struct
 from pathlib import Path
@@ -8,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from shards import shard
 
 from colq_utils.base import config
 from colq_utils.base.errors import ColqError
@@ -26,7 +25,7 @@ def rtn(source, out, scheme: str, format: str, **options) -> list[str]:
     rows = [
         {"input_ids": torch.randint(5, 200, (4, 32)), "attention_mask": torch.ones(4, 32, dtype=torch.long)}
     ]
-    made = AutoRound(
+    folders = AutoRound(
         loading.open_model(str(source)),
         tokenizer=processor.tokenizer,
         processor=processor,
@@ -41,7 +40,7 @@ def rtn(source, out, scheme: str, format: str, **options) -> list[str]:
         enable_torch_compile=False,
         **options,
     ).quantize_and_save(str(out), format=format)[1]
-    return made if isinstance(made, list) else [made]
+    return folders if isinstance(folders, list) else [folders]
 
 
 def lines(tensors) -> list[tuple]:
@@ -90,16 +89,7 @@ def published_layout(random_checkpoint, tmp_path):
     """The random checkpoint in two shards, with the head that retrieval never uses."""
     folder = tmp_path / "published"
     shutil.copytree(random_checkpoint, folder)
-    tensors = load_file(folder / "model.safetensors") | {
-        "vlm.lm_head.weight": torch.zeros(384, 128, dtype=torch.bfloat16)
-    }
-    (folder / "model.safetensors").unlink()
-    names = sorted(tensors)
-    shards = {f"model-{i + 1:05d}-of-00002.safetensors": names[i::2] for i in range(2)}
-    for file, mine in shards.items():
-        save_file({name: tensors[name] for name in mine}, folder / file, metadata={"format": "pt"})
-    index = {"metadata": {}, "weight_map": {name: file for file, mine in shards.items() for name in mine}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    shard(folder, 2, torch.zeros(384, 128, dtype=torch.bfloat16))
     return folder
 
 
@@ -120,7 +110,7 @@ def test_stage_writes_its_files(random_checkpoint, tmp_path):
     fields = {"path": str(random_checkpoint), "size": "random"}
     base = config.load("tiny", tmp_path)
     exp = base.model_copy(update={"name": "made", "model": config.Model(**fields)})
-    found = inspect.inspect(exp)
+    inspected = inspect.inspect(exp)
     assert {p.name for p in exp.results("inspect").iterdir()} == {
         "architecture.json",
         "layers.csv",
@@ -128,8 +118,8 @@ def test_stage_writes_its_files(random_checkpoint, tmp_path):
         "predicted.csv",
         "published.csv",
     }
-    assert found.towers["bytes"].sum() == found.architecture["stored"]["bytes"]
-    assert found.predicted.reduction_pct.iloc[0] == 0
+    assert inspected.towers["bytes"].sum() == inspected.architecture["stored"]["bytes"]
+    assert inspected.predicted.reduction_pct.iloc[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,9 @@ def benchmark():
 
 
 def test_the_fingerprint_is_the_recorded_one(benchmark):
-    found = minividore.verify()
-    assert found["pages"] == len(benchmark.pages) >= 600
-    assert found["queries"] == len(benchmark.queries) >= 2_000
+    fingerprint = minividore.verify()
+    assert fingerprint["pages"] == len(benchmark.pages) >= 600
+    assert fingerprint["queries"] == len(benchmark.queries) >= 2_000
 
 
 def test_a_changed_query_is_noticed(tmp_path):
@@ -73,8 +73,8 @@ def test_answers_stand_in_print_and_nowhere_else(benchmark):
             for row in minividore.queries_of(benchmark, name, lang).itertuples():
                 asked = lexical.tokens(row.text)
                 holders = [page_id for page_id in searched if held[page_id].issuperset(asked)]
-                found = {page_id for page_id in holders if lexical.contains(words[page_id], asked)}
-                assert found == set(row.relevant), row.query_id
+                answers = {page_id for page_id in holders if lexical.contains(words[page_id], asked)}
+                assert answers == set(row.relevant), row.query_id
 
 
 def test_keywords_are_on_the_relevant_pages_and_on_no_other(benchmark):
@@ -130,8 +130,8 @@ def test_a_title_and_its_translations_are_one_source(benchmark):
         "Shuffled",
         "Science",
     ):  # words of single pages, drawn for each language alone
-        mine = benchmark.queries[benchmark.queries.task == task].query_id
-        assert mine.map(source).nunique() == len(mine)
+        asked = benchmark.queries[benchmark.queries.task == task].query_id
+        assert asked.map(source).nunique() == len(asked)
 
 
 def test_tasks_load_in_mteb_without_a_network(monkeypatch):

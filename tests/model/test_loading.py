@@ -6,9 +6,9 @@ import sys
 
 import pytest
 import torch
-import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from shards import shard
 
 from colq_utils.base import config
 from colq_utils.base.errors import ColqError
@@ -32,15 +32,7 @@ def rewrite(folder, change):
 
 def test_published_layout(copy):
     """Sharded with an index, carrying the unused head: the layout of the real checkpoints."""
-    tensors = load_file(copy / "model.safetensors")
-    (copy / "model.safetensors").unlink()
-    tensors["vlm.lm_head.weight"] = tensors["vlm.model.language_model.embed_tokens.weight"].clone()
-    names = sorted(tensors)
-    shards = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
-    for file, part in shards.items():
-        save_file({name: tensors[name] for name in part}, copy / file, metadata={"format": "pt"})
-    index = {"metadata": {}, "weight_map": {name: file for file, part in shards.items() for name in part}}
-    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    tensors = shard(copy, 2, torch.zeros(384, 128))
     model = loading.open_model(str(copy))
     own = model.state_dict()
     assert "vlm.lm_head.weight" not in own
@@ -129,26 +121,20 @@ def test_truncated_weights(copy):
     assert "make quantize" not in str(refusal.value), "which experiment made it, if any, is not known here"
 
 
-def test_missing_or_damaged_checkpoint_names_the_experiment(copy, tmp_path):
-    fields = {
-        "title": "mine",
-        "model": {"path": str(copy), "size": "random"},
-        "calibration": {"source": "data/calibration", "sets": []},
-        "variants": [{"scheme": "bf16"}, {"scheme": "w4a16", "method": "rtn"}],
-        "benchmark": {"variants": [], "workloads": []},
-        "evaluation": {"tasks": []},
-    }
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(fields))
-    experiment = config.load(str(tmp_path / "mine.yaml"), tmp_path)
+def test_missing_or_damaged_checkpoint_names_the_experiment(experiment_file, copy, tmp_path):
+    variants = [{"scheme": "bf16"}, {"scheme": "w4a16", "method": "rtn"}]
+    experiment = config.load(experiment_file(tmp_path, "random", variants=variants), tmp_path)
     folder = experiment.checkpoint("random-w4a16-rtn")
-    with pytest.raises(ColqError, match="no auto_round checkpoint yet: run `make quantize EXPERIMENT=mine`"):
+    with pytest.raises(
+        ColqError, match="no auto_round checkpoint yet: run `make quantize EXPERIMENT=random`"
+    ):
         load.load(experiment, "random-w4a16-rtn")
     shutil.copytree(copy, folder)
     with (folder / "model.safetensors").open("r+b") as weights:
         weights.truncate(1000)
     with pytest.raises(
         ColqError,
-        match=rf"safetensors is damaged.* Delete {folder.parent} and run `make quantize EXPERIMENT=mine`",
+        match=rf"safetensors is damaged.* Delete {folder.parent} and run `make quantize EXPERIMENT=random`",
     ):
         load.load(experiment, "random-w4a16-rtn")
 

@@ -61,9 +61,9 @@ def test_standard_error_under_partial_clustering_is_that_of_repeated_sampling(rn
     source = np.concatenate([np.arange(60), np.arange(30), 60 + np.arange(30)])  # 30 shared, 30 + 30 alone
     draw = lambda size: rng.normal(size=(size, 90))[:, source] + 0.3 * rng.normal(size=(size, 120))  # noqa: E731
     truth = draw(2000).mean(1).std()
-    found = [stats.standard_error(stats.bootstrap(x, strata, source, 400).suite()[1])[0] for x in draw(12)]
+    aware = [stats.standard_error(stats.bootstrap(x, strata, source, 400).suite()[1])[0] for x in draw(12)]
     blind = [stats.standard_error(stats.bootstrap(x, strata, None, 400).suite()[1])[0] for x in draw(12)]
-    assert np.mean(found) == pytest.approx(truth, rel=0.06)
+    assert np.mean(aware) == pytest.approx(truth, rel=0.06)
     assert np.mean(blind) < 0.9 * truth
 
 
@@ -169,5 +169,5 @@ def test_ratio_of_medians_holds_the_truth(processes, held):
     def sample():
         return [np.exp(rng.normal(0, 0.1) + rng.normal(0, 0.1, 20)) for _ in range(processes)]
 
-    found = [stats.median_ratio(sample(), sample(), draws=400) for _ in range(200)]
-    assert np.mean([low <= 1 <= high for _, low, high in found]) >= held
+    intervals = [stats.median_ratio(sample(), sample(), draws=400) for _ in range(200)]
+    assert np.mean([low <= 1 <= high for _, low, high in intervals]) >= held
