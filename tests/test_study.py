@@ -20,8 +20,8 @@ from colq_utils.fast import load
 from colq_utils.model import encode, loading
 from colq_utils.stages import calibrate, quantize
 from studies.seqlen import analysis as study_analysis
+from studies.seqlen import lengths, recipes
 from studies.seqlen import plots as study_plots
-from studies.seqlen import recipes
 from studies.seqlen import report as report_study
 from studies.seqlen import run as controlled
 from studies.seqlen import scores as study_scores
@@ -343,7 +343,7 @@ def test_the_report_finds_what_was_put_in(results, elsewhere):
     said = report_study.build(study).read_text()
     assert "After 1,000 iterations we could not detect a difference between any two lengths" in said
     assert "the published design changes the comparison of 512 with 256 and 1,024 with 256" in said
-    spread = study_analysis.anova(study, study_analysis.blocks(study, "length", 1000))
+    spread = lengths.anova(study, lengths.blocks(study, "length", 1000))
     assert spread["seed_sd_low"] < made_study.SEED_SD < spread["seed_sd_high"]
     queries = pd.read_parquet(results / "queries.parquet")
     ours = queries[(queries["variant"] == "w2-rtn") & (queries["task"] != "MiniVidoreCrosslingual")]
@@ -363,7 +363,7 @@ def test_the_committed_report_is_that_of_the_committed_results():
     assert report_study.text(study) == (study.folder / "reports" / "seqlen_study.md").read_text(), (
         "run `make study`"
     )
-    assert study.runs["not_finite"].sum() == 0 and study_analysis.repeated(study)
+    assert study.runs["not_finite"].sum() == 0 and lengths.repeated(study)
 
 
 def smallest_by_hand(study, keep=lambda name: True) -> str | None:
@@ -474,9 +474,9 @@ def test_missing_results_name_their_target(tmp_path):
 
 def test_the_analysis_of_variance_of_two_lengths_is_the_paired_t_test(results):
     study = study_analysis.load(study_spec.load("seqlen"), results, 400)
-    table = study_analysis.blocks(study, "length", 200)[["s256", "s1024"]]
+    table = lengths.blocks(study, "length", 200)[["s256", "s1024"]]
     a, b = (study.suite[0][table[c]].to_numpy() for c in table)
-    reference, ours = scipy_stats.ttest_rel(a, b), study_analysis.anova(study, table)
+    reference, ours = scipy_stats.ttest_rel(a, b), lengths.anova(study, table)
     assert ours["f"] == pytest.approx(reference.statistic**2) and ours["p"] == pytest.approx(reference.pvalue)
     pair = study_analysis.contrast(study, table["s256"].tolist(), table["s1024"].tolist())
     assert pair["p"] == pytest.approx(reference.pvalue)
@@ -486,7 +486,7 @@ def test_the_analysis_of_variance_of_two_lengths_is_the_paired_t_test(results):
 
 def test_an_interval_over_seeds_is_wider_than_over_queries_alone(results):
     study = study_analysis.load(study_spec.load("seqlen"), results, 400)
-    variants = study_analysis.blocks(study, "length", 200)["s512"].tolist()
+    variants = lengths.blocks(study, "length", 200)["s512"].tolist()
     both = study_analysis.mean_score(study, variants)
     draws = study.suite[1][variants].sub(study.suite[1]["bf16"], axis=0).mean(1)
     widened = np.sqrt(np.var(draws, ddof=1) + np.var(study.suite[0][variants], ddof=1) / len(variants))

@@ -23,10 +23,10 @@ FILTERS = {
 }
 
 
-def render(template: str, **values) -> str:
-    """`templates/<template>` filled with `values`: sections one blank line apart, one newline at the end."""
+def render(template: str, folder: Path = TEMPLATES, **values) -> str:
+    """`template` of `folder` filled with `values`: sections one blank line apart, one newline at the end."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
+        loader=jinja2.FileSystemLoader([folder, TEMPLATES]),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -1,10 +1,11 @@
 """Run a study: every variant of a study file rounded, measured and written down, in parallel processes on one device.
 
 ``python -m studies.seqlen.run seqlen --device cuda --workers 14 --seconds 500`` takes the variants of
-``studies/seqlen.yaml`` in the order of the file. The model is small and a GPU waits for its launches, so several processes
-share it. Each finished variant is a file; what is finished is pooled into the output folder again and again, a run that is
-cut off loses only what was under way, and the same command goes on from there. A variant that fails is a row with its
-exception. No mteb, no quantization kernel: see `study_scores` and `study_weights`.
+``studies/seqlen.yaml`` in the order of the file. The model is small and a GPU waits for its launches, so
+several processes share it. Each finished variant is a file; what is finished is pooled into the output folder
+again and again, a run that is cut off loses only what was under way, and the same command goes on from there.
+A variant that fails is a row with its exception. No mteb, no quantization kernel: see `study_scores` and
+`study_weights`.
 """
 
 import argparse
@@ -138,7 +139,8 @@ def base_digest(spec: StudySpec) -> str:
     return files.sha256(*sorted(Path(spec.model_path).glob("*.safetensors")))[:16]
 
 
-# --- what is prepared once -----------------------------------------------------------------------------------------------
+# --- what is prepared once
+# -----------------------------------------------------------------------------------------------
 
 
 def prepare(plan: SeqlenPlan, spec: StudySpec, wanted: list[SeqlenVariant]) -> None:
@@ -202,7 +204,8 @@ def _save(tensors: dict, path: Path) -> None:
         save_file(tensors, target)
 
 
-# --- a worker ------------------------------------------------------------------------------------------------------------
+# --- a worker
+# ------------------------------------------------------------------------------------------------------------
 
 
 def work(index: int, plan: SeqlenPlan, jobs, rate) -> None:
@@ -342,7 +345,8 @@ def _device_name(device: str) -> str:
     return torch.cuda.get_device_name() if device.startswith("cuda") else "cpu"
 
 
-# --- pooling -------------------------------------------------------------------------------------------------------------
+# --- pooling ------------------------------------------------------------------------------------------------
+# -------------
 
 
 def pool(plan: SeqlenPlan, out: Path, spec: StudySpec) -> pd.DataFrame:

@@ -1,9 +1,10 @@
 """A variant's scores and drift on the embedded benchmark, without mteb, on whatever device the model is.
 
-The benchmark is read once into a `Questions`: every page (and every page as a bad scan) and every query with the pages that its
-task searches. Page features come from the vision tower once for all variants that share it. What is kept of a query is what
-`evaluate` keeps, plus how far its token vectors and its scores have drifted from the base's. `tests/test_study.py` and the
-provenance record say how closely the scores agree with those of `evaluate`.
+The benchmark is read once into a `Questions`: every page (and every page as a bad scan) and every query with
+the pages that its task searches. Page features come from the vision tower once for all variants that share
+it. What is kept of a query is what `evaluate` keeps, plus how far its token vectors and its scores have
+drifted from the base's. `tests/test_study.py` and the provenance record say how closely the scores agree with
+those of `evaluate`.
 """
 
 from dataclasses import dataclass
@@ -93,8 +94,8 @@ def page_features(
     """What several vision towers make of every page, each page decoded once.
 
     Returns:
-        Tower name -> ``(n_pages, n_visual_tokens, feature_width)`` in the model's dtype, on the CPU, and the one grid
-        ``[time, height, width]`` that all pages share.
+        Tower name -> ``(n_pages, n_visual_tokens, feature_width)`` in the model's dtype, on the CPU, and the
+        one grid ``[time, height, width]`` that all pages share.
 
     Raises:
         ValueError: pages of several sizes.
@@ -179,8 +180,9 @@ class Reference:
 def query_rows(
     questions: Questions, vectors: Embedded, scores: torch.Tensor, base: Reference
 ) -> pd.DataFrame:
-    """One row a query: task, lang, query_id, ndcg_at_5, first_rank, margin, kept (how many of the base's top five), cosine (mean
-    over its tokens with the base's) and drift (mean over the searched pages of the change of MaxSim a query token, without sign).
+    """One row a query: task, lang, query_id, ndcg_at_5, first_rank, margin, kept (how many of the base's top
+    five), cosine (mean over its tokens with the base's) and drift (mean over the searched pages of the change
+    of MaxSim a query token, without sign).
 
     The last digits are rounded off: a study has half a million rows, and they would be most of its bytes.
     """

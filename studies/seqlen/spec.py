@@ -1,8 +1,9 @@
 """A study file: which roundings of one base are compared, with which calibration, over which seeds.
 
-An experiment makes checkpoints to keep; a study makes many roundings, measures each and keeps only the measurements.
-Its arms are products of formats, group sizes, calibration sets, iterations and seeds; `variants` spells them out, in the
-order in which they are to be run. What is done with a variant stands in `study_weights`, how it is measured in `study_scores`.
+An experiment makes checkpoints to keep; a study makes many roundings, measures each and keeps only the
+measurements. Its arms are products of formats, group sizes, calibration sets, iterations and seeds;
+`variants` spells them out, in the order in which they are to be run. What is done with a variant stands in
+`study_weights`, how it is measured in `study_scores`.
 """
 
 import json
@@ -10,11 +11,11 @@ from itertools import product
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 
 from colq_utils.base.config import ROOT, CalibrationSet, Model, Runtime
 from colq_utils.base.errors import ColqError
-from colq_utils.base.schema import parse
+from colq_utils.base.schema import Section, parse
 
 STUDIES = ROOT / "studies" / "seqlen"
 #: Storage of the quantized Linears: None where weights stay floating point numbers of 16 or 32 bits.
@@ -23,15 +24,12 @@ FORMATS = {"bf16": None, "fp32": None, "w8": 8, "w4": 4, "w3": 3, "w2": 2, "fp8"
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
 class SeqlenVariant(Section):
     """One rounding of the base.
 
-    scope: which Linears of the language model: 'all', 'layer 3' or 'q_proj'; visual: format of the vision tower's Linears.
-    seed draws the calibration text and AutoRound's batches; text_seed, where given, draws the text instead.
+    scope: which Linears of the language model: 'all', 'layer 3' or 'q_proj'; visual: format of the vision
+    tower's Linears. seed draws the calibration text and AutoRound's batches; text_seed, where given, draws
+    the text instead.
     """
 
     id: str
@@ -187,6 +185,10 @@ class StudySpec(Section):
 
     def set(self, name: str) -> CalibrationSet:
         return next(s for s in self.sets if s.id == name)
+
+    def length(self, name: str) -> int:
+        """Tokens per row of a calibration set."""
+        return self.set(name).seqlen
 
     @property
     def model_path(self) -> str:

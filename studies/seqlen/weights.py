@@ -1,10 +1,11 @@
 """The weights of a study's variants, as floating point numbers that have gone through the format and back.
 
-Nothing is packed: a rounded weight is stored as the bf16 number that its integer and scale stand for, so that any device
-can multiply it and no kernel enters the comparison. `tests/test_study.py` proves that these are the numbers which
-AutoRound packs. Integers follow AutoRound (Cheng et al., 2023, arXiv:2309.05516): full range, fp16 scales, zero points only
-where asymmetric. FP8 is e4m3 with a scale an output channel and, in the forward pass, a scale a token for the activations;
-MXFP4 (OCP Microscaling Formats v1.0, 2023, sections 5.3 and 6.3) is e2m1 in blocks of 32 with a power of two as scale.
+Nothing is packed: a rounded weight is stored as the bf16 number that its integer and scale stand for, so that
+any device can multiply it and no kernel enters the comparison. `tests/test_study.py` proves that these are
+the numbers which AutoRound packs. Integers follow AutoRound (Cheng et al., 2023, arXiv:2309.05516): full
+range, fp16 scales, zero points only where asymmetric. FP8 is e4m3 with a scale an output channel and, in the
+forward pass, a scale a token for the activations; MXFP4 (OCP Microscaling Formats v1.0, 2023, sections 5.3
+and 6.3) is e2m1 in blocks of 32 with a power of two as scale.
 """
 
 import copy
@@ -32,16 +33,17 @@ E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 BLOCK = 32
 SMALLEST_SCALE = 1e-5
 DECODER = re.compile(r"^vlm\.model\.language_model\.layers\.(\d+)\..*\.(\w+_proj)\.weight$")
-#: A token that no text holds: AutoRound leaves the padding token out of its loss, and here that is also the token which
-#: ends every query ten times, where a query gathers its context.
+#: A token that no text holds: AutoRound leaves the padding token out of its loss, and here that is also the
+#: token which ends every query ten times, where a query gathers its context.
 UNUSED_TOKEN = "<|video_pad|>"
 
 
 def round_integer(weight: torch.Tensor, bits: int, group_size: int, sym: bool) -> torch.Tensor:
     """Round ``(out, in)`` weights to the nearest of 2^bits levels in groups along a row, and back.
 
-    Symmetric levels run from -2^(bits-1) to 2^(bits-1) - 1 and the sign of the scale puts the largest weight on the longer
-    side; asymmetric ones span minimum to maximum with a rounded zero point. Scales are fp16, as in the packed checkpoint.
+    Symmetric levels run from -2^(bits-1) to 2^(bits-1) - 1 and the sign of the scale puts the largest weight
+    on the longer side; asymmetric ones span minimum to maximum with a rounded zero point. Scales are fp16, as
+    in the packed checkpoint.
     """
     if weight.shape[1] % group_size:
         raise ColqError(f"rows of {weight.shape[1]} weights do not divide into groups of {group_size}")
@@ -140,8 +142,8 @@ def round_to_nearest(variant: SeqlenVariant, weights: dict[str, torch.Tensor]) -
 def stored_bytes(variant: SeqlenVariant, tensors: list[hub.Tensor]) -> int:
     """Bytes of the checkpoint that the variant would make.
 
-    Integers as AutoRound packs them (`footprint.packed`); FP8 a byte a weight and an fp32 scale an output channel;
-    MXFP4 half a byte a weight and a byte a block of 32.
+    Integers as AutoRound packs them (`footprint.packed`); FP8 a byte a weight and an fp32 scale an output
+    channel; MXFP4 half a byte a weight and a byte a block of 32.
     """
     shapes = {t.name: torch.empty(t.shape, device="meta") for t in tensors}
     picked, total = chosen(variant, shapes), 0
@@ -211,8 +213,8 @@ def batches(spec: StudySpec, wanted: CalibrationSet, processor, seed: int, cache
 def page_query_batches(texts: pd.DataFrame, wanted: CalibrationSet, processor, seed: int) -> list[dict]:
     """Rows of a drawn page's prompt followed by queries up to `seqlen` tokens.
 
-    AutoRound takes the positions of a batch from its first row, so every row must have its image in one place; a batch of
-    pages here and queries there would be tuned on wrong positions.
+    AutoRound takes the positions of a batch from its first row, so every row must have its image in one
+    place; a batch of pages here and queries there would be tuned on wrong positions.
     """
     pages, queries = calibration.page_set(texts, wanted, seed)
     asked = [processor.query_prefix + text + processor.query_suffix for text in queries]
