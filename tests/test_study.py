@@ -23,7 +23,7 @@ from studies.seqlen import analysis as study_analysis
 from studies.seqlen import lengths, recipes
 from studies.seqlen import plots as study_plots
 from studies.seqlen import report as report_study
-from studies.seqlen import run as controlled
+from studies.seqlen import pool, worker
 from studies.seqlen import scores as study_scores
 from studies.seqlen import spec as study_spec
 from studies.seqlen import weights as study_weights
@@ -277,7 +277,7 @@ def test_what_is_measured_is_what_autoround_packs(made):
 
 
 def test_a_run_measures_records_failures_and_resumes(made, tmp_path):
-    plan = controlled.SeqlenPlan(
+    plan = pool.SeqlenPlan(
         str(made.folder / "random.yaml"),
         "cpu",
         tmp_path / "scratch",
@@ -286,15 +286,15 @@ def test_a_run_measures_records_failures_and_resumes(made, tmp_path):
         ("en",),
     )
     plan.scratch.mkdir()
-    controlled.prepare(plan, made.spec, [v for v in made.spec.variants if v.method != "autoround"])
+    worker.prepare(plan, made.spec, [v for v in made.spec.variants if v.method != "autoround"])
     jobs = queue.Queue()
     for name in ("fp8-rtn", "w4-rtn"):
         jobs.put(name)
-    controlled.work(0, plan, jobs, SimpleNamespace(value=0.0))
+    worker.work(0, plan, jobs, SimpleNamespace(value=0.0))
     (plan.part("w4-autoround-s32-i8-r7", "json")).write_text(
         json.dumps({"variant": "w4-autoround-s32-i8-r7", "error": "RuntimeError: no"})
     )
-    runs = controlled.pool(plan, tmp_path / "out", made.spec).set_index("variant")
+    runs = pool.pool(plan, tmp_path / "out", made.spec).set_index("variant")
     assert list(runs.index) == [v.id for v in made.spec.variants] and runs["error"].tolist() == [
         "",
         "",
@@ -307,12 +307,12 @@ def test_a_run_measures_records_failures_and_resumes(made, tmp_path):
     assert means.loc["bf16"].tolist() == [1, 0, 5]
     assert means.loc["w4-rtn", "drift"] > means.loc["fp8-rtn", "drift"] > 0, "four bits drift more than eight"
     assert runs.loc["w4-rtn", "bytes"] < runs.loc["fp8-rtn", "bytes"] < runs.loc["bf16", "bytes"]
-    again = controlled.SeqlenPlan(plan.study, "cpu", tmp_path / "elsewhere", plan.deadline)
-    controlled._unpool(again, tmp_path / "out", made.spec)
+    again = pool.SeqlenPlan(plan.study, "cpu", tmp_path / "elsewhere", plan.deadline)
+    pool.unpool(again, tmp_path / "out", made.spec)
     assert {p.name for p in again.scratch.rglob("*.json")} == {"bf16.json", "w4-rtn.json", "fp8-rtn.json"}, (
         "what failed is tried again"
     )
-    pooled = controlled.pool(again, tmp_path / "out2", made.spec)
+    pooled = pool.pool(again, tmp_path / "out2", made.spec)
     assert pooled["digest"].tolist()[1:] == runs["digest"].tolist()[1:3] and pooled[
         "variant"
     ].tolist() == list(runs.index[:3])

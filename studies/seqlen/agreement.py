@@ -1,4 +1,4 @@
-"""Scores of the same weights by `evaluate`, query by query: how far another device, kernel and batch move them."""
+"""The same weights scored by `evaluate`: how far another device, kernel and batch move them, query by query."""
 
 from pathlib import Path
 

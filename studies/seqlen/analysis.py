@@ -50,7 +50,7 @@ class SeqlenStudy:
 
     @cached_property
     def asked(self) -> pd.DataFrame:
-        """One row a query: task, lang, query_id, source (what it shares with its translations), type, counted."""
+        """One row per query: task, lang, query_id, source (shared with its translations), type, counted."""
         benchmark = minividore.load()
         known = benchmark.queries.set_index("query_id")
         table = self.queries[[*ENTRY, "query_id"]].drop_duplicates()
@@ -101,8 +101,8 @@ def load(spec: StudySpec, folder: Path | None = None, resamples: int = stats.RES
     """Read what a run of the study has written.
 
     Raises:
-        ColqError: files missing, made of another base or study, or on several devices; variants with other queries
-            than the base; lengths compared at unequal budgets.
+        ColqError: files missing, made of another base or study, or on several devices; variants with other
+            queries than the base; lengths compared at unequal budgets.
     """
     folder = folder or ROOT / "results" / f"{spec.name}-study"
     runs, queries, pages = (
@@ -140,8 +140,8 @@ def _check(study: SeqlenStudy) -> None:
     budgets, steps = (sets["set_seqlen"] * sets[column] for column in ("set_blocks", "set_batch_rows"))
     if budgets.nunique() > 1 or steps.nunique() > 1:
         raise ColqError(
-            f"studies/{spec.name}.yaml: the sets {', '.join(sets['set'])} of family length differ in budget or step "
-            "size, so the length is not all that differs; give them one budget and one step size"
+            f"studies/{spec.name}.yaml: the sets {', '.join(sets['set'])} of family length differ in budget or "
+            "step size, so the length is not all that differs; give them one budget and one step size"
         )
 
 
@@ -151,7 +151,7 @@ def load_named(name: str) -> SeqlenStudy:
 
 
 def scores(study: SeqlenStudy) -> pd.DataFrame:
-    """A row a variant: score, difference to the base with its interval over queries and standard error, and its run."""
+    """A row per variant: score, difference to the base (interval over queries, standard error), and its run."""
     value, replicates = study.suite
     base = study.spec.base
     spread = replicates.sub(replicates[base], axis=0)
@@ -163,7 +163,7 @@ def scores(study: SeqlenStudy) -> pd.DataFrame:
 
 
 def mean_score(study: SeqlenStudy, variants: list[str]) -> dict:
-    """Mean over `variants` that differ in their seed alone, and its difference to the base; intervals over both."""
+    """Mean over `variants` that differ in their seed alone, and its change from the base; intervals over both."""
     value, replicates = study.suite
     base = study.spec.base
     score, draws = float(value[variants].mean()), over_seeds(study, replicates[variants].to_numpy())
@@ -182,9 +182,9 @@ def mean_score(study: SeqlenStudy, variants: list[str]) -> dict:
 
 
 def over_seeds(study: SeqlenStudy, values: np.ndarray) -> np.ndarray:
-    """Replicates ``(resamples, n_seeds)`` of a mean over seeds, these drawn anew in each resample: ``(resamples,)``.
+    """Means over seeds, drawn anew in each resample, of replicates ``(resamples, n_seeds)``: ``(resamples,)``.
 
-    A mean of n drawn from n has (n - 1) / n of the variance it should have; its deviation is widened accordingly.
+    A mean of n drawn from n has (n - 1) / n of the variance it should have: its deviation is widened.
     """
     n = values.shape[1]
     if n == 1:
@@ -198,7 +198,7 @@ def over_seeds(study: SeqlenStudy, values: np.ndarray) -> np.ndarray:
 def contrast(study: SeqlenStudy, first: list[str], second: list[str], level: float = stats.LEVEL) -> dict:
     """Mean over seeds of first minus second, paired seed by seed; interval over queries and seeds.
 
-    Also seed_low and seed_high, a t interval over the seeds alone, for these very queries, and p of that t test.
+    Also seed_low and seed_high, a t interval over the seeds alone, for these queries, and p of that t test.
     """
     value, replicates = study.suite
     draws = over_seeds(study, replicates[first].to_numpy() - replicates[second].to_numpy())

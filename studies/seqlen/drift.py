@@ -1,4 +1,4 @@
-"""How far vectors and scores move from the base's, by variant, length, language, kind of query and kind of page."""
+"""How far vectors and scores move from the base's, by variant, length, language, kind of query and of page."""
 
 from itertools import combinations, product
 
@@ -18,7 +18,7 @@ KIND_BY_TASK = {
 
 
 def by_variant(study: SeqlenStudy) -> pd.DataFrame:
-    """By variant: mean token cosine of queries and pages, MaxSim drift per query token, share of the top five kept."""
+    """Mean token cosine of queries and pages, MaxSim drift per query token, share of the top five kept."""
     pages = study.pages.assign(total=study.pages["cosine_mean"] * study.pages["tokens"]).groupby("variant")
     sums, means = pages[["total", "tokens"]].sum(), study.queries.groupby("variant")[list(MEANS)].mean()
     table = means.rename(columns=MEANS).assign(
@@ -29,7 +29,7 @@ def by_variant(study: SeqlenStudy) -> pd.DataFrame:
 
 
 def pairs(study: SeqlenStudy, table: pd.DataFrame) -> pd.DataFrame:
-    """Every two sets of `lengths.blocks`, longer minus shorter, by measure; t intervals that hold for all rows together."""
+    """Every two sets of `lengths.blocks`, longer minus shorter; t intervals that hold for all rows together."""
     drift = by_variant(study)
     measures = ("query_cosine", "page_cosine", "score_drift")
     wanted = list(product(measures, combinations(table.columns, 2)))
@@ -42,7 +42,7 @@ def pairs(study: SeqlenStudy, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def difference(values: pd.Series, first: pd.Series, second: pd.Series, level: float = stats.LEVEL) -> dict:
-    """Mean of `values` of one arm's variants minus another's, seed by seed, with the t interval over seeds."""
+    """Mean of `values` of one arm minus another, seed by seed, with the t interval over seeds."""
     each = values[first].to_numpy() - values[second].to_numpy()
     mean, reach = each.mean(), seed_reach(each, level)
     return {"diff": mean, "low": mean - reach, "high": mean + reach}
@@ -56,7 +56,7 @@ def kind_of_query(task: str, kind: str) -> str:
 
 
 def by_query(study: SeqlenStudy, groups: dict[str, list[str]], by: str) -> pd.DataFrame:
-    """Drift and change of NDCG@5 of groups of variants (their mean) by `lang` or kind of query (`kind`); all tasks.
+    """Drift and change of NDCG@5 of groups of variants (their mean) by `lang` or `kind` of query; all tasks.
 
     Columns: group, by's value, n, diff with an interval over queries, query_cosine, score_drift, top5_kept.
     """

@@ -1,4 +1,4 @@
-"""Figures of a study: one message each, units and n in the labels, intervals, readable at the width of a README."""
+"""Figures of a study: one message each, units, n and intervals, readable at the width of a README."""
 
 from pathlib import Path
 
@@ -108,7 +108,7 @@ def _dots(axis, study: SeqlenStudy, table: pd.DataFrame) -> None:
 
 
 def pareto(study: SeqlenStudy) -> Path | None:
-    """Checkpoint size against NDCG@5 with intervals: one row per format and method, sizes beside the names."""
+    """NDCG@5 with intervals by checkpoint size: one row per format and method, sizes beside the names."""
     table = recipes.checkpoints(study)
     if len(table) < 3:
         return None

@@ -18,7 +18,7 @@ NEAR = 0.05
 
 
 def table(study: SeqlenStudy) -> pd.DataFrame:
-    """One row per recipe that changes the base: label, vision, names, seeds, bytes, diff, diff_low, diff_high, near.
+    """One row per recipe: label, vision, names, seeds, bytes, diff, diff_low, diff_high, near; not the base.
 
     Differences are in NDCG units; near says that the interval ends `NEAR` the margin or below it.
     Runs of family `order` are left out: they repeat one recipe on one text to see what the batches alone do.
@@ -34,7 +34,7 @@ def table(study: SeqlenStudy) -> pd.DataFrame:
 
 
 def smallest(recipes: pd.DataFrame, margin: float) -> pd.Series | None:
-    """The recipe of fewest bytes whose whole interval lies above -margin; of several the one of the higher mean."""
+    """The recipe of fewest bytes whose whole interval lies above -margin; of several the best mean."""
     clear = recipes[recipes["diff_low"] > -margin].sort_values(["bytes", "diff"], ascending=[True, False])
     return None if clear.empty else clear.iloc[0]
 
@@ -81,7 +81,7 @@ def verdict(low: float, high: float, margin: float) -> str:
 
 
 def checkpoints(study: SeqlenStudy) -> pd.DataFrame:
-    """One row per kind of checkpoint for the figure of sizes: seeds pooled; group, label, bytes, diff and its interval."""
+    """One row per kind of checkpoint, seeds pooled: group, label, bytes, diff and its interval."""
     table, columns = analysis.scores(study), ["bytes", "diff", "diff_low", "diff_high"]
     single = table[table["family"].isin(["rtn", "float", "vision"])]
     rows = [{"group": row["family"], "label": shape(row), **row[columns]} for _, row in single.iterrows()]

@@ -1,4 +1,4 @@
-"""The report of the calibration-length study, from its result files alone: the answer first, the details folded.
+"""The report of the study, from its result files alone: the answer first, the details folded.
 
 Every number is computed from the results and every sentence is chosen by an interval; `sections` and
 `formats` hold what is folded. ``python -m studies.seqlen.report seqlen`` writes the report and the figures
@@ -171,7 +171,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--against",
         type=Path,
-        help="queries.parquet of an experiment with the same weights: writes agreement.csv, which the report shows",
+        help="queries.parquet of an experiment with the same weights: writes agreement.csv for the report",
     )
     options = parser.parse_args(arguments)
     try:

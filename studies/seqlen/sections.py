@@ -214,7 +214,7 @@ def content_rows(study: SeqlenStudy) -> list[tuple[int, dict]]:
 
 
 def content_drift(study: SeqlenStudy) -> list[tuple[str, dict]]:
-    """Pages and queries minus text by token cosine, with t intervals over seeds, at the fewest iterations that ran."""
+    """Pages and queries minus text by token cosine, t intervals over seeds, at the fewest iterations."""
     table, iters = drift.by_variant(study), content_rows(study)[0][0]
     text = study.by_seed("length", iters=iters, set="s512")
     arms = analysis.shared(study.by_seed("content", iters=iters, set="pq512"), text)

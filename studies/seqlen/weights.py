@@ -67,7 +67,7 @@ def round_integer(weight: torch.Tensor, bits: int, group_size: int, sym: bool) -
 
 
 def round_fp8(values: torch.Tensor) -> torch.Tensor:
-    """Round to e4m3 with one fp32 scale a row (an output channel of a weight, a token of an activation), and back."""
+    """Round to e4m3 with one fp32 scale per row (output channel of a weight, token of an activation), and back."""
     # a tensor: CUDA divides by a number through its reciprocal, an ulp off
     largest = torch.full((), eightbit.LARGEST, device=values.device)
     scale = eightbit.scale_of(values.abs().amax(-1, keepdim=True), largest)
@@ -77,7 +77,8 @@ def round_fp8(values: torch.Tensor) -> torch.Tensor:
 def round_mxfp4(weight: torch.Tensor) -> torch.Tensor:
     """Round to e2m1 in blocks of 32 along a row, each under a power of two, ties to even, and back.
 
-    The scale is 2^(floor(log2(largest)) - 2), so that the largest magnitude lies in [4, 8) and is clamped to 6 (OCP, section 6.3).
+    The scale is 2^(floor(log2(largest)) - 2), so that the largest magnitude lies in [4, 8) and is clamped to 6
+    (OCP, section 6.3).
     """
     if weight.shape[1] % BLOCK:
         raise ColqError(f"rows of {weight.shape[1]} weights do not divide into blocks of {BLOCK}")
@@ -106,8 +107,8 @@ def rounded(weight: torch.Tensor, form: str, group_size: int = 128, sym: bool = 
 
 def in_scope(name: str, scope: str) -> bool:
     """Whether a tensor of the checkpoint is a decoder Linear that a variant of this scope rounds."""
-    found = DECODER.match(name)
-    return bool(found) and scope in ("all", f"layer {found[1]}", found[2])
+    match = DECODER.match(name)
+    return bool(match) and scope in ("all", f"layer {match[1]}", match[2])
 
 
 def chosen(variant: SeqlenVariant, weights: dict[str, torch.Tensor]) -> dict[str, str]:
@@ -161,7 +162,7 @@ def stored_bytes(variant: SeqlenVariant, tensors: list[hub.Tensor]) -> int:
 
 
 def fp8_activations(model: nn.Module) -> list:
-    """Round the input of every decoder Linear to e4m3, a scale a token; returns handles whose `remove` undoes it."""
+    """Round inputs of every decoder Linear to e4m3, a scale per token; returns handles whose `remove` undoes it."""
 
     def before(_, inputs):
         return (round_fp8(inputs[0]), *inputs[1:])
@@ -174,23 +175,23 @@ def fp8_activations(model: nn.Module) -> list:
 
 def digest(weights: dict[str, torch.Tensor]) -> str:
     """Digest of rounded tensors: two variants of one digest are one."""
-    found = hashlib.sha256()
+    state = hashlib.sha256()
     for name in sorted(weights):
         same_zeros = weights[name].cpu().contiguous() + 0.0  # -0.0 becomes 0.0
-        found.update(name.encode() + same_zeros.view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
+        state.update(name.encode() + same_zeros.view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()[:16]
 
 
 def corpus(spec: StudySpec) -> pd.DataFrame:
     """The calibration text of a study, as `calibration.corpus` gives it for an experiment."""
-    found = sorted((ROOT / spec.corpus).glob("*.parquet"))
-    if not found:
+    paths = sorted((ROOT / spec.corpus).glob("*.parquet"))
+    if not paths:
         raise ColqError(f"{spec.corpus} holds no .parquet file with calibration text")
-    return pd.concat([pd.read_parquet(f) for f in found], ignore_index=True)
+    return pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True)
 
 
 def token_stream(spec: StudySpec, processor, seed: int, cache: Path) -> np.ndarray:
-    """The corpus as one array of tokens in the order of `seed`, kept in `cache` for the other variants of that seed."""
+    """The corpus as one array of tokens in the order of `seed`, kept in `cache` for that seed's variants."""
     path = cache / f"stream-{seed}.npy"
     if not path.exists():
         longest = max(s.seqlen for s in spec.sets)
@@ -227,7 +228,8 @@ def page_query_batches(texts: pd.DataFrame, wanted: CalibrationSet, processor, s
         room = wanted.seqlen - inputs["input_ids"].shape[1]
         if room < 1:
             raise ColqError(
-                f"calibration set {wanted.id}: a page's prompt has {inputs['input_ids'].shape[1]} tokens, more than seqlen"
+                f"calibration set {wanted.id}: a page's prompt has {inputs['input_ids'].shape[1]} tokens, "
+                "more than seqlen"
             )
         tail = torch.tensor(
             [
