@@ -24,23 +24,24 @@ of a chosen page and the same sections in all six languages, so that each page h
 |---|---|---|---|{rules}|
 {tasks}
 
-Scanned pages are not stored: `colq_utils.data.minividore.scan` computes them, seeded by the page's id. The reading
-check asks for easy things among few pages; the cross-lingual task asks for the section whose title was
-translated, among the pages of the other languages. Both are reported apart.
+Scanned pages are not stored: `colq_utils.data.minividore.scan` computes them, seeded by the page's id. The
+reading check asks for easy things among few pages; the cross-lingual task asks for the section whose title
+was translated, among the pages of the other languages. Both are reported apart.
 
 **What it can tell**: whether a retriever reads these pages, and what a change of its weights costs. **What it
 cannot**: how well a retriever understands questions. Queries were made by rule from words in print
 (`studies/embedded/queries.py`; its knobs are in `Recipe`); nobody wrote or judged them. Relevant is every
-region that holds the words. The text of the pages is stored for BM25 and overlap checks; no retriever sees it.
+region that holds the words. The text of the pages is stored for BM25 and overlap checks; no retriever sees
+it.
 
 Files: `pages.parquet`, `queries.parquet`, `documents.json` (packages, paths, sha256 of the PDFs),
-`fingerprint.json` (sha256 of ids, text and pixels; `colq_utils.data.minividore.verify` checks it), `licenses/`.
-Rebuild: `python -m studies.embedded.build_benchmark --cache FOLDER` on Debian or Ubuntu.
+`fingerprint.json` (sha256 of ids, text and pixels; `colq_utils.data.minividore.verify` checks it),
+`licenses/`. Rebuild: `python -m studies.embedded.build_benchmark --cache FOLDER` on Debian or Ubuntu.
 
 ## Documents
 
-The pages are excerpts of the documents below, cut and reduced to 16 grey levels; they stay under the licences of
-their documents. Copyright notices of the source packages and licence texts are in `licenses/`; each LaTeX
+The pages are excerpts of the documents below, cut and reduced to 16 grey levels; they stay under the licences
+of their documents. Copyright notices of the source packages and licence texts are in `licenses/`; each LaTeX
 introduction (lshort) states its licence on its second page. Sources are in the Debian source packages of the
 same names.
 
@@ -51,11 +52,11 @@ same names.
 
 CALIBRATION_CARD = """# Calibration corpus
 
-{passages} passages ({characters:.1f} million characters, {words:.2f} million words) of technical manuals in six
-languages, for choosing the roundings of a quantized language model. The documents are not in the benchmark, and
-no passage shares eight consecutive words with a page or a query of it
-(`colq_utils.data.overlap.eight_gram_overlap`). Headers and footers are stripped; passages that are not running text of
-their language, or that repeat others, are left out.
+{passages} passages ({characters:.1f} million characters, {words:.2f} million words) of technical manuals in
+six languages, for choosing the roundings of a quantized language model. The documents are not in the
+benchmark, and no passage shares eight consecutive words with a page or a query of it
+(`colq_utils.data.overlap.eight_gram_overlap`). Headers and footers are stripped; passages that are not
+running text of their language, or that repeat others, are left out.
 
 Files: `corpus.parquet` (document, lang, text), `documents.json`, `licenses/` (the GPL and the GFDL are in
 `../minividore/licenses/`). Rebuild: `python -m studies.embedded.build_calibration --cache FOLDER`.

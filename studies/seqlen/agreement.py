@@ -1,4 +1,4 @@
-"""The same weights scored by `evaluate`: how far another device, kernel and batch move them, query by query."""
+"""The same weights scored by `evaluate`: how far another device, kernel and batch move them."""
 
 from pathlib import Path
 

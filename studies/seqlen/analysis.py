@@ -140,8 +140,8 @@ def _check(study: SeqlenStudy) -> None:
     budgets, steps = (sets["set_seqlen"] * sets[column] for column in ("set_blocks", "set_batch_rows"))
     if budgets.nunique() > 1 or steps.nunique() > 1:
         raise ColqError(
-            f"studies/{spec.name}.yaml: the sets {', '.join(sets['set'])} of family length differ in budget or "
-            "step size, so the length is not all that differs; give them one budget and one step size"
+            f"studies/{spec.name}.yaml: the sets {', '.join(sets['set'])} of family length differ in budget "
+            "or step size, so the length is not all that differs; give them one budget and one step size"
         )
 
 
@@ -151,7 +151,7 @@ def load_named(name: str) -> SeqlenStudy:
 
 
 def scores(study: SeqlenStudy) -> pd.DataFrame:
-    """A row per variant: score, difference to the base (interval over queries, standard error), and its run."""
+    """A row per variant: score, difference to the base (with interval over queries), and its run."""
     value, replicates = study.suite
     base = study.spec.base
     spread = replicates.sub(replicates[base], axis=0)
@@ -163,7 +163,7 @@ def scores(study: SeqlenStudy) -> pd.DataFrame:
 
 
 def mean_score(study: SeqlenStudy, variants: list[str]) -> dict:
-    """Mean over `variants` that differ in their seed alone, and its change from the base; intervals over both."""
+    """Mean over `variants` that differ in their seed alone, and its change from the base."""
     value, replicates = study.suite
     base = study.spec.base
     score, draws = float(value[variants].mean()), over_seeds(study, replicates[variants].to_numpy())
@@ -182,7 +182,7 @@ def mean_score(study: SeqlenStudy, variants: list[str]) -> dict:
 
 
 def over_seeds(study: SeqlenStudy, values: np.ndarray) -> np.ndarray:
-    """Means over seeds, drawn anew in each resample, of replicates ``(resamples, n_seeds)``: ``(resamples,)``.
+    """Means over seeds, drawn anew in each resample, of replicates ``(resamples, n_seeds)``.
 
     A mean of n drawn from n has (n - 1) / n of the variance it should have: its deviation is widened.
     """

@@ -1,4 +1,4 @@
-"""How far vectors and scores move from the base's, by variant, length, language, kind of query and of page."""
+"""How far vectors and scores move from the base's, by variant, length, language, query and page."""
 
 from itertools import combinations, product
 
@@ -29,7 +29,7 @@ def by_variant(study: SeqlenStudy) -> pd.DataFrame:
 
 
 def pairs(study: SeqlenStudy, table: pd.DataFrame) -> pd.DataFrame:
-    """Every two sets of `lengths.blocks`, longer minus shorter; t intervals that hold for all rows together."""
+    """Every two sets of `lengths.blocks`, longer minus shorter; the t intervals hold together."""
     drift = by_variant(study)
     measures = ("query_cosine", "page_cosine", "score_drift")
     wanted = list(product(measures, combinations(table.columns, 2)))

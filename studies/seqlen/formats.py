@@ -43,7 +43,7 @@ def _judged(study: SeqlenStudy, row: dict) -> dict[str, str]:
 
 
 def tuned_formats(study: SeqlenStudy) -> list[tuple[str, dict]]:
-    """AutoRound by format, group size and symmetry (s512, 200 iterations): mean over seeds, gain over rounding."""
+    """AutoRound by format, group size and symmetry (s512, 200 iterations): means over seeds."""
     runs = study.good[study.good["family"].isin(["length", "tuned"])]
     runs = runs[(runs["set"] == "s512") & (runs["iters"] == 200)]
     formats = []

@@ -1,4 +1,4 @@
-"""What the length does and what the seed does: blocks of runs, a row per seed, a column per calibration set."""
+"""What length and seed do: blocks of runs, a row per seed and a column per calibration set."""
 
 from collections.abc import Iterator
 from itertools import combinations
@@ -12,7 +12,7 @@ from studies.seqlen.analysis import SeqlenStudy, contrast, over_seeds
 
 
 def blocks(study: SeqlenStudy, family: str, iters: int) -> pd.DataFrame:
-    """Variant ids of a family, a row per seed, a column per calibration set; seeds that lack a set are left out."""
+    """Variant ids of a family, a row per seed and a column per set; seeds that lack a set are left out."""
     rows = study.arm(family, iters=iters)
     order = [s.id for s in study.spec.sets if s.id in set(rows["set"])]
     return rows.pivot(index="seed", columns="set", values="variant")[order].dropna()
@@ -67,7 +67,7 @@ def _deviation_interval(variance: float, df: int) -> tuple[float, float]:
 
 
 def single_run_gap(spread: dict) -> float:
-    """The difference of two single runs that the seed exceeds in one case of twenty; `spread` from `anova`."""
+    """The difference of two single runs that the seed exceeds in one case of twenty (see `anova`)."""
     return 1.96 * 2**0.5 * spread["seed_sd"]
 
 
@@ -85,7 +85,7 @@ def pairs(study: SeqlenStudy, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def interaction(study: SeqlenStudy, published: pd.DataFrame, controlled: pd.DataFrame) -> pd.DataFrame:
-    """By pair of lengths: the difference in the published and the controlled design, and what the first adds."""
+    """By pair of lengths: the difference in both designs, and what the published one adds."""
     rows, replicates = [], study.suite[1]
     for shorter, longer in ((0, 1), (1, 2), (0, 2)):
         both, draws = [], []
@@ -125,7 +125,7 @@ def seed_parts(study: SeqlenStudy) -> dict:
 
 
 def repeated(study: SeqlenStudy) -> bool | None:
-    """Whether the run that was made twice (family order, seed of its text) gave the same weights both times."""
+    """Whether the run that was made twice (family order, seed of its text) gave the same weights."""
     twice = study.arm("order")
     twice = twice[twice["seed"] == twice["text_seed"]]
     if twice.empty:

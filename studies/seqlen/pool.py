@@ -42,7 +42,7 @@ def base_digest(spec: StudySpec) -> str:
 
 
 def pool(plan: SeqlenPlan, out: Path, spec: StudySpec) -> pd.DataFrame:
-    """Write what is finished into `out`: rows per query and variant, per page group and variant, per variant."""
+    """Write what is finished into `out`: rows per query, per page group and per variant."""
     order = {v.id: i for i, v in enumerate(spec.variants)}
     records = [json.loads(path.read_text()) for path in plan.scratch.glob("parts/*.json")]
     known = [record for record in records if record["variant"] in order]

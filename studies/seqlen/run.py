@@ -1,10 +1,11 @@
 """Run a study: every variant rounded, measured and written down, in parallel processes on one device.
 
 ``python -m studies.seqlen.run seqlen --device cuda --workers 14 --seconds 500`` takes the variants of
-``studies/seqlen/seqlen.yaml`` in the order of the file. The model is small and a GPU waits for its launches, so
-several processes share it. Each finished variant is a file; what is finished is pooled into the output folder
-again and again, a run that is cut off loses only what was under way, and the same command goes on from there.
-A variant that fails is a row with its exception. No mteb, no quantization kernel: see `scores` and `weights`.
+``studies/seqlen/seqlen.yaml`` in the order of the file. The model is small and a GPU waits for its launches,
+so several processes share it. Each finished variant is a file; what is finished is pooled into the output
+folder again and again, a run that is cut off loses only what was under way, and the same command goes on from
+there. A variant that fails is a row with its exception. No mteb, no quantization kernel: see `scores` and
+`weights`.
 """
 
 import argparse

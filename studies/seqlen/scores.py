@@ -48,7 +48,7 @@ class Questions:
 
 
 def bench(tasks: tuple[str, ...] = (), languages: tuple[str, ...] = ()) -> Questions:
-    """Read MiniVidore, or a choice of its tasks (`minividore.TASKS`) and languages with the pages they search."""
+    """Read MiniVidore, or a choice of its tasks and languages with the pages they search."""
     whole = minividore.load()
     rows = whole.pages.to_dict("records")
     clean = [

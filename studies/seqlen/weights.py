@@ -67,7 +67,7 @@ def round_integer(weight: torch.Tensor, bits: int, group_size: int, sym: bool) -
 
 
 def round_fp8(values: torch.Tensor) -> torch.Tensor:
-    """Round to e4m3 with one fp32 scale per row (output channel of a weight, token of an activation), and back."""
+    """Round to e4m3 and back, one fp32 scale per row (output channel of a weight, token of an activation)."""
     # a tensor: CUDA divides by a number through its reciprocal, an ulp off
     largest = torch.full((), eightbit.LARGEST, device=values.device)
     scale = eightbit.scale_of(values.abs().amax(-1, keepdim=True), largest)
@@ -77,8 +77,8 @@ def round_fp8(values: torch.Tensor) -> torch.Tensor:
 def round_mxfp4(weight: torch.Tensor) -> torch.Tensor:
     """Round to e2m1 in blocks of 32 along a row, each under a power of two, ties to even, and back.
 
-    The scale is 2^(floor(log2(largest)) - 2), so that the largest magnitude lies in [4, 8) and is clamped to 6
-    (OCP, section 6.3).
+    The scale is 2^(floor(log2(largest)) - 2), so that the largest magnitude lies in [4, 8) and is clamped to
+    6 (OCP, section 6.3).
     """
     if weight.shape[1] % BLOCK:
         raise ColqError(f"rows of {weight.shape[1]} weights do not divide into blocks of {BLOCK}")
@@ -162,7 +162,7 @@ def stored_bytes(variant: SeqlenVariant, tensors: list[hub.Tensor]) -> int:
 
 
 def fp8_activations(model: nn.Module) -> list:
-    """Round inputs of every decoder Linear to e4m3, a scale per token; returns handles whose `remove` undoes it."""
+    """Round inputs of decoder Linears to e4m3, a scale per token; returns handles whose `remove` undoes it."""
 
     def before(_, inputs):
         return (round_fp8(inputs[0]), *inputs[1:])

@@ -1,4 +1,4 @@
-"""One process of a run: what is prepared once for all, and a variant rounded, embedded, scored and written."""
+"""One process of a run: what is prepared once, and a variant rounded, embedded, scored and written."""
 
 import contextlib
 import queue
