@@ -173,7 +173,7 @@ def test_mxfp4_by_hand_and_as_autoround_has_it():
 
 
 @pytest.fixture(scope="module")
-def made(random_checkpoint, tmp_path_factory):
+def twice(random_checkpoint, tmp_path_factory):
     """A random model quantized twice: packed by `quantize`, and in memory by the study, from one corpus and seed."""
     folder = tmp_path_factory.mktemp("study")
     (folder / "corpus").mkdir()
@@ -249,23 +249,23 @@ def unpacked(folder) -> dict[str, torch.Tensor]:
     return weights
 
 
-def test_what_is_measured_is_what_autoround_packs(made):
+def test_what_is_measured_is_what_autoround_packs(twice):
     base = load_file(f"{made.spec.model_path}/model.safetensors")
     packed = {
-        method: unpacked(made.experiment.checkpoint(f"random-w4a16-{method}"))
+        method: unpacked(twice.experiment.checkpoint(f"random-w4a16-{method}"))
         for method in ("rtn", "autoround-s32")
     }
-    tuned = study_weights.tune(made.spec, made.by_id["w4-autoround-s32-i8-r7"], "cpu", made.folder)
-    rounded = study_weights.round_to_nearest(made.by_id["w4-rtn"], base)
+    tuned = study_weights.tune(twice.spec, twice.by_id["w4-autoround-s32-i8-r7"], "cpu", twice.folder)
+    rounded = study_weights.round_to_nearest(twice.by_id["w4-rtn"], base)
     assert len(packed["rtn"]) == len(rounded) == len(tuned) == 14
     assert all(torch.equal(rounded[n], w) for n, w in packed["rtn"].items())
     assert all(torch.equal(tuned[n].bfloat16(), w) for n, w in packed["autoround-s32"].items())
     assert study_weights.digest(tuned) != study_weights.digest(rounded)
 
     texts = ["alpha beta", "gamma delta epsilon zeta"]
-    model = loading.open_model(made.spec.model_path)
+    model = loading.open_model(twice.spec.model_path)
     model.load_state_dict(tuned, strict=False)
-    normal = load.load(made.experiment, "random-w4a16-autoround-s32")
+    normal = load.load(twice.experiment, "random-w4a16-autoround-s32")
     ours = encode.queries(loading.Loaded("ours", model, normal.processor, (), 0.0), texts)
     cosine = torch.cat([study_scores.cosine(a, b) for a, b in zip(ours, encode.queries(normal, texts))])
     assert cosine.min() > 0.9995, (
@@ -276,9 +276,9 @@ def test_what_is_measured_is_what_autoround_packs(made):
 # --- a run ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_measures_records_failures_and_resumes(made, tmp_path):
+def test_a_run_measures_records_failures_and_resumes(twice, tmp_path):
     plan = pool.SeqlenPlan(
-        str(made.folder / "random.yaml"),
+        str(twice.folder / "random.yaml"),
         "cpu",
         tmp_path / "scratch",
         time.time() + 600,
@@ -286,7 +286,7 @@ def test_a_run_measures_records_failures_and_resumes(made, tmp_path):
         ("en",),
     )
     plan.scratch.mkdir()
-    worker.prepare(plan, made.spec, [v for v in made.spec.variants if v.method != "autoround"])
+    worker.prepare(plan, twice.spec, [v for v in twice.spec.variants if v.method != "autoround"])
     jobs = queue.Queue()
     for name in ("fp8-rtn", "w4-rtn"):
         jobs.put(name)
@@ -294,8 +294,8 @@ def test_a_run_measures_records_failures_and_resumes(made, tmp_path):
     (plan.part("w4-autoround-s32-i8-r7", "json")).write_text(
         json.dumps({"variant": "w4-autoround-s32-i8-r7", "error": "RuntimeError: no"})
     )
-    runs = pool.pool(plan, tmp_path / "out", made.spec).set_index("variant")
-    assert list(runs.index) == [v.id for v in made.spec.variants] and runs["error"].tolist() == [
+    runs = pool.pool(plan, tmp_path / "out", twice.spec).set_index("variant")
+    assert list(runs.index) == [v.id for v in twice.spec.variants] and runs["error"].tolist() == [
         "",
         "",
         "",
@@ -308,11 +308,11 @@ def test_a_run_measures_records_failures_and_resumes(made, tmp_path):
     assert means.loc["w4-rtn", "drift"] > means.loc["fp8-rtn", "drift"] > 0, "four bits drift more than eight"
     assert runs.loc["w4-rtn", "bytes"] < runs.loc["fp8-rtn", "bytes"] < runs.loc["bf16", "bytes"]
     again = pool.SeqlenPlan(plan.study, "cpu", tmp_path / "elsewhere", plan.deadline)
-    pool.unpool(again, tmp_path / "out", made.spec)
+    pool.unpool(again, tmp_path / "out", twice.spec)
     assert {p.name for p in again.scratch.rglob("*.json")} == {"bf16.json", "w4-rtn.json", "fp8-rtn.json"}, (
         "what failed is tried again"
     )
-    pooled = pool.pool(again, tmp_path / "out2", made.spec)
+    pooled = pool.pool(again, tmp_path / "out2", twice.spec)
     assert pooled["digest"].tolist()[1:] == runs["digest"].tolist()[1:3] and pooled[
         "variant"
     ].tolist() == list(runs.index[:3])

@@ -162,7 +162,7 @@ def stored_bytes(variant: SeqlenVariant, tensors: list[hub.Tensor]) -> int:
 
 
 def fp8_activations(model: nn.Module) -> list:
-    """Round inputs of decoder Linears to e4m3, a scale per token; returns handles whose `remove` undoes it."""
+    """Round inputs of decoder Linears to e4m3, a scale per token; `remove` of the handles undoes it."""
 
     def before(_, inputs):
         return (round_fp8(inputs[0]), *inputs[1:])
