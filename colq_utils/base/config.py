@@ -184,8 +184,8 @@ class Benchmark(Section):
 
 class Documents(Section):
     """One's own documents: a folder of PDFs and pictures, and `queries`, a CSV with columns query, file,
-    page (and grade), or a text with a query per line. Of each file the first `max_pages` pages are drawn at `dpi`;
-    up to `known_items` queries come from text layers.
+    page (and grade), or a text with a query per line. Of each file the first `max_pages` pages are drawn, at
+    `dpi`; up to `known_items` queries come from text layers.
     """
 
     folder: str
