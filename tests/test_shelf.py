@@ -11,7 +11,10 @@ from colq_utils import run
 from colq_utils.base import config
 from colq_utils.data import shelf
 
-ELSEWHERE = "Not measured here: pages are shown"
+
+@pytest.fixture(autouse=True)
+def inline_figures(monkeypatch):
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # the tests' own would leave no picture in a cell
 
 
 def notebook(random_checkpoint, output, queries, **own):
