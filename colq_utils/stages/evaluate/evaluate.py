@@ -320,4 +320,5 @@ def stored(queries: pd.DataFrame) -> pd.DataFrame:
 
 def suite_means(scores: pd.DataFrame) -> dict[str, float]:
     """Mean NDCG@5 over the counted entries (task and language) by variant."""
-    return scores[scores["counted"]].groupby("variant", sort=False)["ndcg_at_5"].mean().round(6).to_dict()
+    means = scores[scores["counted"]].groupby("variant", sort=False)["ndcg_at_5"].mean()
+    return means.dropna().round(6).to_dict()
