@@ -19,8 +19,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from colq_utils.base import files, names, provenance
-from colq_utils.base.config import RUNTIME_OPTIONS, CalibrationSet, Experiment, Variant
+from colq_utils.base.config import CalibrationSet, Experiment, Variant
 from colq_utils.base.errors import ColqError
+from colq_utils.base.variant import RUNTIME_OPTIONS
 from colq_utils.data import calibration
 from colq_utils.model import autoround, footprint, hub, loading, packing, processing
 from colq_utils.model.checkpoints import MANIFEST, base_digest, base_folder, damage, tensor_bytes
