@@ -341,6 +341,9 @@ CHANGES = {
 }
 
 
+OUTCOME = {"query_id": "q", "ndcg_at_5": 0.5, "queries": "own", "pages": "own"}
+
+
 @pytest.mark.parametrize("variant", ["tiny-bf16", references.RANDOM_INIT])
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_kept_scores_are_used_until_what_they_depend_on_changes(
@@ -350,7 +353,7 @@ def test_kept_scores_are_used_until_what_they_depend_on_changes(
     monkeypatch.setattr(
         evaluate,
         "evaluate_task",
-        lambda *_: measured.append(1) or pd.DataFrame({"query_id": ["q"], "ndcg_at_5": [0.5]}),
+        lambda *_: measured.append(1) or pd.DataFrame([OUTCOME]),
     )
     for _ in range(2):
         evaluate.run_variant(study, variant, [task], "data")
