@@ -126,11 +126,12 @@ def run_variant(
     """
     folder, base_folder = (_folder(experiment, name, data) for name in (variant, experiment.base))
     paths = {task.metadata.name: folder / f"{task.metadata.name}.parquet" for task in tasks}
-    crossed = {name: mixed.path(folder, name) for name in paths if variant in experiment.quantized}
+    crossed = {name: mixed.path(folder, name) for name in paths if mixed.is_scored(name)}
     if variant == experiment.base and not (folder / "pages").exists():
         for path in paths.values():  # its vectors are gone, and the other variants need them
             path.unlink(missing_ok=True)
     wanted = {name for name in crossed if (base_folder / f"{name}.parquet").exists()}
+    wanted = wanted if variant in experiment.quantized else set()
     lacking = {name for name in wanted if not crossed[name].exists()}
     lacking |= {name for name, path in paths.items() if not path.exists()}
     todo = [task for task in tasks if task.metadata.name in lacking]
@@ -139,9 +140,10 @@ def run_variant(
         features, width, base = _features(experiment, loaded), loaded.model.config.embed_dim, None
         if variant == experiment.base or variant in experiment.quantized:
             base = mixed.BaseVectors(base_folder, width, loaded.model.dtype)
-        retriever = Retriever(loaded, folder / "pages", features, experiment.evaluation.batch, base)
+        retriever = Retriever(loaded, folder / "pages", features, experiment.evaluation.batch)
     for task in todo:
         name = task.metadata.name
+        retriever.base = base if name in crossed else None
         try:
             frame = evaluate_task(retriever, task)
         except Exception as error:  # data that cannot be had, memory: whatever it is costs this task alone

@@ -3,6 +3,7 @@
 It answers whether a corpus has to be embedded again. The base keeps its page and query vectors as long as its
 folder in build/ lives; the other variants, in whatever process, read them while they search with their own, so
 that nothing is embedded for it. Where the base lacks a vector nothing is scored; that is no error.
+Tasks of the bundled benchmark that its average leaves out are left out here too: MaxSim takes its time.
 """
 
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import torch
 
 from colq_utils.base import files
 from colq_utils.base.config import Experiment
+from colq_utils.data import minividore
 from colq_utils.model.maxsim import maxsim
 from colq_utils.stages.evaluate.store import VectorStore
 
@@ -54,6 +56,11 @@ class BaseVectors:
             FORWARD: maxsim(vectors, len(keys), lambda i: self.pages[keys[i]], device=device),
             BACKWARD: maxsim(bases, len(keys), lambda i: page(keys[i]), device=device),
         }
+
+
+def is_scored(task: str) -> bool:
+    """Whether a task is scored in mixed precision: all are but the uncounted ones of the bundled benchmark."""
+    return task not in minividore.TASKS or minividore.TASKS[task].counted
 
 
 def path(folder: Path, task: str) -> Path:

@@ -53,18 +53,13 @@ class Retriever:
     Args:
         folder: where page embeddings are kept between tasks (and after a killed run).
         features: the vision tower's output, shared by variants with one tower; None: run the whole model.
-        base: the base's vectors, to be scored against; the base itself adds its queries to them.
+
+    Where `base` is set, the vectors of the base are searched too; the base itself adds its queries to them.
     """
 
-    def __init__(
-        self,
-        loaded: Loaded,
-        folder: Path,
-        features: VectorStore | None,
-        batch: int,
-        base: BaseVectors | None = None,
-    ):
-        self.loaded, self.features, self.batch, self.base = loaded, features, batch, base
+    def __init__(self, loaded: Loaded, folder: Path, features: VectorStore | None, batch: int):
+        self.loaded, self.features, self.batch = loaded, features, batch
+        self.base: BaseVectors | None = None
         self.pages = VectorStore(folder, loaded.model.config.embed_dim, loaded.model.dtype)
         self.encoded = 0
         self._corpus, self._ids, self._keys, self._in_memory = "", [], [], {}
