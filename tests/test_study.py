@@ -44,9 +44,6 @@ WORDS = [
 ]
 
 
-# --- the file ------------------------------------------------------------------------------------------------------------
-
-
 def test_lengths_are_compared_at_one_budget_and_step_size():
     spec = study_spec.load("seqlen")
     compared = [
@@ -125,9 +122,6 @@ def test_one_at_a_time_variants_round_what_they_name():
         "w4-rtn-vision-w4": 72,
     }
     assert all(".layers.3." in name for name in study_weights.chosen(by_id["w4-rtn-layer3"], weights))
-
-
-# --- roundings -----------------------------------------------------------------------------------------------------------
 
 
 def test_integer_rounding_by_hand():
@@ -273,9 +267,6 @@ def test_what_is_measured_is_what_autoround_packs(twice):
     )
 
 
-# --- a run ---------------------------------------------------------------------------------------------------------------
-
-
 def test_a_run_measures_records_failures_and_resumes(twice, tmp_path):
     plan = pool.SeqlenPlan(
         str(twice.folder / "random.yaml"),
@@ -319,9 +310,6 @@ def test_a_run_measures_records_failures_and_resumes(twice, tmp_path):
     assert (tmp_path / "out2" / "queries.parquet").read_bytes() == (
         tmp_path / "out" / "queries.parquet"
     ).read_bytes()
-
-
-# --- the report ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """benchmark_4b.md and benchmark_8b.md: speed and memory on one GPU, the answer first, details folded.
 
 Sentences are chosen by the measured ratios and their intervals. Reads the inspect and benchmark stages alone;
-Sentences are chosen by the measured ratios and their intervals. Reads the inspect and benchmark stages
+the folded tables, with every row of the published benchmark, come from the modules that `FOLDED` names.
 """
 
 from pathlib import Path
