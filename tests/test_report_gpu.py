@@ -60,7 +60,7 @@ def test_the_committed_report_follows_from_the_committed_results(speed):
 
 
 def test_the_fastest_is_recommended_and_a_tie_goes_to_the_first(speed):
-    """With one variant twice as fast as any, it is the one; with its calls given to another too, the first is."""
+    """With one variant twice as fast as any, it is the one; with another as fast, the first named is."""
     path, key = (
         speed.experiment.results("benchmark"),
         (speed.rows.kind == "queries") & (speed.rows.batch == 8),
