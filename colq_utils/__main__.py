@@ -201,12 +201,12 @@ def new(
     """
     from colq_utils import new as writing
 
-    made = writing.write(name, model, documents, queries, revision)
-    for row in made.documents[made.documents.problem != ""].itertuples():
+    written = writing.write(name, model, documents, queries, revision)
+    for row in written.documents[written.documents.problem != ""].itertuples():
         print(f"note: {row.file}: {row.problem}")
-    asked = ", ".join(f"{n:,} {kind}" for kind, n in made.kinds.items()) or "no queries file"
-    print(f"{len(made.documents):,} documents, {made.documents.pages.sum():,} pages; {asked}")
-    print(f"wrote {made.path}\nnext: make report EXPERIMENT={name} (make plan says what it would take)")
+    asked = ", ".join(f"{n:,} {kind}" for kind, n in written.kinds.items()) or "no queries file"
+    print(f"{len(written.documents):,} documents, {written.documents.pages.sum():,} pages; {asked}")
+    print(f"wrote {written.path}\nnext: make report EXPERIMENT={name} (make plan says what it would take)")
 
 
 @app.command()

@@ -17,7 +17,7 @@ DIRECTIONS = {"keep": "own", "reverse": "base"}
 def changes(study: Study) -> pd.DataFrame | None:
     """A row per variant: change against the base in both directions, and what embedding again would change.
 
-    Columns: variant, label; for each of keep (own queries, the base's pages), reverse, and again (own pages
+    Columns: variant, label; for each of keep (own queries, base's pages), reverse, and again (own pages
     instead of the base's): *_change in words, *_low and *_high; keep_shows and reverse_shows; verdict of keep.
     """
     table = study.results.mixed

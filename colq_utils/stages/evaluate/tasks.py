@@ -30,42 +30,42 @@ def evaluate_task(retriever: Retriever, task) -> pd.DataFrame:
     frames = []
     for entry in entries:
         subset, theirs = entry["hf_subset"], entry["ndcg_at_5"]
-        found, relevant = search.rankings[subset], task.dataset[subset][split]["relevant_docs"]
-        frame = per_query(found.scores, found.query_ids, found.page_ids, found.lengths, relevant)
+        ranked, relevant = search.rankings[subset], task.dataset[subset][split]["relevant_docs"]
+        frame = per_query(ranked.scores, ranked.query_ids, ranked.page_ids, ranked.lengths, relevant)
         ours = frame["ndcg_at_5"].mean()
         if abs(ours - theirs) > 1e-4:
             raise ColqError(f"{name} {subset}: per-query NDCG@5 averages {ours:.5f}, mteb says {theirs:.5f}")
         if isinstance(task, DocumentsTask):
-            frame["ranking"] = frame["query_id"].map(dict(zip(found.query_ids, _first(found))))
+            frame["ranking"] = frame["query_id"].map(dict(zip(ranked.query_ids, _first(ranked))))
         frames_by = {mixed.OWN: frame}
-        for whose, scores in found.mixed.items():
-            frames_by[whose] = per_query(scores, found.query_ids, found.page_ids, found.lengths, relevant)
+        for whose, scores in ranked.mixed.items():
+            frames_by[whose] = per_query(scores, ranked.query_ids, ranked.page_ids, ranked.lengths, relevant)
         parts = [part.assign(queries=whose[0], pages=whose[1]) for whose, part in frames_by.items()]
-        frame, images = pd.concat(parts, ignore_index=True), dict(zip(found.page_ids, found.digests))
+        frame, images = pd.concat(parts, ignore_index=True), dict(zip(ranked.page_ids, ranked.digests))
         frame["source"] = [source(name, relevant[query], images) for query in frame["query_id"]]
-        n_pages, lang = len(found.page_ids), languages(task)[subset]
+        n_pages, lang = len(ranked.page_ids), languages(task)[subset]
         frames.append(frame.assign(lang=lang, n_pages=n_pages, mteb_ndcg_at_5=theirs))
     task.unload_data()
     cost = {"encoded_pages": retriever.encoded - before, "seconds": time.perf_counter() - start}
     return pd.concat(frames, ignore_index=True).assign(task=name, **cost)
 
 
-def _first(found: Ranking) -> list[list[str]]:
-    return rankings(found.scores, found.page_ids)
+def _first(ranked: Ranking) -> list[list[str]]:
+    return rankings(ranked.scores, ranked.page_ids)
 
 
 def _unlabelled(retriever: Retriever, task: DocumentsTask) -> pd.DataFrame:
     """Rankings of queries that nothing is known to answer: no score, no margin."""
     before, start = retriever.encoded, time.perf_counter()
     retriever.index(task.content["corpus"], task.metadata.name)
-    found = retriever.rank(task.content["queries"])
-    first = _first(found)
+    ranked = retriever.rank(task.content["queries"])
+    first = _first(ranked)
     frame = pd.DataFrame(
-        {"query_id": found.query_ids, "top5": [pages[:5] for pages in first], "ranking": first}
+        {"query_id": ranked.query_ids, "top5": [pages[:5] for pages in first], "ranking": first}
     )
-    frame = frame.assign(source=found.query_ids, ndcg_at_5=float("nan"), first_rank=float("nan"))
+    frame = frame.assign(source=ranked.query_ids, ndcg_at_5=float("nan"), first_rank=float("nan"))
     cost = {"encoded_pages": retriever.encoded - before, "seconds": time.perf_counter() - start}
-    place = {"task": task.metadata.name, "lang": "any", "n_pages": len(found.page_ids)}
+    place = {"task": task.metadata.name, "lang": "any", "n_pages": len(ranked.page_ids)}
     place |= dict(zip(("queries", "pages"), mixed.OWN))
     return frame.assign(margin=float("nan"), **place, **cost)
 
