@@ -13,7 +13,7 @@ import torch
 
 from colq_utils.base import cache, config
 from colq_utils.base.errors import ColqError
-from colq_utils.stages.evaluate import evaluate, references, retriever, scores
+from colq_utils.stages.evaluate import evaluate, references, retriever, scores, tasks
 from colq_utils.stages.evaluate.store import VectorStore
 
 
@@ -63,11 +63,11 @@ def test_ndcg_is_trec_evals():
 
 def test_translations_share_a_source_and_other_questions_do_not():
     images = {"a": "picture 1", "b": "picture 2", "a-fr": "picture 1", "c": "picture 3"}
-    assert evaluate.source("T", {"a": 1, "b": 0}, images) == evaluate.source("T", {"a-fr": 1}, images)
+    assert tasks.source("T", {"a": 1, "b": 0}, images) == tasks.source("T", {"a-fr": 1}, images)
     others = {
-        evaluate.source("T", answers, images) for answers in ({"a": 1}, {"a": 2}, {"c": 1}, {"a": 1, "b": 1})
+        tasks.source("T", answers, images) for answers in ({"a": 1}, {"a": 2}, {"c": 1}, {"a": 1, "b": 1})
     }
-    assert len(others) == 4 and evaluate.source("U", {"a": 1}, images) not in others
+    assert len(others) == 4 and tasks.source("U", {"a": 1}, images) not in others
 
 
 @pytest.mark.parametrize(
@@ -350,11 +350,7 @@ def test_kept_scores_are_used_until_what_they_depend_on_changes(
     study, variant, change, tmp_path, monkeypatch
 ):
     task, measured = SimpleNamespace(metadata=SimpleNamespace(name="T")), []
-    monkeypatch.setattr(
-        evaluate,
-        "evaluate_task",
-        lambda *_: measured.append(1) or pd.DataFrame([OUTCOME]),
-    )
+    monkeypatch.setattr(evaluate, "evaluate_task", lambda *_: measured.append(1) or pd.DataFrame([OUTCOME]))
     for _ in range(2):
         evaluate.run_variant(study, variant, [task], "data")
         cache.digest.cache_clear()  # the next process
