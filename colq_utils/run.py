@@ -62,6 +62,7 @@ def step(experiment: Experiment, stage: str) -> Step:
     calibration = experiment.build("calibration")
     manifests = [experiment.build("checkpoints", name, "manifest.json") for name in experiment.quantized]
     outputs = {"calibrate": [calibration], "quantize": manifests, "report": [results / "reports"]}
+    outputs["report"] += [results / "cards"] if experiment.quantized else []
     weights, failures = [], results / "evaluate" / "failures.csv"
     if stage == "quantize":
         weights = [experiment.checkpoint(n, e) for n, v in experiment.quantized.items() for e in v.exports]

@@ -1,11 +1,11 @@
-"""Writes the reports and the README's snippet from a `Study`; same results, same bytes, no dates."""
+"""Writes reports, cards and the README's snippet from a `Study`; same results, same bytes, no dates."""
 
 from pathlib import Path
 
 from colq_utils.base import files
 from colq_utils.base.config import Experiment
 from colq_utils.base.errors import ColqError
-from colq_utils.report import analysis, benchmark_cpu, english, quantization, results, summary
+from colq_utils.report import analysis, benchmark_cpu, cards, english, quantization, results, summary
 from colq_utils.report.analysis import Study
 from colq_utils.report.summary import headline
 
@@ -19,9 +19,12 @@ MARKER = "<!-- headline -->"
 
 
 def write(study: Study) -> list[Path]:
-    """Write every report to results/<experiment>/reports/; draw the figures first, or they are not linked."""
+    """Write every report to results/<experiment>/reports/, then the cards; draw the figures first, or they
+    are not linked.
+    """
     folder = study.experiment.results("reports")
-    return [files.write_text(folder / name, text) for name, text in render(study).items()]
+    reports = [files.write_text(folder / name, text) for name, text in render(study).items()]
+    return reports + cards.write(study)
 
 
 def render(study: Study) -> dict[str, str]:

@@ -17,12 +17,17 @@ DIRECTIONS = {"keep": "own", "reverse": "base"}
 def changes(study: Study) -> pd.DataFrame | None:
     """A row per variant: change against the base in both directions, and what embedding again would change.
 
-    Columns: variant, label; for each of keep (own queries, base's pages), reverse, and again (own pages
-    instead of the base's): *_change in words, *_low and *_high; keep_shows and reverse_shows; verdict of keep.
+    Columns: variant, label, verdict of keep; for each of keep (own queries, the base's pages), reverse, and
+    again (own pages instead of the base's): *_change and *_shows in words, *_low and *_high.
     """
-    table = study.results.mixed
-    if table is None:
+    if study.results.mixed is None:
         return None
+    if "mixed" not in vars(study):  # kept with the study, as its own tables are: takes seconds
+        vars(study)["mixed"] = _changes(study, study.results.mixed)
+    return vars(study)["mixed"]
+
+
+def _changes(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     keys, base, margin = [*ENTRY, "query_id"], study.base_column, study.experiment.evaluation.margin
     queries = study.results.queries
     asked = queries[queries.variant == study.experiment.base].sort_values(keys)[keys]  # as in `study.strata`

@@ -22,7 +22,7 @@ ENTRY = ["task", "lang"]
 
 #: Stage -> the files that are read; the stem of a name is its field in `Results`.
 STAGES = {
-    "inspect": ("towers.csv", "published.csv"),
+    "inspect": ("towers.csv", "published.csv", "architecture.json"),
     "calibrate": ("sets.csv",),
     "quantize": ("variants.csv", "environment.json"),
     "benchmark": (
@@ -74,6 +74,7 @@ class Results:
     scores: pd.DataFrame
     queries: pd.DataFrame
     towers: pd.DataFrame | None = None
+    architecture: dict | None = None
     published: pd.DataFrame | None = None
     sets: pd.DataFrame | None = None
     variants: pd.DataFrame | None = None
