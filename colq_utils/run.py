@@ -20,6 +20,8 @@ from colq_utils.base import cache, files, process
 from colq_utils.base.config import ROOT, STAGES, Experiment
 from colq_utils.base.errors import ColqError
 
+#: What 06 puts into the folder of a checkpoint.
+CARD = "README.md"
 #: Stage -> sections of the experiment file that it depends on.
 SECTIONS = {
     "inspect": ("model", "variants"),
@@ -129,7 +131,7 @@ def _state(step: Step, inputs: str, drawn: list[Path]) -> dict:
     """What is kept of a finished step and is found again while it is fresh: `inputs` is its fingerprint as it
     began, `drawn` are its figures.
     """
-    weights = [path for folder in step.weights for path in sorted(folder.glob("*"))]
+    weights = [path for folder in step.weights for path in sorted(folder.glob("*")) if path.name != CARD]
     return {
         "inputs": inputs,
         "outputs": files.sha256(*step.outputs),

@@ -19,9 +19,14 @@ PACKINGS = {"auto_round": "auto-round", "auto_awq": "awq", "auto_gptq": "gptq"}
 
 
 def write(study: Study) -> list[Path]:
-    """Write the card of every quantized variant to results/<experiment>/cards/."""
-    folder = study.experiment.results("cards")
-    return [files.write_text(folder / f"{name}.md", text) for name, text in render(study).items()]
+    """Write the card of every quantized variant to results/<experiment>/cards/, and to its checkpoints."""
+    experiment, paths = study.experiment, []
+    for name, text in render(study).items():
+        paths.append(files.write_text(experiment.results("cards") / f"{name}.md", text))
+        for folder in (experiment.checkpoint(name, export) for export in experiment.quantized[name].exports):
+            if folder.is_dir():
+                files.write_text(folder / "README.md", text)
+    return paths
 
 
 def render(study: Study) -> dict[str, str]:
