@@ -26,7 +26,7 @@ from studies.embedded.tiny_model import (
     TinyConfig,
 )
 
-CHECKPOINT = Path(__file__).resolve().parents[1] / "models/tiny-colqwen3"
+CHECKPOINT = Path(__file__).resolve().parents[2] / "models/tiny-colqwen3"
 SMALL = TinyConfig(
     hidden=128,
     layers=2,
