@@ -12,7 +12,7 @@ export PYTHONDONTWRITEBYTECODE :=
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help report inspect calibrate quantize benchmark evaluate summary plan study published readme html lab test lint vllm-check clean clean-checkpoints
+.PHONY: help report inspect calibrate quantize benchmark evaluate summary plan study interop published readme html lab test lint vllm-check clean clean-checkpoints
 
 ##@ Run
 report: $(ENVIRONMENT) ## all six notebooks, skipping what is fresh: reports, figures, executed notebooks
@@ -38,6 +38,9 @@ summary: $(ENVIRONMENT) ## 06: reports and figures, from the results alone
 
 study: $(ENVIRONMENT) ## report and figures of the controlled study, from its committed results
 	$(PYTHON) -m studies.seqlen.report seqlen
+
+interop: $(ENVIRONMENT) ## base and exports opened by transformers, sentence-transformers, mteb, colpali-engine, vLLM
+	$(PYTHON) -m studies.interop $(EXPERIMENT)
 
 published: $(ENVIRONMENT) ## the published reports again, from their transcribed tables
 	$(PYTHON) -m studies.published.report

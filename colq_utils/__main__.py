@@ -15,16 +15,12 @@ import typer
 from colq_utils.base import config
 from colq_utils.base.errors import ColqError
 
+HELP = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, context_settings=HELP
 )
 Option = typer.Option
-Name = Annotated[
-    str, typer.Argument(metavar="EXPERIMENT", help="Name of a file in experiments/, or the path of one.")
-]
+Name = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A file of experiments/, or its path.")]
 Output = Annotated[
     str, Option(metavar="FOLDER", help="Where results/, figures/ and build/ are (default: the repository).")
 ]
@@ -112,9 +108,7 @@ def plan(context: typer.Context, name: Name, output: Output = ""):
 
 @app.command()
 def render(
-    name: Annotated[
-        str | None, typer.Argument(metavar="EXPERIMENT", help="Folder of results/ (default: all of them).")
-    ] = None,
+    name: Annotated[str | None, typer.Argument(metavar="EXPERIMENT", help="Default: all results.")] = None,
     output: Output = "",
 ):
     """Make web pages of notebooks and reports.
@@ -123,8 +117,7 @@ def render(
     pictures are inside. Without EXPERIMENT, everything in results/ is rendered.
 
     \b
-    Examples:
-      colq render
+    Example:
       colq render tiny
 
     Next: open results/html/index.html, or send the folder to someone.
@@ -217,6 +210,25 @@ def new(
 
 
 @app.command()
+def convert(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A ColQwen3 of colpali-engine.")],
+    to: Annotated[Path, Option(metavar="FOLDER", help="The new folder.")],
+) -> None:
+    """Rewrite a model of colpali-engine in the published layout.
+
+    \b
+    Example:
+      colq convert theirs --to ours
+
+    Next: `colq new NAME --model ours --documents FOLDER`.
+    """
+    from colq_utils.model import convert as converting
+
+    converting.convert(folder, to)
+    print(f"wrote {to}")
+
+
+@app.command()
 def publish(
     context: typer.Context,
     name: Name,
@@ -227,7 +239,7 @@ def publish(
     output: Output = "",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Send it; without this nothing is sent.")] = False,
 ) -> None:
-    """Show what publishing a checkpoint would send; with --yes, send it.
+    """Show what publishing a checkpoint sends; --yes sends it.
 
     The card goes with it. A variant that 03_quantize rejected is refused. A new repository is private unless
     --public is given.
@@ -256,9 +268,7 @@ def _error(message, code: int) -> int:
     return code
 
 
-def main(
-    arguments: list[str] | None = None, load: Callable = config.load, step: Callable | None = None
-) -> int:
+def main(arguments: list | None = None, load: Callable = config.load, step: Callable | None = None) -> int:
     """Run one command and return its exit code; a mistake of the user is one line on stderr and exit code 2.
 
     Args:

@@ -36,7 +36,7 @@ def digest(*parts: str) -> str:
     """Digest of the code and templates in parts of the package, read once: what runs is what was imported."""
     lines, package = [], ROOT / "colq_utils"
     for part in parts:
-        below = sorted(f for f in (package / part).rglob("*") if f.suffix in (".py", ".j2"))
+        below = sorted(f for f in (package / part).rglob("*") if f.suffix in (".py", ".j2", ".jinja"))
         for path in below or [package / part]:
             lines.append(f"{path.relative_to(package)} {files.sha256(path)}")
     return files.sha256_bytes("\n".join(lines).encode())

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from colq_utils.base.errors import ColqError
 from colq_utils.base.names import QUANTIZABLE, part_of
+from colq_utils.model import layouts
 
 #: Bytes of one number of each safetensors dtype.
 WIDTH = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2}
@@ -50,13 +51,15 @@ def read_headers(path: str, revision: str | None = None) -> list[Tensor]:
     """The tensors of a checkpoint folder (one file or sharded) or hub id.
 
     Raises:
-        ColqError: nothing there, a shard or the index damaged or cut short, or the hub cannot be reached.
+        ColqError: nothing there, an adapter or pickles alone, a damaged shard or index, no hub to be reached.
     """
     if not _is_folder(path, revision):
         with _fetching(path, revision):  # by range requests
             files = huggingface_hub.get_safetensors_metadata(path, revision=revision).files_metadata.values()
         rows = [(name, info) for file in files for name, info in file.tensors.items()]
         return [Tensor(name, info.dtype, tuple(info.shape)) for name, info in rows]
+    if problem := layouts.without_weights(Path(path)):
+        raise ColqError(problem)
     index, shards = Path(path) / "model.safetensors.index.json", ["model.safetensors"]
     if index.exists():
         try:
@@ -93,7 +96,8 @@ def read_config(path: str, revision: str | None = None) -> dict:
     except json.JSONDecodeError as error:
         raise ColqError(f"{file} is not JSON ({error}); the checkpoint is damaged") from None
     if config.get("model_type") != "colqwen3":
-        raise ColqError(f"{path} holds a {config.get('model_type')!r}, not a colqwen3")
+        tensors = read_headers(path, revision) if config.get("model_type") == layouts.COLPALI_TYPE else []
+        raise ColqError(layouts.foreign(path, config, [tensor.name for tensor in tensors]))
     return config
 
 
@@ -103,7 +107,8 @@ def fetch(path: str, name: str, revision: str | None = None) -> Path:
         with _fetching(path, revision):
             return Path(huggingface_hub.hf_hub_download(path, name, revision=revision))
     if not (Path(path) / name).exists():
-        raise ColqError(f"{path} has no {name}: not a checkpoint folder, or an incomplete one")
+        problem = layouts.without_weights(Path(path))
+        raise ColqError(problem or f"{path} has no {name}: not a checkpoint folder, or an incomplete one")
     return Path(path) / name
 
 

@@ -1,4 +1,4 @@
-"""What the summary says of one's own documents: what labels there are, how far a variant agrees with the base.
+"""What the summary says of one's own documents: which labels there are, and agreement with the base.
 
 Agreement needs no labels. It says what a person who searches would see change, not whether that is worse.
 """
@@ -60,7 +60,7 @@ def agreement(study: Study) -> pd.DataFrame:
 
 
 def rank_correlation(study: Study) -> dict[str, float]:
-    """Variant -> mean over queries of Kendall's tau between its order of the base's first pages and the base's.
+    """Variant -> mean over queries of Kendall's tau between its order of the base's first pages and theirs.
 
     A page that a variant ranks beyond what was kept counts as last. Source: Kendall, A New Measure of Rank
     Correlation (Biometrika 1938); tau-b, as scipy has it.

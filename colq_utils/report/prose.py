@@ -24,9 +24,9 @@ FILTERS = {
 
 
 def render(template: str, folder: Path = TEMPLATES, **values) -> str:
-    """`<folder>/<template>` filled with `values`: sections one blank line apart, one newline at the end."""
+    """`template` of `folder` filled with `values`: sections one blank line apart, one newline at the end."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder),
+        loader=jinja2.FileSystemLoader([folder, TEMPLATES]),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

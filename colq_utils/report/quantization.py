@@ -5,7 +5,7 @@ This module makes frames, the template words them. Published figures are not quo
 
 import pandas as pd
 
-from colq_utils.report import analysis, findings, summary, wording
+from colq_utils.report import analysis, findings, mixed_precision, summary, wording
 from colq_utils.report import markdown as md
 from colq_utils.report.analysis import Study
 from colq_utils.report.parts import page
@@ -33,6 +33,7 @@ def write(study: Study) -> str:
         **families,
         pair_tables={name: pair_table(pairs) for name, pairs in families.items() if len(pairs)},
         seen=_seen(study),
+        mixed=mixed_precision.changes(study),
         sets=calibration_sets(study),
         suite=wording.averages(study, study.suite),
         english=wording.averages(study, study.english_suite) if study.english.any() else None,

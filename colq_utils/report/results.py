@@ -33,7 +33,14 @@ STAGES = {
         "ceilings.json",
         "environment.json",
     ),
-    "evaluate": ("scores.csv", "queries.parquet", "failures.csv", "documents.csv", "environment.json"),
+    "evaluate": (
+        "scores.csv",
+        "queries.parquet",
+        "mixed.parquet",
+        "failures.csv",
+        "documents.csv",
+        "environment.json",
+    ),
 }
 #: Field of `Results` -> file below results/<experiment>/.
 FILES = {
@@ -48,12 +55,14 @@ COLUMNS = {
     "samples": {"variant", "round", "kind", "batch", "latency_s"},
     "scores": {"variant", "task", "lang", "n_queries", "n_pages", "ndcg_at_5", "counted", "group"},
     "queries": {"variant", "task", "lang", "query_id", "ndcg_at_5", "margin", "top5"},
+    "mixed": {"variant", "queries", "pages", "task", "lang", "query_id", "ndcg_at_5"},
 }
 KEYS = {
     "variants": ["variant", "export"],
     "rows": ["variant", "kind", "batch"],
     "scores": ["variant", *ENTRY],
     "queries": ["variant", *ENTRY, "query_id"],
+    "mixed": ["variant", "queries", "pages", *ENTRY, "query_id"],
 }
 
 
@@ -73,6 +82,7 @@ class Results:
     memory: pd.DataFrame | None = None
     census: pd.DataFrame | None = None
     ceilings: dict | None = None
+    mixed: pd.DataFrame | None = None
     failures: pd.DataFrame | None = None
     documents: pd.DataFrame | None = None
     quantize_environment: dict | None = None

@@ -3,7 +3,7 @@
 The answer is three bullets: cost and gain, what a person who searches would notice, which recipe to take.
 """
 
-from colq_utils.report import documents, findings, speed
+from colq_utils.report import documents, findings, mixed_precision, speed
 from colq_utils.report import markdown as md
 from colq_utils.report.analysis import Study
 from colq_utils.report.findings import variant_frame
@@ -14,13 +14,15 @@ def write(study: Study) -> str:
     """The whole page as markdown."""
     figure = f"{TO_FIGURES}/{study.experiment.name}/headline.png"
     drawn = (study.experiment.figures / "headline.png").exists()
+    told = answer(study)
     return page(
         "summary.md.j2",
         study,
         figure=figure if drawn else "",
+        mixed=mixed_precision.of(study, told["picked"]),
         speed=speed.in_one_sentence(study),
         **documents.values(study),
-        **answer(study),
+        **told,
     )
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from studies.embedded.canvases import CELL
-from studies.embedded.tiny_model import COLUMNS, HEIGHT, ROWS, WIDTH
+from studies.embedded.tiny_config import COLUMNS, HEIGHT, ROWS, WIDTH
 
 POINTS_Y, POINTS_X = (4, 12), (2, 6, 10, 14)  # where in a 16 x 16 patch the character is asked for
 JPEG_LUMINANCE = torch.tensor(
@@ -155,7 +155,7 @@ def read_characters(maps: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
 
 
 def scan(pages: torch.Tensor) -> torch.Tensor:
-    """Add the faults of scanning to parts of a batch (n, 384, 704), values 0..255; modifies and returns it."""
+    """Add the faults of scanning to parts of a batch (n, 384, 704), values 0..255, in place."""
     n, device = len(pages), pages.device
 
     def some(share: float) -> torch.Tensor:

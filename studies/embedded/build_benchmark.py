@@ -40,7 +40,8 @@ READING_REGIONS = 50
 STOPWORDS = {
     "en": "the of and to in is for that are with this be on as or it you can by not if from will an which at",
     "fr": "le la les des et en est pour que dans une un du qui sur pas vous par avec ce sont plus ou au",
-    "de": "der die das und zu den mit ist sie von ein eine nicht auf für werden wird im dem oder des es auch kann als",
+    "de": "der die das und zu den mit ist sie von ein eine nicht auf für werden wird im dem oder des es auch "
+    "kann als",
     "es": "el los las del y en que para una con se por es su al como no puede más o lo este esta si",
     "it": "il di e la che per un una in del è con le non si da i della al sono può come dei nel gli",
     "pt": "o os as do da e em que para uma um com se por não é no na ao como pode mais ou dos das seu",
@@ -111,13 +112,12 @@ def page_rows(name: str, pdf: Path, pages: list[int]) -> list[dict]:
             words = tokens(text)
             if len(words) < MIN_WORDS.get(family, DEFAULT_MIN_WORDS) or not speaks(words, lang):
                 continue
-            rows.append(
-                dict(
-                    page_id=f"{name}:{index + 1:03d}:{part}", document=name, lang=lang, page=index + 1, part=part,
-                    image=encode(region.image), width=regions.WIDTH, height=regions.HEIGHT, text=text,
-                    words=[word.text for word in region.words], boxes=[word.box for word in region.words],
-                )
-            )  # fmt: skip
+            row = {"page_id": f"{name}:{index + 1:03d}:{part}", "document": name, "lang": lang}
+            row |= {"page": index + 1, "part": part, "image": encode(region.image)}
+            row |= {"width": regions.WIDTH, "height": regions.HEIGHT, "text": text}
+            row["words"] = [word.text for word in region.words]
+            row["boxes"] = [word.box for word in region.words]
+            rows.append(row)
     return rows
 
 
@@ -153,8 +153,8 @@ def mark_pools(rows: list[dict]) -> None:
         row["scanned"] = (row["document"], row["page"]) in scans
         row["reading"] = False
     for lang in LANGUAGES:
-        mine = [row for row in rows if row["lang"] == lang and not row["document"].endswith("eyes17")]
-        for row in random.Random(f"{SEED} {lang}").sample(mine, READING_REGIONS):
+        candidates = [row for row in rows if row["lang"] == lang and not row["document"].endswith("eyes17")]
+        for row in random.Random(f"{SEED} {lang}").sample(candidates, READING_REGIONS):
             row["reading"] = True
 
 

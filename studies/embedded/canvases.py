@@ -22,7 +22,8 @@ HEIGHT, WIDTH = 448, 832  # pixels of a canvas
 QUERIES, TOKENS = 14, 20  # candidate queries of a canvas, tokens of a query
 CELL = 4  # pixels of an entry of the character map
 LANGUAGES = {"en": 0.2, "fr": 0.18, "de": 0.18, "es": 0.15, "it": 0.15, "pt": 0.14}
-CLASSES = " abcdefghijklmnopqrstuvwxyzàáâãäçèéêëìíîïñòóôõöùúûüßœABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,;:!?'\"()-/=_<>[]@"
+LETTERS = "abcdefghijklmnopqrstuvwxyzàáâãäçèéêëìíîïñòóôõöùúûüßœABCDEFGHIJKLMNOPQRSTUVWXYZ"
+CLASSES = f""" {LETTERS}0123456789.,;:!?'"()-/=_<>[]@"""
 NARROW, BROAD = set("iljtfrI.,;:!'()[]/1"), set("mwMWœ@")
 FIELDS = {  # name -> (shape, dtype) of one canvas
     "image": ((HEIGHT, WIDTH), np.uint8),
@@ -130,7 +131,7 @@ class Maker:
         return pair
 
     def _characters(self, words: list) -> np.ndarray:
-        """Return the class of the character printed at each 4 x 4 pixels; letters of a word by usual widths."""
+        """Return the class of the character at each 4 x 4 pixels; letters of a word by usual widths."""
         grid = np.zeros((HEIGHT // CELL, WIDTH // CELL), np.uint8)
         for text, box in words:
             widths = np.array(

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from studies.embedded import augment, regions
 from studies.embedded.canvases import misspell, strip
-from studies.embedded.tiny_model import HEIGHT, WIDTH
+from studies.embedded.tiny_config import HEIGHT, WIDTH
 from studies.embedded.tokenizer import clean
 
 KINDS = ("phrase", "heading", "short", "shuffled", "misspelt")
@@ -50,14 +50,14 @@ def build(documents: list[dict], folder: Path, per_language: int = 50, seed: int
             if document["lang"] == language:
                 path = Path(folder) / f"{document['name']}.pdf"
                 pages += [(path, index) for index in range(len(regions.open_pdf(str(path))))]
-        found = 0
+        n_checked = 0
         for path, index in r.sample(pages, len(pages)):
             fit = [region for region in regions.cut(regions.render(path, index)) if len(region.words) >= 40]
             for region in fit[:2]:
-                if found < per_language:
+                if n_checked < per_language:
                     images.append(region.image), languages.append(language), contents.append(region.words)
-                    found += 1
-            if found >= per_language:
+                    n_checked += 1
+            if n_checked >= per_language:
                 break
     return Check(np.stack(images), languages, _queries(contents, languages, r))
 

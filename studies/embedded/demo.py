@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from studies.embedded import augment, canvases, losses
-from studies.embedded.tiny_model import HEIGHT, WIDTH, TinyConfig
+from studies.embedded.tiny_config import HEIGHT, WIDTH, TinyConfig
 from studies.embedded.train import Trainer
 
 FONTS = (
@@ -61,8 +61,8 @@ def maker(corpus: Path, tokenizer: Path, folder: Path, seed: int = 0, lines: int
 
 def batch(source: canvases.Maker, pairs: int) -> dict[str, torch.Tensor]:
     """Return `pairs` pairs of canvases as tensors, each field (2 * pairs, ...)."""
-    made = [canvas for _ in range(pairs) for canvas in source.pair()]
-    return {name: torch.from_numpy(np.stack([canvas[name] for canvas in made])) for name in made[0]}
+    drawn = [canvas for _ in range(pairs) for canvas in source.pair()]
+    return {name: torch.from_numpy(np.stack([canvas[name] for canvas in drawn])) for name in drawn[0]}
 
 
 def lessons(example: dict[str, torch.Tensor], seed: int = 0, queries: int = 1) -> list[Image.Image]:

@@ -121,7 +121,7 @@ def _record_checksums(documents: list[dict], paths: dict[str, Path], record: Pat
         checksums[name] = sha256(paths[name])
         if document.get("sha256", checksums[name]) != checksums[name]:
             raise DocumentError(
-                f"{name}: sha256 {checksums[name][:12]}… differs from the manifest's {document['sha256'][:12]}…;"
-                f" the package's version is not {document['deb']}"
+                f"{name}: sha256 {checksums[name][:12]}… differs from the manifest's "
+                f"{document['sha256'][:12]}…; the package's version is not {document['deb']}"
             )
     record.write_text(json.dumps(checksums, indent=1, sort_keys=True) + "\n", encoding="utf-8")

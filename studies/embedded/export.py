@@ -16,17 +16,16 @@ from tokenizers import Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from colq_utils.model.processing import ColQwen3Processor
-from studies.embedded.tiny_model import (
+from studies.embedded.tiny_config import (
     HEIGHT,
     IMAGE,
     SPECIAL_TOKENS,
     VISION_END,
     VISION_START,
     WIDTH,
-    TinyColQwen3,
     TinyConfig,
-    export,
 )
+from studies.embedded.tiny_model import TinyColQwen3, export
 from studies.embedded.tokenizer import published
 
 PAGE_PREFIX = "".join(SPECIAL_TOKENS[i] for i in (VISION_START, IMAGE, VISION_END))

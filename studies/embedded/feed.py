@@ -71,7 +71,7 @@ class Pool:
             name: torch.zeros((capacity, 2, *shape), dtype=_torch(dtype), device=device)
             for name, (shape, dtype) in FIELDS.items()
         }
-        self.made, self.arrived = 0, queue.Queue(maxsize=4)
+        self.n_made, self.arrived = 0, queue.Queue(maxsize=4)
         self.thread = threading.Thread(target=self._gather, daemon=True)
         self.thread.start()
 
@@ -108,16 +108,16 @@ class Pool:
                 batch = self.arrived.get_nowait()
             except queue.Empty:
                 return
-            places = (torch.arange(self.chunk, device=self.device) + self.made) % self.capacity
+            places = (torch.arange(self.chunk, device=self.device) + self.n_made) % self.capacity
             for name, value in batch.items():
                 self.data[name].index_copy_(0, places, value)
                 if self.device != "cpu":
                     value.record_stream(torch.cuda.current_stream())
-            self.made += self.chunk
+            self.n_made += self.chunk
 
     def wait(self, pairs: int) -> None:
         """Block until `pairs` have arrived."""
-        while self.made < pairs:
+        while self.n_made < pairs:
             if not self.thread.is_alive():
                 raise RuntimeError("the thread that gathers examples has died; its error stands above")
             self.renew()
@@ -125,7 +125,7 @@ class Pool:
 
     def draw(self, pairs: int) -> dict[str, torch.Tensor]:
         """Return random examples, both canvases of a pair side by side, each field (2 * pairs, ...)."""
-        filled = min(self.made, self.capacity)
+        filled = min(self.n_made, self.capacity)
         places = torch.randint(filled, (pairs,), device=self.device)
         return {name: value[places].flatten(0, 1) for name, value in self.data.items()}
 

@@ -9,7 +9,7 @@ own region first, the other crop of the same page being the hardest rival.
 import torch
 import torch.nn.functional as F
 
-from studies.embedded.tiny_model import COLUMNS, PAGE_TOKENS, ROWS
+from studies.embedded.tiny_config import COLUMNS, PAGE_TOKENS, ROWS
 
 
 def printed_cells(boxes: torch.Tensor) -> torch.Tensor:
@@ -57,14 +57,14 @@ def retrieval_losses(words, cells, scales, query_of, printed, real, rivals_off, 
     spot_scale, rank_scale = scales.exp().clamp(max=60.0)
     logits = ((words * spot_scale).bfloat16() @ cells.flatten(0, 1).bfloat16().T).view(-1, n, PAGE_TOKENS)
     own = query_of // per_region  # (t,)
-    mine = logits.gather(1, own[:, None, None].expand(-1, 1, PAGE_TOKENS))[:, 0].float()  # (t, 264)
-    hit = torch.logsumexp(mine.masked_fill(~printed, -1e4), -1)
+    own_logits = logits.gather(1, own[:, None, None].expand(-1, 1, PAGE_TOKENS))[:, 0].float()  # (t, 264)
+    hit = torch.logsumexp(own_logits.masked_fill(~printed, -1e4), -1)
     use = real & printed.any(-1)
     count = use.sum().clamp(min=1)
     best = logits.amax(-1).float()  # (t, n)
     every = torch.logsumexp(torch.logsumexp(logits.float(), -1), -1)
     spot = ((every - hit) * use).sum() / count
-    within = ((torch.logsumexp(mine, -1) - hit) * use).sum() / count
+    within = ((torch.logsumexp(own_logits, -1) - hit) * use).sum() / count
     best = torch.where(real[:, None], best, 0.0) * (rank_scale / spot_scale)
     scores = torch.zeros(n_queries, n, device=best.device).index_add(0, query_of, best)
     target = torch.arange(n_queries, device=best.device) // per_region

@@ -16,7 +16,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from studies.embedded import check, documents, regions, sources, tokenizer
-from studies.embedded.tiny_model import TinyConfig
+from studies.embedded.tiny_config import TinyConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Characters of help and manual-page text used of each language: most where manuals are few.

@@ -123,14 +123,16 @@ def shuffled(corpus: Corpus, row: dict, span: Span, window: int, rng: random.Ran
 
 def titles(corpus: Corpus, headings: list[Heading], span: Span, rng: random.Random) -> list[Query]:
     """Return section titles, without their numbers, that few regions print."""
-    found = {}
+    by_words = {}
     for heading in headings:
         words = tokens(heading.title)
         relevant = corpus.printing(words)
         known = heading.page_id in corpus.words and span.words[0] <= len(words) <= span.words[1]
         if known and corpus.fits(words, span) and len(relevant) <= span.max_relevant:
-            found[heading.lang, tuple(words)] = Query(heading.lang, heading.title, "heading", tuple(relevant))
-    candidates = list(found.values())
+            by_words[heading.lang, tuple(words)] = Query(
+                heading.lang, heading.title, "heading", tuple(relevant)
+            )
+    candidates = list(by_words.values())
     rng.shuffle(candidates)
     return candidates
 
@@ -163,15 +165,15 @@ def spread(corpus_rows: list[dict], make, count: int, rng: random.Random) -> lis
     for lang in sorted({row["lang"] for row in corpus_rows}):
         rows = [row for row in corpus_rows if row["lang"] == lang]
         rng.shuffle(rows)
-        queues, mine, seen = [make(row) for row in rows], [], set()
-        while len(mine) < count and any(queues):
+        queues, picked, seen = [make(row) for row in rows], [], set()
+        while len(picked) < count and any(queues):
             for queue in queues:
                 while queue and queue[-1].text.lower() in seen:
                     queue.pop()
-                if queue and len(mine) < count:
-                    mine.append(queue.pop())
-                    seen.add(mine[-1].text.lower())
-        chosen += mine
+                if queue and len(picked) < count:
+                    picked.append(queue.pop())
+                    seen.add(picked[-1].text.lower())
+        chosen += picked
     return chosen
 
 

@@ -16,7 +16,8 @@ from PIL import Image
 
 from colq_utils.model import loading, processing
 from studies.embedded import check
-from studies.embedded.tiny_model import TinyColQwen3, TinyConfig
+from studies.embedded.tiny_config import TinyConfig
+from studies.embedded.tiny_model import TinyColQwen3
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""Makes data/documents: two small PDFs of MiniVidore pages with an invisible text layer, and queries for them.
+"""Makes data/documents: two small PDFs of MiniVidore pages with an invisible text layer, and their queries.
 
 They let `colq new` be tried offline on documents that the bundled model can read:
 ``python -m studies.embedded.sample_documents``.

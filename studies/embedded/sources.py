@@ -180,8 +180,8 @@ def unpacked(package: str, cache: Path) -> Path:
 def help_paragraphs(page: str) -> list[str]:
     """Return the headings (marked `# `) and paragraphs of a LibreOffice help page."""
     body = page.split('id="DisplayArea"')[-1]
-    found = re.findall(r"<(h[1-4]|p)\b[^>]*>(.*?)</\1>", body, flags=re.S)
-    return [("# " if tag[0] == "h" else "") + plain(re.sub(r"<[^>]+>", " ", inner)) for tag, inner in found]
+    tags = re.findall(r"<(h[1-4]|p)\b[^>]*>(.*?)</\1>", body, flags=re.S)
+    return [("# " if tag[0] == "h" else "") + plain(re.sub(r"<[^>]+>", " ", inner)) for tag, inner in tags]
 
 
 def manual_paragraphs(page: str) -> list[str]:
@@ -217,7 +217,7 @@ def plain(text: str) -> str:
 def texts(cache: Path) -> dict[str, list[str]]:
     """Return each language's paragraphs without repeats, help pages and man pages mixed by page."""
     folders = [unpacked(package, cache) for package in TEXT_PACKAGES]
-    found = {}
+    by_language = {}
     for language in LANGUAGES:
         pages = []
         for folder in folders:
@@ -231,8 +231,8 @@ def texts(cache: Path) -> dict[str, list[str]]:
             ]
         random.Random(0).shuffle(pages)
         seen = dict.fromkeys(paragraph for page in pages for paragraph in page if len(paragraph) > 12)
-        found[language] = list(seen)
-    return found
+        by_language[language] = list(seen)
+    return by_language
 
 
 def fonts(cache: Path, target: Path) -> list[Path]:

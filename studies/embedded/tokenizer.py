@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from studies.embedded.tiny_model import PAD, SPECIAL_TOKENS
+from studies.embedded.tiny_config import PAD, SPECIAL_TOKENS
 
 
 def train(lines: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -25,7 +25,8 @@ from studies.embedded import augment, check, losses
 from studies.embedded.canvases import CLASSES, LANGUAGES, Sources
 from studies.embedded.feed import Pool, Workers
 from studies.embedded.muon import Muon
-from studies.embedded.tiny_model import HEIGHT, WIDTH, TinyColQwen3, TinyConfig, describe
+from studies.embedded.tiny_config import HEIGHT, WIDTH, TinyConfig
+from studies.embedded.tiny_model import TinyColQwen3, describe
 
 
 class Trainer:
@@ -246,9 +247,9 @@ def run(args: argparse.Namespace) -> None:
     if args.check:
         check.save(data, args.check)
     tokenizer = Tokenizer.from_file(feed.tokenizer)
-    note(event="check", regions=len(data.images), queries=len(data.queries), made=pool.made)
+    note(event="check", regions=len(data.images), queries=len(data.queries), made=pool.n_made)
     pool.wait(min(args.capacity, 8 * args.batch))
-    note(event="pool", made=pool.made)
+    note(event="pool", made=pool.n_made)
 
     def measure() -> None:
         table = evaluate(trainer.model, tokenizer, data, args.device)
@@ -272,7 +273,7 @@ def run(args: argparse.Namespace) -> None:
                 elapsed_s=round(trainer.elapsed_s, 1),
                 ms=round(1e3 * (now - last) / len(rows), 1),
                 **{name: round(value, 4) for name, value in zip(parts, means)},
-                made=2 * pool.made,
+                made=2 * pool.n_made,
                 rate=round(schedule(trainer.elapsed_s / args.total_s), 4),
                 scales=[round(value, 2) for value in trainer.scales.exp().tolist()],
             )

@@ -88,22 +88,22 @@ def bare(word: str) -> str:
 
 def runs(row: dict) -> list[list[str]]:
     """Return the runs of words of a region that were printed one after another within a sentence."""
-    found, run, last = [], [], None
+    sequences, run, last = [], [], None
     for word, box in zip(row["words"], row["boxes"], strict=True):
         height = box[3] - box[1]
         apart = last is not None and not (
             -3 * height < last[1] - box[1] < height and box[3] - last[3] < 3 * height
         )
         if apart or not any(letter.isalnum() for letter in word):
-            found.append(run)
+            sequences.append(run)
             run = []
         if any(letter.isalnum() for letter in word):
             run.append(word)
         if word.endswith(SENTENCE_END):
-            found.append(run)
+            sequences.append(run)
             run = []
         last = box
-    return [run for run in [*found, run] if run]
+    return [run for run in [*sequences, run] if run]
 
 
 def misspell(text: str, rate: float, rng: random.Random) -> str:

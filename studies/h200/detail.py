@@ -8,7 +8,8 @@ from colq_utils.report import markdown as md
 from studies.h200 import targets
 from studies.h200.speed import KINDS, PAGES, PUBLISHED, QUERIES, Speed
 
-#: From which difference on two GEMM times are called different: sweeps of the 8B on two machines agreed to this, but for 1 of 52 points.
+#: From which difference on two GEMM times are called different: sweeps of the 8B on two machines agreed to
+#: this, but for 1 of 52 points.
 APART = 0.05
 
 

@@ -1,7 +1,7 @@
 """benchmark_4b.md and benchmark_8b.md: speed and memory on one GPU, the answer first and every detail folded below it.
 
-Sentences are chosen by the measured ratios and their intervals. Reads the inspect and benchmark stages alone; the folded
-tables, which include every row of the published benchmark, come from `tables` and `detail`.
+Sentences are chosen by the measured ratios and their intervals. Reads the inspect and benchmark stages alone;
+the folded tables, which include every row of the published benchmark, come from `tables` and `detail`.
 """
 
 from pathlib import Path
@@ -125,7 +125,8 @@ LOADS = (
     ("128 queries", QUERIES, 128),
     ("8 pages", PAGES, 8),
 )
-#: What a difference has to be to count in a headline: speeds of one sweep differ by a few per cent from another's.
+#: What a difference has to be to count in a headline: speeds of one sweep differ by a few per cent from
+#: another's.
 CLEAR = 1.05
 
 

@@ -1,7 +1,7 @@
 """The folded tables of the GPU report: every measured row, with the published figures of an A100 beside it.
 
-What the published benchmark lacked (the kernel of each row, the roofline limit, real query lengths, pages, load time) is
-here as well. Recommendations are picked from the tables by code, workload by workload.
+What the published benchmark lacked (the kernel of each row, the roofline limit, real query lengths, pages,
+load time) is here as well. Recommendations are picked from the tables by code, workload by workload.
 """
 
 import numpy as np
@@ -107,7 +107,8 @@ def environment(speed: Speed) -> str:
     )
 
 
-#: What a user decides on: label, (variant, workload, batch), compared with (variant, workload, batch); items a second, larger is better.
+#: What a user decides on: label, (variant, workload, batch), compared with (variant, workload, batch); items
+#: a second, larger is better.
 def _comparisons(speed: Speed) -> list[tuple]:
     eager, base, w4, fp8, small = speed.eager, speed.base, speed.w4, speed.fp8, speed.small
     eight = "FP8 with the vision tower" if fp8 and speed.experiment.by_id[fp8].vision else "FP8"

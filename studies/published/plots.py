@@ -2,12 +2,10 @@
 
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 
-from colq_utils.base.files import atomic
-from colq_utils.report.figures import quality
+from colq_utils.report.figures import drawing
 from studies.published import figures_data as pub
 from studies.published.figures_data import LENGTHS, ORIGINAL, Published
 
@@ -23,22 +21,15 @@ def draw(output: Path, p: Published) -> list[Path]:
     """Both figures, to `output`/figures/published."""
     folder = Path(output) / "figures" / "published"
     return [
-        _save(folder / "difference_4b_english.png", _tasks(p)),
-        _save(folder / "averages.png", _averages(p)),
+        drawing.save(_tasks(p), folder / "difference_4b_english.png"),
+        drawing.save(_averages(p), folder / "averages.png"),
     ]
-
-
-def _save(path: Path, figure) -> Path:
-    with atomic(path) as target:
-        figure.savefig(target, dpi=quality.DPI, metadata={"Software": None})
-    plt.close(figure)
-    return path
 
 
 def _tasks(p: Published):
     points = (100 * p.differences).rename(columns=lambda name: name.replace("-", "="))
-    figure, axis = _dots(points, 1.7 + 0.3 * len(points), 0.22, quality.MARKERS[1:], 5)
-    quality.rows(axis, [quality.short(task) for task in points.index])
+    figure, axis = _dots(points, 1.7 + 0.3 * len(points), 0.22, drawing.MARKERS[1:], 5)
+    drawing.rows(axis, [drawing.short(task) for task in points.index])
     axis.set(
         title="Published: change of NDCG@5 of the 4B by English task",
         xlabel="points (NDCG@5 × 100), as published, without intervals",
@@ -54,13 +45,13 @@ def _averages(p: Published):
         f"{int(name.removeprefix('seqlen-')):,} tokens": pub.percent(scores[name], scores[ORIGINAL])
         for name in LENGTHS
     }
-    figure, axis = _dots(pd.DataFrame(changes), 1.6 + 0.48 * len(places), 0.18, quality.MARKERS, 6.5)
+    figure, axis = _dots(pd.DataFrame(changes), 1.6 + 0.48 * len(places), 0.18, drawing.MARKERS, 6.5)
     names = []
     for r in places.itertuples():
         entries = "entries not published" if pd.isna(r.entries) else f"{r.entries:.0f} entries"
         scope = r.scope.replace("english", "English")
         names.append(f"{r.model.upper()}, {scope}, {r.report} report\n({entries})")
-    quality.rows(axis, names)
+    drawing.rows(axis, names)
     axis.grid(axis="y", visible=False)
     axis.set(
         title="Published averages by calibration length",
@@ -72,7 +63,7 @@ def _averages(p: Published):
 def _dots(changes: pd.DataFrame, height: float, step: float, markers: str, size: float):
     """A row per line of `changes` and in it a marker per column, `step` apart."""
     colours = sns.color_palette("colorblind")
-    figure, axis = quality.canvas(height)
+    figure, axis = drawing.canvas(height)
     for i, (name, column) in enumerate(changes.items()):
         places = [y + (i - 1) * step for y in range(len(column))]
         axis.plot(column, places, markers[i], color=colours[i], markersize=size, label=name)

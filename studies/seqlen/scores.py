@@ -1,9 +1,10 @@
 """A variant's scores and drift on the embedded benchmark, without mteb, on whatever device the model is.
 
-The benchmark is read once into a `Questions`: every page (and every page as a bad scan) and every query with the pages that its
-task searches. Page features come from the vision tower once for all variants that share it. What is kept of a query is what
-`evaluate` keeps, plus how far its token vectors and its scores have drifted from the base's. `tests/test_study.py` and the
-provenance record say how closely the scores agree with those of `evaluate`.
+The benchmark is read once into a `Questions`: every page (and every page as a bad scan) and every query with
+the pages that its task searches. Page features come from the vision tower once for all variants that share
+it. What is kept of a query is what `evaluate` keeps, plus how far its token vectors and its scores have
+drifted from the base's. `tests/test_study.py` and the provenance record say how closely the scores agree with
+those of `evaluate`.
 """
 
 from dataclasses import dataclass
@@ -41,9 +42,13 @@ class Questions:
     def page_ids(self) -> list[str]:
         return self.pages["page_id"].tolist()
 
+    def rows(self, task: str, lang: str) -> np.ndarray:
+        """Row numbers in `queries` of a task in one language."""
+        return np.flatnonzero((self.queries["task"] == task) & (self.queries["lang"] == lang))
+
 
 def bench(tasks: tuple[str, ...] = (), languages: tuple[str, ...] = ()) -> Questions:
-    """Read MiniVidore, or some of its tasks (names in `minividore.TASKS`) and languages, with the pages that these search."""
+    """Read MiniVidore, or a choice of its tasks and languages with the pages they search."""
     whole = minividore.load()
     rows = whole.pages.to_dict("records")
     clean = [
@@ -79,7 +84,7 @@ def bench(tasks: tuple[str, ...] = (), languages: tuple[str, ...] = ()) -> Quest
 
 
 def picture(entry: tuple[dict, bool]):
-    """The image of an entry of `Questions.images`; scans are made from the clean page, the same ones each time."""
+    """The image of an entry of `Questions.images`; scans come of the clean page, the same ones each time."""
     row, scanned = entry
     if not scanned:
         return minividore.image(row)
@@ -93,8 +98,8 @@ def page_features(
     """What several vision towers make of every page, each page decoded once.
 
     Returns:
-        Tower name -> ``(n_pages, n_visual_tokens, feature_width)`` in the model's dtype, on the CPU, and the one grid
-        ``[time, height, width]`` that all pages share.
+        Tower name -> ``(n_pages, n_visual_tokens, feature_width)`` in the model's dtype, on the CPU, and the
+        one grid ``[time, height, width]`` that all pages share.
 
     Raises:
         ValueError: pages of several sizes.
@@ -124,7 +129,7 @@ def page_features(
 
 @dataclass(frozen=True)
 class Embedded:
-    """Vectors of a variant: pages ``(n_pages, n_tokens, dim)``, one tensor ``(n_tokens, dim)`` a query, all on the CPU."""
+    """Vectors on the CPU: pages ``(n_pages, n_tokens, dim)``, a tensor ``(n_tokens, dim)`` per query."""
 
     pages: torch.Tensor
     queries: list[torch.Tensor]
@@ -145,26 +150,19 @@ def score_matrix(questions: Questions, vectors: Embedded, device: torch.device) 
     """Scores of every query on the pages that its task searches, NaN elsewhere: ``(n_queries, n_pages)``."""
     matrix = torch.full((len(questions.queries), len(questions.pages)), float("nan"))
     scanned = questions.pages["scanned"].to_numpy()
-    on_scans = (
-        questions.queries["task"].map(lambda task: minividore.TASKS[task].pages == "scanned").to_numpy()
-    )
+    tasks = {task for task, spec in minividore.TASKS.items() if spec.pages == "scanned"}
+    on_scans = questions.queries["task"].isin(tasks).to_numpy()
     for rows, columns in (
         (np.flatnonzero(~on_scans), np.flatnonzero(~scanned)),
         (np.flatnonzero(on_scans), np.flatnonzero(scanned)),
     ):
         if len(rows):
             pages = vectors.pages[columns]
-            matrix[np.ix_(rows, columns)] = maxsim(
-                [vectors.queries[i] for i in rows], len(pages), pages.__getitem__, BLOCK, device
-            )
+            queries = [vectors.queries[i] for i in rows]
+            matrix[np.ix_(rows, columns)] = maxsim(queries, len(pages), pages.__getitem__, BLOCK, device)
     for (task, lang), columns in questions.corpora.items():
         outside = np.setdiff1d(np.arange(len(questions.pages)), columns)
-        matrix[
-            np.ix_(
-                np.flatnonzero((questions.queries["task"] == task) & (questions.queries["lang"] == lang)),
-                outside,
-            )
-        ] = float("nan")
+        matrix[np.ix_(questions.rows(task, lang), outside)] = float("nan")
     return matrix
 
 
@@ -179,14 +177,15 @@ class Reference:
 def query_rows(
     questions: Questions, vectors: Embedded, scores: torch.Tensor, base: Reference
 ) -> pd.DataFrame:
-    """One row a query: task, lang, query_id, ndcg_at_5, first_rank, margin, kept (how many of the base's top five), cosine (mean
-    over its tokens with the base's) and drift (mean over the searched pages of the change of MaxSim a query token, without sign).
+    """One row a query: task, lang, query_id, ndcg_at_5, first_rank, margin, kept (how many of the base's top
+    five), cosine (mean over its tokens with the base's) and drift (mean over the searched pages of the change
+    of MaxSim a query token, without sign).
 
     The last digits are rounded off: a study has half a million rows, and they would be most of its bytes.
     """
     frames, ids = [], questions.page_ids
     for (task, lang), columns in questions.corpora.items():
-        rows = np.flatnonzero((questions.queries["task"] == task) & (questions.queries["lang"] == lang))
+        rows = questions.rows(task, lang)
         asked, lengths = questions.queries.iloc[rows], [len(vectors.queries[i]) for i in rows]
         relevant = {q: dict.fromkeys(r, 1) for q, r in zip(asked["query_id"], asked["relevant"], strict=True)}
         own, theirs = (m[np.ix_(rows, columns)] for m in (scores, base.scores))
@@ -204,19 +203,12 @@ def query_rows(
             )
         )
     table = pd.concat(frames, ignore_index=True)
-    small = {
-        "ndcg_at_5": "float32",
-        "first_rank": "int16",
-        "margin": "float32",
-        "kept": "int8",
-        "cosine": "float32",
-        "drift": "float32",
-    }
-    return (
-        table[["task", "lang", "query_id", *small]]
-        .round({"margin": 4, "cosine": 5, "drift": 5})
-        .astype(small)
-    )
+    floats, whole = ("ndcg_at_5", "margin", "cosine", "drift"), {"first_rank": "int16", "kept": "int8"}
+    types = dict.fromkeys(floats, "float32") | whole
+    table = table[
+        ["task", "lang", "query_id", "ndcg_at_5", "first_rank", "margin", "kept", "cosine", "drift"]
+    ]
+    return table.round({"margin": 4, "cosine": 5, "drift": 5}).astype(types)
 
 
 def cosine(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
@@ -225,29 +217,19 @@ def cosine(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
 
 
 def page_rows(questions: Questions, vectors: Embedded, base: Reference) -> pd.DataFrame:
-    """One row a language and kind of page (clean, scanned): tokens, and mean, first percentile and minimum of the token cosine."""
+    """By language and kind of page: tokens, and mean, first percentile and minimum of the token cosine."""
     values = cosine(vectors.pages, base.vectors.pages)  # (n_pages, n_tokens)
     rows = []
     for (lang, scanned), subset in questions.pages.groupby(["lang", "scanned"], sort=True):
         cosines = values[torch.tensor(subset.index.tolist())].flatten()
-        rows.append(
-            {
-                "lang": lang,
-                "scanned": bool(scanned),
-                "pages": len(subset),
-                "tokens": len(cosines),
-                "cosine_mean": cosines.mean().item(),
-                "cosine_p01": cosines.quantile(0.01).item()
-                if len(cosines) < 1 << 24
-                else float(np.quantile(cosines.numpy(), 0.01)),
-                "cosine_min": cosines.min().item(),
-            }
-        )
+        few = len(cosines) < 1 << 24  # torch's quantile takes no more
+        p01 = cosines.quantile(0.01) if few else np.quantile(cosines.numpy(), 0.01)
+        row = {"lang": lang, "scanned": bool(scanned), "pages": len(subset), "tokens": len(cosines)}
+        row |= {"cosine_mean": cosines.mean().item(), "cosine_p01": float(p01)}
+        rows.append(row | {"cosine_min": cosines.min().item()})
     return pd.DataFrame(rows)
 
 
 def not_finite(vectors: Embedded) -> int:
     """How many numbers of all vectors are NaN or infinite."""
-    return int((~torch.isfinite(vectors.pages)).sum()) + sum(
-        int((~torch.isfinite(q)).sum()) for q in vectors.queries
-    )
+    return sum(int((~torch.isfinite(tensor)).sum()) for tensor in (vectors.pages, *vectors.queries))

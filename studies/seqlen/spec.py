@@ -1,8 +1,9 @@
 """A study file: which roundings of one base are compared, with which calibration, over which seeds.
 
-An experiment makes checkpoints to keep; a study makes many roundings, measures each and keeps only the measurements.
-Its arms are products of formats, group sizes, calibration sets, iterations and seeds; `variants` spells them out, in the
-order in which they are to be run. What is done with a variant stands in `study_weights`, how it is measured in `study_scores`.
+An experiment makes checkpoints to keep; a study makes many roundings, measures each and keeps only the
+measurements. Its arms are products of formats, group sizes, calibration sets, iterations and seeds;
+`variants` spells them out, in the order in which they are to be run. What is done with a variant stands in
+`weights`, how it is measured in `scores`.
 """
 
 import json
@@ -10,11 +11,11 @@ from itertools import product
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 
 from colq_utils.base.config import ROOT, CalibrationSet, Model, Runtime
 from colq_utils.base.errors import ColqError
-from colq_utils.base.schema import parse
+from colq_utils.base.schema import Section, parse
 
 STUDIES = ROOT / "studies" / "seqlen"
 #: Storage of the quantized Linears: None where weights stay floating point numbers of 16 or 32 bits.
@@ -23,15 +24,12 @@ FORMATS = {"bf16": None, "fp32": None, "w8": 8, "w4": 4, "w3": 3, "w2": 2, "fp8"
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
 class SeqlenVariant(Section):
     """One rounding of the base.
 
-    scope: which Linears of the language model: 'all', 'layer 3' or 'q_proj'; visual: format of the vision tower's Linears.
-    seed draws the calibration text and AutoRound's batches; text_seed, where given, draws the text instead.
+    scope: which Linears of the language model: 'all', 'layer 3' or 'q_proj'; visual: format of the vision
+    tower's Linears. seed draws the calibration text and AutoRound's batches; text_seed, where given, draws
+    the text instead.
     """
 
     id: str
@@ -50,11 +48,6 @@ class SeqlenVariant(Section):
     @property
     def bits(self) -> int | None:
         return FORMATS[self.format]
-
-    @property
-    def integer(self) -> bool:
-        """Whether weights become integers with a scale a group (AutoRound's and RTN's formats)."""
-        return self.format.startswith("w")
 
 
 class Arm(Section):
@@ -80,49 +73,30 @@ class Arm(Section):
             raise ValueError(
                 f"arm {self.family}: AutoRound takes sets, iters and seeds, rounding to nearest none of them"
             )
-        if self.sets and not all(f.startswith("w") for f in self.formats):
+        integers = [name for name in FORMATS if name.startswith("w")]
+        if self.sets and not set(self.formats) <= set(integers):
             raise ValueError(
-                f"arm {self.family}: AutoRound tunes integer formats here ({', '.join(f for f in FORMATS if f.startswith('w'))})"
+                f"arm {self.family}: AutoRound tunes integer formats here ({', '.join(integers)})"
             )
         return self
 
     def variants(self, layers: int) -> list[SeqlenVariant]:
-        scopes = {"all": ["all"], "layers": [f"layer {i}" for i in range(layers)], "kinds": list(KINDS)}[
-            self.scope
-        ]
         if self.sets:
-            return [
-                _variant(
-                    self.family,
-                    "autoround",
-                    f,
-                    group_size=g,
-                    sym=s,
-                    set=c,
-                    iters=i,
-                    seed=n,
-                    text_seed=self.text_seed,
-                )
-                for i, n, f, g, s, c in product(
-                    self.iters, self.seeds, self.formats, self.group_sizes, self.sym, self.sets
-                )
-            ]
+            choices = product(self.iters, self.seeds, self.formats, self.group_sizes, self.sym, self.sets)
+            names = ("iters", "seed", "form", "group_size", "sym", "set")
+            shared = {"family": self.family, "method": "autoround", "text_seed": self.text_seed}
+            return [_variant(**shared, **dict(zip(names, values))) for values in choices]
+        scopes = {"all": ["all"], "layers": [f"layer {i}" for i in range(layers)], "kinds": list(KINDS)}
+        choices = product(self.formats, self.group_sizes, self.sym, scopes[self.scope], self.visual)
+        names = ("form", "group_size", "sym", "scope", "visual")
         return [
-            _variant(
-                self.family,
-                "base" if FORMATS[f] is None else "rtn",
-                f,
-                group_size=g,
-                sym=s,
-                scope=where,
-                visual=v,
-            )
-            for f, g, s, where, v in product(self.formats, self.group_sizes, self.sym, scopes, self.visual)
+            _variant(self.family, "base" if FORMATS[values[0]] is None else "rtn", **dict(zip(names, values)))
+            for values in choices
         ]
 
 
 def _variant(family: str, method: str, form: str, **choices) -> SeqlenVariant:
-    """Name a variant by its format, its method and whatever departs from group 128, symmetric, whole language model."""
+    """Name a variant by format, method and what departs from group 128, symmetric, whole language model."""
     parts = [form] + ([method] if method != "base" else [])
     parts += [choices["set"], f"i{choices['iters']}"] if method == "autoround" else []
     parts += [f"g{choices['group_size']}"] if choices["group_size"] != 128 else []
@@ -145,9 +119,8 @@ class StudySpec(Section):
     margin: float
     sets: tuple[CalibrationSet, ...]
     arms: tuple[Arm, ...]
-    runtime: Runtime = Runtime(
-        device="cuda"
-    )  # of the committed results; a run on a CPU computes in its float32
+    # of the committed results; a run on a CPU computes in its float32
+    runtime: Runtime = Runtime(device="cuda")
 
     @model_validator(mode="after")
     def consistent(self):
@@ -164,7 +137,8 @@ class StudySpec(Section):
             raise ValueError(f"two arms make one variant: {twice[0]}")
         if ids[:1] != ["bf16"]:
             raise ValueError(
-                "the first variant is the base that the others are compared with: let the first arm start with bf16"
+                "the first variant is the base that the others are compared with: "
+                "let the first arm start with bf16"
             )
         return self
 
@@ -188,6 +162,16 @@ class StudySpec(Section):
     def set(self, name: str) -> CalibrationSet:
         return next(s for s in self.sets if s.id == name)
 
+    def length(self, name: str) -> int:
+        """Tokens per row of a calibration set."""
+        return self.set(name).seqlen
+
+    def fields(self, variant: SeqlenVariant) -> dict:
+        """A variant and its calibration set as columns of the table of runs."""
+        wanted = self.set(variant.set).model_dump(exclude={"id"}) if variant.set else {}
+        fields = variant.model_dump(exclude={"id"})
+        return {"variant": variant.id, **fields, **{f"set_{key}": value for key, value in wanted.items()}}
+
     @property
     def model_path(self) -> str:
         return str(ROOT / self.model.path)
@@ -201,7 +185,6 @@ def load(name: str) -> StudySpec:
     """
     path = Path(name) if name.endswith(".yaml") else STUDIES / f"{name}.yaml"
     if not path.exists():
-        raise ColqError(
-            f"no study {name!r}; there are: {', '.join(sorted(p.stem for p in STUDIES.glob('*.yaml')))} (files in studies/seqlen/)"
-        )
+        names = ", ".join(sorted(p.stem for p in STUDIES.glob("*.yaml")))
+        raise ColqError(f"no study {name!r}; there are: {names} (files in studies/seqlen/)")
     return parse(StudySpec, path, name=path.stem)

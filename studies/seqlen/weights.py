@@ -1,10 +1,11 @@
 """The weights of a study's variants, as floating point numbers that have gone through the format and back.
 
-Nothing is packed: a rounded weight is stored as the bf16 number that its integer and scale stand for, so that any device
-can multiply it and no kernel enters the comparison. `tests/test_study.py` proves that these are the numbers which
-AutoRound packs. Integers follow AutoRound (Cheng et al., 2023, arXiv:2309.05516): full range, fp16 scales, zero points only
-where asymmetric. FP8 is e4m3 with a scale an output channel and, in the forward pass, a scale a token for the activations;
-MXFP4 (OCP Microscaling Formats v1.0, 2023, sections 5.3 and 6.3) is e2m1 in blocks of 32 with a power of two as scale.
+Nothing is packed: a rounded weight is stored as the bf16 number that its integer and scale stand for, so that
+any device can multiply it and no kernel enters the comparison. `tests/test_study.py` proves that these are
+the numbers which AutoRound packs. Integers follow AutoRound (Cheng et al., 2023, arXiv:2309.05516): full
+range, fp16 scales, zero points only where asymmetric. FP8 is e4m3 with a scale an output channel and, in the
+forward pass, a scale a token for the activations; MXFP4 (OCP Microscaling Formats v1.0, 2023, sections 5.3
+and 6.3) is e2m1 in blocks of 32 with a power of two as scale.
 """
 
 import copy
@@ -32,16 +33,17 @@ E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 BLOCK = 32
 SMALLEST_SCALE = 1e-5
 DECODER = re.compile(r"^vlm\.model\.language_model\.layers\.(\d+)\..*\.(\w+_proj)\.weight$")
-#: A token that no text holds: AutoRound leaves the padding token out of its loss, and here that is also the token which
-#: ends every query ten times, where a query gathers its context.
+#: A token that no text holds: AutoRound leaves the padding token out of its loss, and here that is also the
+#: token which ends every query ten times, where a query gathers its context.
 UNUSED_TOKEN = "<|video_pad|>"
 
 
 def round_integer(weight: torch.Tensor, bits: int, group_size: int, sym: bool) -> torch.Tensor:
     """Round ``(out, in)`` weights to the nearest of 2^bits levels in groups along a row, and back.
 
-    Symmetric levels run from -2^(bits-1) to 2^(bits-1) - 1 and the sign of the scale puts the largest weight on the longer
-    side; asymmetric ones span minimum to maximum with a rounded zero point. Scales are fp16, as in the packed checkpoint.
+    Symmetric levels run from -2^(bits-1) to 2^(bits-1) - 1 and the sign of the scale puts the largest weight
+    on the longer side; asymmetric ones span minimum to maximum with a rounded zero point. Scales are fp16, as
+    in the packed checkpoint.
     """
     if weight.shape[1] % group_size:
         raise ColqError(f"rows of {weight.shape[1]} weights do not divide into groups of {group_size}")
@@ -65,7 +67,7 @@ def round_integer(weight: torch.Tensor, bits: int, group_size: int, sym: bool) -
 
 
 def round_fp8(values: torch.Tensor) -> torch.Tensor:
-    """Round to e4m3 with one fp32 scale a row (an output channel of a weight, a token of an activation), and back."""
+    """Round to e4m3 and back, one fp32 scale per row (output channel of a weight, token of an activation)."""
     # a tensor: CUDA divides by a number through its reciprocal, an ulp off
     largest = torch.full((), eightbit.LARGEST, device=values.device)
     scale = eightbit.scale_of(values.abs().amax(-1, keepdim=True), largest)
@@ -75,7 +77,8 @@ def round_fp8(values: torch.Tensor) -> torch.Tensor:
 def round_mxfp4(weight: torch.Tensor) -> torch.Tensor:
     """Round to e2m1 in blocks of 32 along a row, each under a power of two, ties to even, and back.
 
-    The scale is 2^(floor(log2(largest)) - 2), so that the largest magnitude lies in [4, 8) and is clamped to 6 (OCP, section 6.3).
+    The scale is 2^(floor(log2(largest)) - 2), so that the largest magnitude lies in [4, 8) and is clamped to
+    6 (OCP, section 6.3).
     """
     if weight.shape[1] % BLOCK:
         raise ColqError(f"rows of {weight.shape[1]} weights do not divide into blocks of {BLOCK}")
@@ -104,8 +107,8 @@ def rounded(weight: torch.Tensor, form: str, group_size: int = 128, sym: bool = 
 
 def in_scope(name: str, scope: str) -> bool:
     """Whether a tensor of the checkpoint is a decoder Linear that a variant of this scope rounds."""
-    found = DECODER.match(name)
-    return bool(found) and scope in ("all", f"layer {found[1]}", found[2])
+    match = DECODER.match(name)
+    return bool(match) and scope in ("all", f"layer {match[1]}", match[2])
 
 
 def chosen(variant: SeqlenVariant, weights: dict[str, torch.Tensor]) -> dict[str, str]:
@@ -140,8 +143,8 @@ def round_to_nearest(variant: SeqlenVariant, weights: dict[str, torch.Tensor]) -
 def stored_bytes(variant: SeqlenVariant, tensors: list[hub.Tensor]) -> int:
     """Bytes of the checkpoint that the variant would make.
 
-    Integers as AutoRound packs them (`footprint.packed`); FP8 a byte a weight and an fp32 scale an output channel;
-    MXFP4 half a byte a weight and a byte a block of 32.
+    Integers as AutoRound packs them (`footprint.packed`); FP8 a byte a weight and an fp32 scale an output
+    channel; MXFP4 half a byte a weight and a byte a block of 32.
     """
     shapes = {t.name: torch.empty(t.shape, device="meta") for t in tensors}
     picked, total = chosen(variant, shapes), 0
@@ -159,7 +162,7 @@ def stored_bytes(variant: SeqlenVariant, tensors: list[hub.Tensor]) -> int:
 
 
 def fp8_activations(model: nn.Module) -> list:
-    """Round the input of every decoder Linear to e4m3, a scale a token; returns handles whose `remove` undoes it."""
+    """Round inputs of decoder Linears to e4m3, a scale per token; `remove` of the handles undoes it."""
 
     def before(_, inputs):
         return (round_fp8(inputs[0]), *inputs[1:])
@@ -172,23 +175,23 @@ def fp8_activations(model: nn.Module) -> list:
 
 def digest(weights: dict[str, torch.Tensor]) -> str:
     """Digest of rounded tensors: two variants of one digest are one."""
-    found = hashlib.sha256()
+    state = hashlib.sha256()
     for name in sorted(weights):
         same_zeros = weights[name].cpu().contiguous() + 0.0  # -0.0 becomes 0.0
-        found.update(name.encode() + same_zeros.view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
+        state.update(name.encode() + same_zeros.view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()[:16]
 
 
 def corpus(spec: StudySpec) -> pd.DataFrame:
     """The calibration text of a study, as `calibration.corpus` gives it for an experiment."""
-    found = sorted((ROOT / spec.corpus).glob("*.parquet"))
-    if not found:
+    paths = sorted((ROOT / spec.corpus).glob("*.parquet"))
+    if not paths:
         raise ColqError(f"{spec.corpus} holds no .parquet file with calibration text")
-    return pd.concat([pd.read_parquet(f) for f in found], ignore_index=True)
+    return pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True)
 
 
 def token_stream(spec: StudySpec, processor, seed: int, cache: Path) -> np.ndarray:
-    """The corpus as one array of tokens in the order of `seed`, kept in `cache` for the other variants of that seed."""
+    """The corpus as one array of tokens in the order of `seed`, kept in `cache` for that seed's variants."""
     path = cache / f"stream-{seed}.npy"
     if not path.exists():
         longest = max(s.seqlen for s in spec.sets)
@@ -211,8 +214,8 @@ def batches(spec: StudySpec, wanted: CalibrationSet, processor, seed: int, cache
 def page_query_batches(texts: pd.DataFrame, wanted: CalibrationSet, processor, seed: int) -> list[dict]:
     """Rows of a drawn page's prompt followed by queries up to `seqlen` tokens.
 
-    AutoRound takes the positions of a batch from its first row, so every row must have its image in one place; a batch of
-    pages here and queries there would be tuned on wrong positions.
+    AutoRound takes the positions of a batch from its first row, so every row must have its image in one
+    place; a batch of pages here and queries there would be tuned on wrong positions.
     """
     pages, queries = calibration.page_set(texts, wanted, seed)
     asked = [processor.query_prefix + text + processor.query_suffix for text in queries]
@@ -225,7 +228,8 @@ def page_query_batches(texts: pd.DataFrame, wanted: CalibrationSet, processor, s
         room = wanted.seqlen - inputs["input_ids"].shape[1]
         if room < 1:
             raise ColqError(
-                f"calibration set {wanted.id}: a page's prompt has {inputs['input_ids'].shape[1]} tokens, more than seqlen"
+                f"calibration set {wanted.id}: a page's prompt has {inputs['input_ids'].shape[1]} tokens, "
+                "more than seqlen"
             )
         tail = torch.tensor(
             [

@@ -69,19 +69,12 @@ def write(folder, spec: StudySpec, seed: int = 0) -> None:
             for lang in minividore.LANGUAGES
             for scanned in (False, True)
         ]
-        own = (
-            {"set_" + k: v for k, v in spec.set(variant.set).model_dump(exclude={"id"}).items()}
-            if variant.set
-            else {}
-        )
         runs.append(
             {
-                "variant": variant.id,
-                **variant.model_dump(exclude={"id"}),
-                **own,
+                **spec.fields(variant),
                 "bytes": study_weights.stored_bytes(variant, tensors),
                 "not_finite": 0,
-                "base": "made",
+                "base": "base",
                 "device": "made-up device",
                 "worker": 0,
                 "make_s": 1.0,

@@ -20,10 +20,10 @@ from colq_utils.fast import load
 from colq_utils.model import encode, loading
 from colq_utils.stages import calibrate, quantize
 from studies.seqlen import analysis as study_analysis
+from studies.seqlen import lengths, recipes
 from studies.seqlen import plots as study_plots
-from studies.seqlen import recipes
 from studies.seqlen import report as report_study
-from studies.seqlen import run as controlled
+from studies.seqlen import pool, worker
 from studies.seqlen import scores as study_scores
 from studies.seqlen import spec as study_spec
 from studies.seqlen import weights as study_weights
@@ -173,7 +173,7 @@ def test_mxfp4_by_hand_and_as_autoround_has_it():
 
 
 @pytest.fixture(scope="module")
-def made(random_checkpoint, tmp_path_factory):
+def twice(random_checkpoint, tmp_path_factory):
     """A random model quantized twice: packed by `quantize`, and in memory by the study, from one corpus and seed."""
     folder = tmp_path_factory.mktemp("study")
     (folder / "corpus").mkdir()
@@ -249,23 +249,23 @@ def unpacked(folder) -> dict[str, torch.Tensor]:
     return weights
 
 
-def test_what_is_measured_is_what_autoround_packs(made):
+def test_what_is_measured_is_what_autoround_packs(twice):
     base = load_file(f"{made.spec.model_path}/model.safetensors")
     packed = {
-        method: unpacked(made.experiment.checkpoint(f"random-w4a16-{method}"))
+        method: unpacked(twice.experiment.checkpoint(f"random-w4a16-{method}"))
         for method in ("rtn", "autoround-s32")
     }
-    tuned = study_weights.tune(made.spec, made.by_id["w4-autoround-s32-i8-r7"], "cpu", made.folder)
-    rounded = study_weights.round_to_nearest(made.by_id["w4-rtn"], base)
+    tuned = study_weights.tune(twice.spec, twice.by_id["w4-autoround-s32-i8-r7"], "cpu", twice.folder)
+    rounded = study_weights.round_to_nearest(twice.by_id["w4-rtn"], base)
     assert len(packed["rtn"]) == len(rounded) == len(tuned) == 14
     assert all(torch.equal(rounded[n], w) for n, w in packed["rtn"].items())
     assert all(torch.equal(tuned[n].bfloat16(), w) for n, w in packed["autoround-s32"].items())
     assert study_weights.digest(tuned) != study_weights.digest(rounded)
 
     texts = ["alpha beta", "gamma delta epsilon zeta"]
-    model = loading.open_model(made.spec.model_path)
+    model = loading.open_model(twice.spec.model_path)
     model.load_state_dict(tuned, strict=False)
-    normal = load.load(made.experiment, "random-w4a16-autoround-s32")
+    normal = load.load(twice.experiment, "random-w4a16-autoround-s32")
     ours = encode.queries(loading.Loaded("ours", model, normal.processor, (), 0.0), texts)
     cosine = torch.cat([study_scores.cosine(a, b) for a, b in zip(ours, encode.queries(normal, texts))])
     assert cosine.min() > 0.9995, (
@@ -276,9 +276,9 @@ def test_what_is_measured_is_what_autoround_packs(made):
 # --- a run ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_measures_records_failures_and_resumes(made, tmp_path):
-    plan = controlled.SeqlenPlan(
-        str(made.folder / "random.yaml"),
+def test_a_run_measures_records_failures_and_resumes(twice, tmp_path):
+    plan = pool.SeqlenPlan(
+        str(twice.folder / "random.yaml"),
         "cpu",
         tmp_path / "scratch",
         time.time() + 600,
@@ -286,16 +286,16 @@ def test_a_run_measures_records_failures_and_resumes(made, tmp_path):
         ("en",),
     )
     plan.scratch.mkdir()
-    controlled.prepare(plan, made.spec, [v for v in made.spec.variants if v.method != "autoround"])
+    worker.prepare(plan, twice.spec, [v for v in twice.spec.variants if v.method != "autoround"])
     jobs = queue.Queue()
     for name in ("fp8-rtn", "w4-rtn"):
         jobs.put(name)
-    controlled.work(0, plan, jobs, SimpleNamespace(value=0.0))
+    worker.work(0, plan, jobs, SimpleNamespace(value=0.0))
     (plan.part("w4-autoround-s32-i8-r7", "json")).write_text(
         json.dumps({"variant": "w4-autoround-s32-i8-r7", "error": "RuntimeError: no"})
     )
-    runs = controlled.pool(plan, tmp_path / "out", made.spec).set_index("variant")
-    assert list(runs.index) == [v.id for v in made.spec.variants] and runs["error"].tolist() == [
+    runs = pool.pool(plan, tmp_path / "out", twice.spec).set_index("variant")
+    assert list(runs.index) == [v.id for v in twice.spec.variants] and runs["error"].tolist() == [
         "",
         "",
         "",
@@ -307,12 +307,12 @@ def test_a_run_measures_records_failures_and_resumes(made, tmp_path):
     assert means.loc["bf16"].tolist() == [1, 0, 5]
     assert means.loc["w4-rtn", "drift"] > means.loc["fp8-rtn", "drift"] > 0, "four bits drift more than eight"
     assert runs.loc["w4-rtn", "bytes"] < runs.loc["fp8-rtn", "bytes"] < runs.loc["bf16", "bytes"]
-    again = controlled.SeqlenPlan(plan.study, "cpu", tmp_path / "elsewhere", plan.deadline)
-    controlled._unpool(again, tmp_path / "out", made.spec)
+    again = pool.SeqlenPlan(plan.study, "cpu", tmp_path / "elsewhere", plan.deadline)
+    pool.unpool(again, tmp_path / "out", twice.spec)
     assert {p.name for p in again.scratch.rglob("*.json")} == {"bf16.json", "w4-rtn.json", "fp8-rtn.json"}, (
         "what failed is tried again"
     )
-    pooled = controlled.pool(again, tmp_path / "out2", made.spec)
+    pooled = pool.pool(again, tmp_path / "out2", twice.spec)
     assert pooled["digest"].tolist()[1:] == runs["digest"].tolist()[1:3] and pooled[
         "variant"
     ].tolist() == list(runs.index[:3])
@@ -343,7 +343,7 @@ def test_the_report_finds_what_was_put_in(results, elsewhere):
     said = report_study.build(study).read_text()
     assert "After 1,000 iterations we could not detect a difference between any two lengths" in said
     assert "the published design changes the comparison of 512 with 256 and 1,024 with 256" in said
-    spread = study_analysis.anova(study, study_analysis.blocks(study, "length", 1000))
+    spread = lengths.anova(study, lengths.blocks(study, "length", 1000))
     assert spread["seed_sd_low"] < made_study.SEED_SD < spread["seed_sd_high"]
     queries = pd.read_parquet(results / "queries.parquet")
     ours = queries[(queries["variant"] == "w2-rtn") & (queries["task"] != "MiniVidoreCrosslingual")]
@@ -363,7 +363,7 @@ def test_the_committed_report_is_that_of_the_committed_results():
     assert report_study.text(study) == (study.folder / "reports" / "seqlen_study.md").read_text(), (
         "run `make study`"
     )
-    assert study.runs["not_finite"].sum() == 0 and study_analysis.repeated(study)
+    assert study.runs["not_finite"].sum() == 0 and lengths.repeated(study)
 
 
 def smallest_by_hand(study, keep=lambda name: True) -> str | None:
@@ -474,9 +474,9 @@ def test_missing_results_name_their_target(tmp_path):
 
 def test_the_analysis_of_variance_of_two_lengths_is_the_paired_t_test(results):
     study = study_analysis.load(study_spec.load("seqlen"), results, 400)
-    table = study_analysis.blocks(study, "length", 200)[["s256", "s1024"]]
+    table = lengths.blocks(study, "length", 200)[["s256", "s1024"]]
     a, b = (study.suite[0][table[c]].to_numpy() for c in table)
-    reference, ours = scipy_stats.ttest_rel(a, b), study_analysis.anova(study, table)
+    reference, ours = scipy_stats.ttest_rel(a, b), lengths.anova(study, table)
     assert ours["f"] == pytest.approx(reference.statistic**2) and ours["p"] == pytest.approx(reference.pvalue)
     pair = study_analysis.contrast(study, table["s256"].tolist(), table["s1024"].tolist())
     assert pair["p"] == pytest.approx(reference.pvalue)
@@ -486,7 +486,7 @@ def test_the_analysis_of_variance_of_two_lengths_is_the_paired_t_test(results):
 
 def test_an_interval_over_seeds_is_wider_than_over_queries_alone(results):
     study = study_analysis.load(study_spec.load("seqlen"), results, 400)
-    variants = study_analysis.blocks(study, "length", 200)["s512"].tolist()
+    variants = lengths.blocks(study, "length", 200)["s512"].tolist()
     both = study_analysis.mean_score(study, variants)
     draws = study.suite[1][variants].sub(study.suite[1]["bf16"], axis=0).mean(1)
     widened = np.sqrt(np.var(draws, ddof=1) + np.var(study.suite[0][variants], ddof=1) / len(variants))

@@ -16,15 +16,8 @@ pytest.importorskip(
 from colq_utils.model import processing
 from colq_utils.model.modeling import ColQwen3Config, ColQwen3ForRetrieval
 from studies.embedded import augment, canvases, check, losses, muon, sources, train
-from studies.embedded.tiny_model import (
-    HEIGHT,
-    IMAGE,
-    VISION_END,
-    VISION_START,
-    WIDTH,
-    TinyColQwen3,
-    TinyConfig,
-)
+from studies.embedded.tiny_config import HEIGHT, IMAGE, VISION_END, VISION_START, WIDTH, TinyConfig
+from studies.embedded.tiny_model import TinyColQwen3
 
 CHECKPOINT = Path(__file__).resolve().parents[2] / "models/tiny-colqwen3"
 SMALL = TinyConfig(
@@ -77,8 +70,8 @@ def maker(tmp_path_factory):
 
 
 def batch(maker, pairs: int) -> dict[str, torch.Tensor]:
-    made = [canvas for _ in range(pairs) for canvas in maker.pair()]
-    return {name: torch.from_numpy(np.stack([canvas[name] for canvas in made])) for name in made[0]}
+    drawn = [canvas for _ in range(pairs) for canvas in maker.pair()]
+    return {name: torch.from_numpy(np.stack([canvas[name] for canvas in drawn])) for name in drawn[0]}
 
 
 def test_the_compact_model_equals_transformers():
@@ -198,7 +191,8 @@ def test_ndcg_counts_ties_against_the_query():
 
 
 def test_sources_are_stripped_of_markup():
-    page = '<div id="DisplayArea"><h1 dir="auto">Mapa de imagem</h1><p>Permite &amp; anexa <b>os URL</b></p></div>'
+    heading, paragraph = '<h1 dir="auto">Mapa de imagem</h1>', "<p>Permite &amp; anexa <b>os URL</b></p>"
+    page = f'<div id="DisplayArea">{heading}{paragraph}</div>'
     assert sources.help_paragraphs(page) == ["# Mapa de imagem", "Permite & anexa os URL"]
     manual = ".TH X 1\n.SH NOME\ncat \\- concatena\n.PP\nMostra \\fIos\\fR arquivos\n.B agora"
     assert sources.manual_paragraphs(manual)[-3:] == ["# Nome", "cat - concatena", "Mostra os arquivos agora"]

@@ -25,7 +25,7 @@ from colq_utils.data.document_tasks import DocumentsTask
 from colq_utils.fast import load
 from colq_utils.model import checkpoints, encode
 from colq_utils.model.loading import Loaded
-from colq_utils.stages.evaluate import references
+from colq_utils.stages.evaluate import mixed, references
 from colq_utils.stages.evaluate.references import RANDOM_INIT, random_init
 from colq_utils.stages.evaluate.retriever import Ranking, Retriever, Search
 from colq_utils.stages.evaluate.scores import per_query, rankings
@@ -39,7 +39,7 @@ OUTCOME = ["ndcg_at_5", "first_rank", "margin", "top5", "n_pages", "encoded_page
 
 
 def evaluate_task(retriever: Retriever, task) -> pd.DataFrame:
-    """Run one mteb task; one row a query with task, lang and counts.
+    """Run one mteb task; one row a query, and with vectors of the base two more, with task, lang and counts.
 
     Raises:
         ColqError: the per-query mean disagrees with mteb's own NDCG@5.
@@ -61,7 +61,11 @@ def evaluate_task(retriever: Retriever, task) -> pd.DataFrame:
             raise ColqError(f"{name} {subset}: per-query NDCG@5 averages {ours:.5f}, mteb says {theirs:.5f}")
         if isinstance(task, DocumentsTask):
             frame["ranking"] = frame["query_id"].map(dict(zip(found.query_ids, _first(found))))
-        images = dict(zip(found.page_ids, found.digests))
+        frames_by = {mixed.OWN: frame}
+        for whose, scores in found.mixed.items():
+            frames_by[whose] = per_query(scores, found.query_ids, found.page_ids, found.lengths, relevant)
+        parts = [part.assign(queries=whose[0], pages=whose[1]) for whose, part in frames_by.items()]
+        frame, images = pd.concat(parts, ignore_index=True), dict(zip(found.page_ids, found.digests))
         frame["source"] = [source(name, relevant[query], images) for query in frame["query_id"]]
         n_pages, lang = len(found.page_ids), languages(task)[subset]
         frames.append(frame.assign(lang=lang, n_pages=n_pages, mteb_ndcg_at_5=theirs))
@@ -86,6 +90,7 @@ def _unlabelled(retriever: Retriever, task: DocumentsTask) -> pd.DataFrame:
     frame = frame.assign(source=found.query_ids, ndcg_at_5=float("nan"), first_rank=float("nan"))
     cost = {"encoded_pages": retriever.encoded - before, "seconds": time.perf_counter() - start}
     place = {"task": task.metadata.name, "lang": "any", "n_pages": len(found.page_ids)}
+    place |= dict(zip(("queries", "pages"), mixed.OWN))
     return frame.assign(margin=float("nan"), **place, **cost)
 
 
@@ -119,15 +124,26 @@ def run_variant(
     Returns:
         One row a query: the columns of `stored` and where it was measured.
     """
-    folder = _folder(experiment, variant, data)
+    folder, base_folder = (_folder(experiment, name, data) for name in (variant, experiment.base))
     paths = {task.metadata.name: folder / f"{task.metadata.name}.parquet" for task in tasks}
-    todo = [task for task in tasks if not paths[task.metadata.name].exists()]
+    crossed = {name: mixed.path(folder, name) for name in paths if mixed.is_scored(name)}
+    if variant == experiment.base and not (folder / "pages").exists():
+        for path in paths.values():  # its vectors are gone, and the other variants need them
+            path.unlink(missing_ok=True)
+    wanted = {name for name in crossed if (base_folder / f"{name}.parquet").exists()}
+    wanted = wanted if variant in experiment.quantized else set()
+    lacking = {name for name in wanted if not crossed[name].exists()}
+    lacking |= {name for name, path in paths.items() if not path.exists()}
+    todo = [task for task in tasks if task.metadata.name in lacking]
     if todo:
         loaded = random_init(experiment) if variant == RANDOM_INIT else load.load(experiment, variant)
-        features = _features(experiment, loaded)
+        features, width, base = _features(experiment, loaded), loaded.model.config.embed_dim, None
+        if variant == experiment.base or variant in experiment.quantized:
+            base = mixed.BaseVectors(base_folder, width, loaded.model.dtype)
         retriever = Retriever(loaded, folder / "pages", features, experiment.evaluation.batch)
     for task in todo:
         name = task.metadata.name
+        retriever.base = base if name in crossed else None
         try:
             frame = evaluate_task(retriever, task)
         except Exception as error:  # data that cannot be had, memory: whatever it is costs this task alone
@@ -135,11 +151,14 @@ def run_variant(
                 raise
             failed.append({"variant": variant, "task": name, "error": process.describe(error)})
         else:
-            files.write_table(paths[name], frame.assign(variant=variant, machine=provenance.machine()))
+            own, both = mixed.split(frame.assign(variant=variant, machine=provenance.machine()))
+            files.write_table(paths[name], own)
+            if name in wanted:
+                files.write_table(crossed[name], both)
     finished = [path for path in paths.values() if path.exists()]
     if not finished:
         raise ColqError(f"{variant}: every task failed, the last with {failed[-1]['error']}")
-    if len(finished) == len(paths):
+    if len(finished) == len(paths) and variant != experiment.base:
         shutil.rmtree(folder / "pages", ignore_errors=True)  # else kept: a task that failed is tried again
     frames = [pd.read_parquet(path) for path in finished]
     _one_machine({path: frame["machine"].iloc[0] for path, frame in zip(finished, frames)})
@@ -306,11 +325,15 @@ def run_all(experiment: Experiment, tasks: list) -> pd.DataFrame:
     if experiment.evaluation.suite == "documents":
         problems = document_tasks.read(experiment)[0].problems
         files.write_table(experiment.results("evaluate") / "documents.csv", problems)
-    if experiment.evaluation.suite != "minividore":
+    bundled = experiment.evaluation.suite == "minividore"
+    # here a source links headings across tasks and their translations
+    sources = minividore.sources(minividore.load()) if bundled else None
+    folders = [_folder(experiment, name, data) for name in rest]
+    mixed.write(experiment, [mixed.path(f, t.metadata.name) for f in folders for t in tasks], sources)
+    if not bundled:
         return pd.concat(frames, ignore_index=True)
     queries = pd.concat([*frames, references.word_matching(tasks)], ignore_index=True)
-    # here a source links headings across tasks and their translations
-    return queries.assign(source=queries["query_id"].map(minividore.sources(minividore.load())))
+    return queries.assign(source=queries["query_id"].map(sources))
 
 
 def stored(queries: pd.DataFrame) -> pd.DataFrame:
@@ -320,4 +343,5 @@ def stored(queries: pd.DataFrame) -> pd.DataFrame:
 
 def suite_means(scores: pd.DataFrame) -> dict[str, float]:
     """Mean NDCG@5 over the counted entries (task and language) by variant."""
-    return scores[scores["counted"]].groupby("variant", sort=False)["ndcg_at_5"].mean().round(6).to_dict()
+    means = scores[scores["counted"]].groupby("variant", sort=False)["ndcg_at_5"].mean()
+    return means.dropna().round(6).to_dict()

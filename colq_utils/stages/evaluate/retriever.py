@@ -7,7 +7,7 @@ through the vision tower and embedded once, and kept in a store on disk.
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from colq_utils.base.progress import bar, track
 from colq_utils.model import encode
 from colq_utils.model.loading import Loaded
 from colq_utils.model.maxsim import maxsim
+from colq_utils.stages.evaluate.mixed import BaseVectors
 from colq_utils.stages.evaluate.store import VectorStore
 
 #: Embeddings of a corpus up to this many bytes (fp32) are kept in memory while its languages are searched.
@@ -28,13 +29,16 @@ SMALL = 1 << 28
 
 @dataclass(frozen=True)
 class Ranking:
-    """Scores ``(n_queries, n_pages)``, lengths of the queries in tokens, digests of the pages' images."""
+    """Scores ``(n_queries, n_pages)``, lengths of the queries in tokens, digests of the pages' images; `mixed`
+    are scores with vectors of the base, by whose queries and whose pages they are.
+    """
 
     scores: torch.Tensor
     query_ids: list[str]
     lengths: list[int]
     page_ids: list[str]
     digests: list[str]
+    mixed: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
 
     def top(self, k: int) -> dict[str, dict[str, float]]:
         """The best `k` pages of each query with their scores."""
@@ -49,10 +53,13 @@ class Retriever:
     Args:
         folder: where page embeddings are kept between tasks (and after a killed run).
         features: the vision tower's output, shared by variants with one tower; None: run the whole model.
+
+    Where `base` is set, the vectors of the base are searched too; the base itself adds its queries to them.
     """
 
     def __init__(self, loaded: Loaded, folder: Path, features: VectorStore | None, batch: int):
         self.loaded, self.features, self.batch = loaded, features, batch
+        self.base: BaseVectors | None = None
         self.pages = VectorStore(folder, loaded.model.config.embed_dim, loaded.model.dtype)
         self.encoded = 0
         self._corpus, self._ids, self._keys, self._in_memory = "", [], [], {}
@@ -102,12 +109,17 @@ class Retriever:
 
     def rank(self, queries: Dataset) -> Ranking:
         """MaxSim of queries (id, text) with every page of the indexed corpus."""
-        vectors = encode.queries(self.loaded, list(queries["text"]))
+        texts = list(queries["text"])
+        vectors = encode.queries(self.loaded, texts)
         small = sum(map(self.pages.tokens, self._keys)) * self.pages.width * 4 <= SMALL
         page = self._read if small else self.pages.__getitem__
         scores = maxsim(vectors, len(self._keys), lambda i: page(self._keys[i]), device=self.loaded.device)
-        lengths = [len(tokens) for tokens in vectors]
-        return Ranking(scores, list(queries["id"]), lengths, self._ids, self._keys)
+        lengths, mixed = [len(tokens) for tokens in vectors], {}
+        if self.base is not None and self.base.pages.folder == self.pages.folder:
+            self.base.keep(texts, vectors)
+        elif self.base is not None:
+            mixed = self.base.scores(texts, vectors, self._keys, page, self.loaded.device)
+        return Ranking(scores, list(queries["id"]), lengths, self._ids, self._keys, mixed)
 
     def _read(self, key: str) -> torch.Tensor:
         """A page of a small corpus, which is read once for all languages of a task."""

@@ -69,3 +69,39 @@ def rankings(scores: torch.Tensor, page_ids: list[str]) -> list[list[str]]:
     """The first `KEPT` pages of each query, best first, ties in the order of the corpus."""
     orders = np.argsort(-scores.numpy(), axis=1, kind="stable")[:, :KEPT]
     return [[page_ids[i] for i in order] for order in orders]
+
+
+def in_words(
+    queries: pd.DataFrame, scores: pd.DataFrame, failures: pd.DataFrame, base: str, quantized: list[str]
+) -> str:
+    """What the scores say, in Markdown: the base's mean, changes in points, how many queries lose and gain.
+
+    Of queries without labels it says how many keep their first page.
+    """
+    counted, key = scores[scores["counted"]], ["task", "lang", "query_id"]
+    means = counted.groupby("variant")["ndcg_at_5"].mean().dropna()
+    pages = queries[queries["variant"] == base].groupby("task")["encoded_pages"].first().sum()
+    measured = [name for name in quantized if name in queries["variant"].values]
+    if base in means:
+        pairs = len(counted[["task", "lang"]].drop_duplicates())
+        ndcg = queries.pivot(index=key, columns="variant", values="ndcg_at_5").dropna(subset=base)
+        text = f"The base reaches **{means[base]:.3f}** NDCG@5 on average over {pairs} counted pairs of task"
+        text += f" and language; {pages:,} pages\nwere embedded once each for all of them. "
+        text += "Against the base (one point is 0.01):"
+        lines = [
+            f"`{name}`: {100 * (means[name] - means[base]):+.2f} points; of {len(ndcg):,} queries "
+            f"{(ndcg[name] < ndcg[base] - 1e-9).sum()} lose, {(ndcg[name] > ndcg[base] + 1e-9).sum()} gain"
+            for name in measured
+            if name in means
+        ]
+    else:
+        first = queries.assign(top=queries["top5"].str[0]).pivot(index=key, columns="variant", values="top")
+        text = f"No answer is known, so there is no score; {pages:,} pages were embedded. Beside the base:"
+        kept = {name: (first[name] == first[base]).sum() for name in measured}
+        lines = [
+            f"`{name}`: {n:,} of {len(first):,} queries keep their first page" for name, n in kept.items()
+        ]
+    lines = lines or ["not measured"]
+    lines += [f"{f.task} with `{f.variant}` is not measured: {f.error}" for f in failures.itertuples()]
+    close = "Which of these changes are more than chance is for `06_report` to say."
+    return "\n\n".join([text, "\n".join(f"- {line}" for line in lines), close])

@@ -19,11 +19,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from colq_utils.base import files, names, provenance
-from colq_utils.base.config import RUNTIME_OPTIONS, CalibrationSet, Experiment, Variant
+from colq_utils.base.config import CalibrationSet, Experiment, Variant
 from colq_utils.base.errors import ColqError
+from colq_utils.base.variant import RUNTIME_OPTIONS
 from colq_utils.data import calibration
 from colq_utils.model import autoround, footprint, hub, loading, packing, processing
 from colq_utils.model.checkpoints import MANIFEST, base_digest, base_folder, damage, tensor_bytes
+from colq_utils.model.complete import complete
 
 #: Tried in this order, and recorded, when AutoRound itself fails on a layer set (the published fallbacks).
 RTN = {"method": "rtn", "calibration": None, "iters": 0}
@@ -47,6 +49,8 @@ def run(experiment: Experiment, variant: str) -> dict:
     if manifest.get("fingerprint") == fingerprint:
         damaged = ", ".join(export for export in spec.exports if damage(folder / export))
         if not damaged:
+            for export in spec.exports:
+                complete(folder / export)
             return manifest
         logger = logging.getLogger(__name__)
         logger.warning("%s: %s damaged or incomplete, making the variant again", variant, damaged)
@@ -94,6 +98,7 @@ def _with_fallbacks(experiment: Experiment, spec: Variant, target: Path) -> tupl
         folder, device = target / "auto_round", experiment.runtime.device
         folder.mkdir()
         packing.write_checkpoint(base_folder(experiment), folder, spec.bits, spec.group_size, device)
+        complete(folder)
         return spec, ""
     reasons = []
     fallbacks = [spec.model_copy(update=change) for change in FALLBACKS]
@@ -178,6 +183,7 @@ def _settle(folder: Path, export: str, processor: processing.ColQwen3Processor, 
     files.write_json(folder / "config.json", packing.export_config(base, quantization))
     files.write_json(folder / "quantization_config.json", quantization)
     processor.save_pretrained(folder)
+    complete(folder)
 
 
 def _restore(folder: Path, base: Path) -> None:

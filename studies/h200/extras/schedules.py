@@ -77,24 +77,24 @@ def _product(shape: tuple[int, int]) -> tuple[list[dict], list]:
 def _fastest(layers: list, inputs: dict, best: dict, wanted: dict) -> dict:
     """The fastest of the `best` (seconds, schedule) and of the schedules `wanted`, by number of tokens."""
     built = set(_compiled(layers[0], list(dict.fromkeys(itertools.chain(*wanted.values())))))
-    found = {}
+    fastest = {}
     for n, x in inputs.items():
         expected = layers[0](x)
         tried = [c for c in wanted[n] if c in built and _agrees(layers[0](x, tuning_config=c), expected)]
-        found[n] = min([best[n], *((_time(layers, x, c), c) for c in tried)], key=lambda pair: pair[0])
-    return found
+        fastest[n] = min([best[n], *((_time(layers, x, c), c) for c in tried)], key=lambda pair: pair[0])
+    return fastest
 
 
 def _ranges(own: list, default: dict, best: dict) -> list:
     """(More than, up to, schedule) of a layer: the best if 2 % better than humming's `own`, else those."""
-    found, low = [], 0
+    segments, low = [], 0
     for n, (seconds, config) in best.items():
         if config is not None and seconds < 0.98 * default[n]:
-            found.append([low, n, json.loads(config)])
+            segments.append([low, n, json.loads(config)])
         else:
-            found += [[max(low, a), min(n, b), c] for a, b, c in own if a < n and b > low]
+            segments += [[max(low, a), min(n, b), c] for a, b, c in own if a < n and b > low]
         low = n
-    return found + [[max(low, a), b, c] for a, b, c in own if b > low]
+    return segments + [[max(low, a), b, c] for a, b, c in own if b > low]
 
 
 def _default(layer) -> list:
@@ -112,10 +112,10 @@ def _heuristic(own: list, n: int) -> str:
 def candidates(layer) -> list[str]:
     """humming's picks for all sizes, and with other tile heights and residencies; early where possible."""
     own = _default(layer)
-    found = [json.loads(_heuristic(own, n)) for n in TOKENS]
-    kinds = {(*c["block_shape"][1:], *c["warp_shape"][1:]): c for c in found if c["block_shape"][0] >= 48}
+    configs = [json.loads(_heuristic(own, n)) for n in TOKENS]
+    kinds = {(*c["block_shape"][1:], *c["warp_shape"][1:]): c for c in configs if c["block_shape"][0] >= 48}
     for c, height, resident in itertools.product(list(kinds.values())[:2], HEIGHTS, (1, 2)):
-        found.append(
+        configs.append(
             c
             | {
                 "block_shape": [height, *c["block_shape"][1:]],
@@ -127,7 +127,7 @@ def candidates(layer) -> list[str]:
     return list(
         dict.fromkeys(
             json.dumps(c | early | ({"wgmma_split_issue_wait": True} if c["mma_type"] == "wgmma" else {}))
-            for c in found
+            for c in configs
         )
     )
 

@@ -1,0 +1,111 @@
+"""What figures of reports share: their size, colours, intervals, rows, and how a PNG is written.
+
+Values far outside the range that matters are drawn as an arrow at the edge with their number, so that a
+collapse of 2 bits does not flatten the rest.
+"""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+
+from colq_utils.base.files import atomic
+from colq_utils.report.analysis import Study
+
+WIDTH, DPI = 8.0, 150
+GREY, EDGE = "0.45", 0.97
+MARKERS = "oDs^vPX*<>"
+
+
+def save(figure, path: Path, dpi: int | str = DPI) -> Path:
+    """Write a figure as PNG; no dates or versions inside, so that it is reproducible."""
+    with atomic(path) as target:
+        figure.savefig(target, format="png", dpi=dpi, metadata={"Software": None})
+    plt.close(figure)
+    return path
+
+
+def canvas(height: float, columns: int = 1, lines: int = 1, **options):
+    """A figure of README width with a grid of axes."""
+    sns.set_theme(
+        context="notebook",
+        style="whitegrid",
+        palette="colorblind",
+        font_scale=0.85,
+        rc={"axes.titlelocation": "left", "axes.titlesize": 11, "figure.titlesize": 11.5},
+    )
+    return plt.subplots(lines, columns, figsize=(WIDTH, height), layout="constrained", **options)
+
+
+def style(study: Study, name: str) -> dict:
+    """Colour and marker of a variant, the same in every figure and for every kernel on the same weights."""
+    ids = list(study.experiment.by_id)
+    stored = study.experiment.by_id[name].stored(study.experiment.model.size)
+    at = ids.index(stored if stored in ids else name)
+    colour = "black" if at == 0 else sns.color_palette("colorblind")[(at - 1) % 10]
+    return {"color": colour, "marker": MARKERS[at % len(MARKERS)]}
+
+
+def short(task: str) -> str:
+    """A task's name as figures write it."""
+    return task.removesuffix("Retrieval").replace("SyntheticDocQA", "Syn")
+
+
+def interval(axis, y: float, value: float, low: float, high: float, limit=np.inf, size: float = 5, **look):
+    """A dot with its interval; beyond ± `limit` an arrow at the edge with the value as text."""
+    if not np.isfinite(value):
+        at_left = axis.get_yaxis_transform()
+        axis.text(0.02, y, "not measured", transform=at_left, va="center", fontsize=8, color=GREY)
+        return
+    if abs(value) <= limit:
+        ends = [[max(0, value - low)], [max(0, high - value)]]
+        look |= {"capsize": size / 2, "markersize": size, "elinewidth": 1.3, "linestyle": "none"}
+        axis.errorbar(value, y, xerr=ends, **look)
+        return
+    side, arrow, align = (-1, "<", "left") if value < 0 else (1, ">", "right")
+    axis.plot(side * EDGE * limit, y, arrow, color=look["color"], markersize=7)
+    paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+    axis.text(side * 0.9 * limit, y, f"{value:+.1f}", ha=align, va="center", fontsize=8.5, bbox=paper)
+
+
+def grouped(axis, study: Study, table: pd.DataFrame, labels: dict[str, str], height: float, size: float = 5):
+    """Dots with intervals, the variants of a row side by side.
+
+    Args:
+        table: columns variant, y (the row), value, low, high.
+        labels: variant -> what the legend calls it, in the order within a row.
+        height: what the variants fill of a row.
+    """
+    for i, (name, label) in enumerate(labels.items()):
+        shift, look = (i - (len(labels) - 1) / 2) * height / len(labels), style(study, name)
+        for r in table[table.variant == name].itertuples():
+            interval(axis, r.y + shift, r.value, r.low, r.high, size=size, **look)
+        axis.plot([], [], linestyle="none", label=label, **look)
+
+
+def rows(axis, labels: list[str], lines: str | None = None) -> None:
+    """Name the rows of a dot plot, the first on top, with lines of the colour `lines` between them."""
+    axis.set_yticks(range(len(labels)), labels)
+    axis.set_ylim(len(labels) - 0.4, -0.6)
+    axis.grid(axis="y", visible=False)
+    for y in range(1, len(labels) if lines else 0):
+        axis.axhline(y - 0.5, color=lines, linewidth=0.8)
+
+
+def legend(figure, columns: int = 3) -> None:
+    """One legend below all axes."""
+    figure.legend(loc="outside lower center", ncols=columns, fontsize=8.5, frameon=False)
+
+
+def fit(axis, ends: pd.DataFrame, near: list[str], at_least: float) -> float:
+    """Half-width that holds the intervals of the variants `near`; the axis ends there, or soon right of 0.
+
+    Args:
+        ends: low and high end of each interval, indexed by variant.
+    """
+    limit = 1.15 * np.nanmax([at_least, ends.loc[near].abs().max().max()])
+    right = 1.15 * np.nanmax([0, ends.iloc[:, 1].max()])
+    axis.set_xlim(-limit, min(limit, max(0.35 * limit, right)))
+    return limit
