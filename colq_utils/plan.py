@@ -197,7 +197,8 @@ def disk(experiment: Experiment, tasks: pd.DataFrame) -> pd.DataFrame:
     kept = "build/, until `make clean-checkpoints`"
     rows = [
         ("quantized checkpoints", stored, kept),
-        (f"page embeddings, {tokens} tokens x {dim}", embeddings, "build/, one variant at a time"),
+        (f"page embeddings, {tokens} tokens x {dim}", embeddings, "build/, of one variant at a time"),
+        ("the same of the base", embeddings, kept),
     ]
     if experiment.evaluation.share_vision:
         rows.append(("page features of the vision tower", np.nan, kept))

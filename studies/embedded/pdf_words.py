@@ -1,4 +1,4 @@
-"""The words of a PDF page with their boxes in pixels: letters joined, ligatures and loose accents resolved."""
+"""The words of a PDF page with boxes in pixels: letters joined, ligatures and loose accents resolved."""
 
 import ctypes
 import unicodedata

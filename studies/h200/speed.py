@@ -8,8 +8,10 @@ import pandas as pd
 
 from colq_utils.base import files
 from colq_utils.base.config import Experiment
-from colq_utils.report import results
+from colq_utils.report import results, stats
 
+#: The experiments of this study by model size: each report shows the memory of both.
+EXPERIMENTS = {"4b": "h200-4b", "8b": "h200-8b"}
 QUERIES, PUBLISHED, PAGES = "queries", "queries_published", "pages"
 KINDS = {
     PUBLISHED: "text queries as published",
@@ -68,6 +70,18 @@ class Speed:
         return [n for n in self.experiment.benchmark.variants if n not in self.names]
 
     @property
+    def shown(self) -> list[str]:
+        """The variants that short tables show."""
+        tritonv2 = self.find(scheme="w4a16", tag="tritonv2")
+        return [n for n in (self.eager, self.base, self.fp8, self.w4, self.small, tritonv2) if n]
+
+    @property
+    def rounds(self) -> str:
+        """How many processes measured each variant."""
+        counts = sorted(self.samples.groupby("variant")["round"].nunique())
+        return "–".join(dict.fromkeys(map(str, counts)))
+
+    @property
     def eager(self) -> str | None:
         return self.find(scheme="bf16", encode="plain")
 
@@ -93,10 +107,16 @@ class Speed:
         rows = self.rows[(self.rows.variant == name) & (self.rows.kind == kind) & (self.rows.batch == batch)]
         return rows.iloc[0] if len(rows) and np.isfinite(rows.latency_s_median.iloc[0]) else None
 
+    def ratio(self, name: str | None, other: str | None, kind: str, batch: int) -> tuple | None:
+        """The speed of a variant over another's with its interval, if both were measured."""
+        if self.row(name, kind, batch) is None or self.row(other, kind, batch) is None:
+            return None
+        return stats.median_ratio(self.calls(other, kind, batch), self.calls(name, kind, batch))
+
     def bytes(
         self, name: str | None, metric: str, kind: str | None = None, batch: int | None = None
     ) -> float | None:
-        """Mean over rounds of a memory metric: after loading, or of a workload at a batch size (none: the largest figure of all)."""
+        """Mean over rounds of a memory metric: after loading, or of a workload (no batch: the largest)."""
         rows = self.memory[(self.memory.variant == name) & (self.memory.metric == metric)]
         rows = rows[rows.kind == kind] if kind else rows[rows.kind.isna()]
         rows = rows if batch is None else rows[rows.batch == batch]

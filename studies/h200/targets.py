@@ -1,4 +1,4 @@
-"""What the fast path is asked to reach on an H200, and how far each target was met; for a miss, what takes the time.
+"""What the fast path is asked to reach on an H200, how far each target was met, and where a miss loses time.
 
 Targets are ratios of medians, or bytes. A target that is missed stays where it is.
 """
@@ -10,8 +10,8 @@ import pandas as pd
 
 from colq_utils.base.names import GRAIN, SAME
 from colq_utils.report import markdown as md
-from colq_utils.report import stats
 from studies.h200.speed import PAGES, PUBLISHED, QUERIES
+from studies.h200.words import page
 
 GIB = 1 << 30
 #: The parts of a profile in the words of the report.
@@ -25,7 +25,7 @@ PART_NAMES = {
 
 @dataclass(frozen=True)
 class Target:
-    """`wanted` of `what`, at least or (with `most`) at most; `sizes` it is asked of, and the two variants it compares.
+    """`wanted` of `what`, at least or (with `most`) at most; asked of `sizes`, it compares `variants`.
 
     `value` gives a number, or a number with its interval, or None.
     """
@@ -42,13 +42,10 @@ class Target:
 
 
 def ratio(ours: str, theirs: str, kind: str, batch: int) -> Callable:
-    """The speed of role `ours` over role `theirs` (names of `Speed` properties) as a function of the results: ratio, low, high, or None."""
+    """The speed of role `ours` over role `theirs` (properties of `Speed`), as a function of the results."""
 
     def value(speed):
-        names = [getattr(speed, role) for role in (theirs, ours)]
-        if any(speed.row(name, kind, batch) is None for name in names):
-            return None
-        return stats.median_ratio(*(speed.calls(name, kind, batch) for name in names))
+        return speed.ratio(getattr(speed, ours), getattr(speed, theirs), kind, batch)
 
     return value
 
@@ -82,113 +79,59 @@ def _agreement(speed):
     return None if cosines is None or cosines.empty else cosines.min()
 
 
+def _against_bf16(load: str) -> str:
+    return f"W4A16 against bf16 on the fast path, real queries, {load} (times)"
+
+
+PLAIN = "W4A16 on the fast path against bf16 on the plain path, text queries as published, batch 8 (times)"
+LIMIT = "bf16 on the fast path against its roofline limit, text queries as published, batch 8 (times)"
+PEAK = "Peak memory of W4A16, text queries as published (GiB; the published MB are 2^20 bytes)"
+SMALL = "Peak memory of W4A16 with the eight-bit options (GiB)"
+COSINE = "Token cosine between the fast and the plain path, bf16"
+BOTH = ("4b", "8b")
 TARGETS = (
-    _faster(
-        "W4A16 on the fast path against bf16 on the plain path, text queries as published, batch 8 (times)",
-        "w4",
-        "eager",
-        PUBLISHED,
-        8,
-        4.0,
-        "4b",
-    ),
-    _faster(
-        "W4A16 against bf16 on the fast path, real queries, batch 1 (times)",
-        "w4",
-        "base",
-        QUERIES,
-        1,
-        1.15,
-        "4b",
-    ),
-    _faster(
-        "W4A16 against bf16 on the fast path, real queries, batch 1 (times)",
-        "w4",
-        "base",
-        QUERIES,
-        1,
-        1.3,
-        "8b",
-    ),
-    _faster(
-        "W4A16 against bf16 on the fast path, real queries, batch 8 (times)", "w4", "base", QUERIES, 8, 0.95
-    ),
-    _faster(
-        "W4A16 against bf16 on the fast path, real queries, batch 32 (times)", "w4", "base", QUERIES, 32, 0.95
-    ),
-    Target(
-        "bf16 on the fast path against its roofline limit, text queries as published, batch 8 (times)",
-        ("4b", "8b"),
-        2.0,
-        _floors,
-        ("base",),
-        most=True,
-    ),
+    _faster(PLAIN, "w4", "eager", PUBLISHED, 8, 4.0, "4b"),
+    _faster(_against_bf16("batch 1"), "w4", "base", QUERIES, 1, 1.15, "4b"),
+    _faster(_against_bf16("batch 1"), "w4", "base", QUERIES, 1, 1.3, "8b"),
+    _faster(_against_bf16("batch 8"), "w4", "base", QUERIES, 8, 0.95),
+    _faster(_against_bf16("batch 32"), "w4", "base", QUERIES, 32, 0.95),
+    Target(LIMIT, BOTH, 2.0, _floors, ("base",), most=True),
     _faster("FP8 against bf16 on the fast path, pages, batch 8 (times)", "fp8", "base", PAGES, 8, 1.5),
-    Target(
-        "Peak memory of W4A16, text queries as published (GiB; the published MB are 2^20 bytes)",
-        ("8b",),
-        5.9,
-        _peak("w4"),
-        most=True,
-    ),
-    Target("Peak memory of W4A16 with the eight-bit options (GiB)", ("8b",), 5.0, _peak("small"), most=True),
-    Target(
-        "Token cosine between the fast and the plain path, bf16",
-        ("4b", "8b"),
-        SAME,
-        _agreement,
-        kind="agreement",
-        digits=5,
-    ),
+    Target(PEAK, ("8b",), 5.9, _peak("w4"), most=True),
+    Target(SMALL, ("8b",), 5.0, _peak("small"), most=True),
+    Target(COSINE, BOTH, SAME, _agreement, kind="agreement", digits=5),
 )
 
 
 def reached(speed) -> pd.DataFrame:
-    """The targets of a model size: what, wanted, measured (None if it was not) with low and high where there is an interval, met, and the `Target`."""
+    """The targets of a model size: what, wanted, measured with its interval (None if not), met, target."""
     rows = []
     for target in TARGETS:
         if speed.experiment.model.size in target.sizes:
             result = target.value(speed)
             value, low, high = result if isinstance(result, tuple) else (result, None, None)
-            met = (
-                None
-                if value is None
-                else bool(value <= target.wanted if target.most else value >= target.wanted)
-            )
-            rows.append(
-                {
-                    "what": target.what,
-                    "wanted": target.wanted,
-                    "measured": value,
-                    "low": low,
-                    "high": high,
-                    "met": met,
-                    "target": target,
-                }
-            )
+            row = {"what": target.what, "wanted": target.wanted, "measured": value, "low": low, "high": high}
+            row["met"] = None if value is None else _met(target, value)
+            rows.append(row | {"target": target})
     return pd.DataFrame(rows, dtype=object)
+
+
+def _met(target: Target, value: float) -> bool:
+    return bool(value <= target.wanted if target.most else value >= target.wanted)
 
 
 def text(speed) -> str:
     """The table of targets, and under it a line for each that was missed."""
-    table = reached(speed)
-    rows = [
-        (
-            r.what,
-            f"{'≤' if r.target.most else '≥'} {md.number(r.wanted, 4 if r.target.digits > 2 else 2)}",
-            md.number(r.measured, r.target.digits)
-            if r.low is None
-            else md.value_ci(r.measured, r.low, r.high, 2),
-            _verdict(r),
-        )
-        for r in table.itertuples()
-    ]
-    lines = [_why(speed, r) for r in table.itertuples() if r.met is False]
-    note = "\n\nThe parts are those of one batch under the profiler and need not add up to the timed call; see *Where the time of a call goes*."
-    return md.table(["Target", "Wanted", "Measured", "Result"], rows, left=1) + (
-        "\n\n" + "\n".join(lines) + note if lines else ""
-    )
+    rows, missed = [], []
+    for r in reached(speed).itertuples():
+        wanted = md.number(r.wanted, 4 if r.target.digits > 2 else 2)
+        row = {"what": r.what, "wanted": f"{'≤' if r.target.most else '≥'} {wanted}", "verdict": _verdict(r)}
+        row["measured"] = md.number(r.measured, r.target.digits)
+        if r.low is not None:
+            row["measured"] = md.value_ci(r.measured, r.low, r.high, 2)
+        rows.append(row)
+        missed += [_why(speed, r)] if r.met is False else []
+    return page("targets.md.j2", speed, rows=rows, missed=tuple(missed))
 
 
 def _verdict(row) -> str:
@@ -196,11 +139,8 @@ def _verdict(row) -> str:
     if row.met is None:
         return md.MISSING
     word = "met" if row.met else "**missed**"
-    return (
-        f"{word}, but the interval includes the target"
-        if row.low is not None and row.low <= row.wanted <= row.high
-        else word
-    )
+    close = row.low is not None and row.low <= row.wanted <= row.high
+    return f"{word}, but the interval includes the target" if close else word
 
 
 def _why(speed, row) -> str:
@@ -209,60 +149,46 @@ def _why(speed, row) -> str:
     if target.kind == "agreement":
         table = speed.read("benchmark/agreement.csv")
         own = table[(table.variant == speed.base) & (table.kind == GRAIN)]["mean"]
-        grain = (
-            f" The plain path, given the same queries one by one, agrees with itself to {md.number(own.min(), target.digits)}."
-            if len(own)
-            else ""
-        )
-        return f"- {row.what}: {md.number(row.measured, target.digits)}.{grain}"
-    off = 100 * abs(row.measured / row.wanted - 1)
+        return page("missed.md.j2", speed, row=row, own=own, n_digits=target.digits, parts=None).strip()
     profiles = {
         name: parts(speed, getattr(speed, name), target.kind, target.batch) for name in target.variants
     }
-    if None in profiles.values():
-        return f"- {row.what}: missed by {md.number(off, 0)} %."
-    lines = [
-        f"`{getattr(speed, name)}`: "
-        + ", ".join(
-            f"{PART_NAMES[part]} {md.milliseconds(value)} ms"
-            for part, value in profile.items()
-            if part != "kernels"
-        )
-        + "."
-        for name, profile in profiles.items()
-    ]
-    return f"- {row.what}: missed by {md.number(off, 0)} %. {' '.join(lines)} {_reading(speed, target, profiles)}".rstrip()
+    known = bool(profiles) and None not in profiles.values()
+    return page(
+        "missed.md.j2",
+        speed,
+        row=row,
+        own=None,
+        off_pct=100 * abs(row.measured / row.wanted - 1),
+        parts={getattr(speed, name): _seconds(profile) for name, profile in profiles.items()}
+        if known
+        else {},
+        names=PART_NAMES,
+        **(_reading(speed, target, profiles) if known else {}),
+    ).strip()
 
 
-def _reading(speed, target: Target, profiles: dict[str, dict[str, float]]) -> str:
-    """What the parts say: the GEMMs against the roofline limit, or against each other and without attention."""
+def _seconds(profile: dict[str, float]) -> dict[str, float]:
+    return {part: value for part, value in profile.items() if part != "kernels"}
+
+
+def _reading(speed, target: Target, profiles: dict[str, dict[str, float]]) -> dict[str, float]:
+    """The GEMMs against the roofline limit, or against the other variant's, and all but attention."""
     if len(profiles) == 1:
         ((name, profile),) = profiles.items()
         limit = speed.row(getattr(speed, name), target.kind, target.batch).floor_s
-        return f"The GEMMs alone take {md.number(profile['products'] / limit, 2)} times the roofline limit."
+        return {"times_limit": profile["products"] / limit}
     ours, theirs = profiles.values()
-    rest = [
-        sum(value for part, value in profile.items() if part not in ("kernels", "attention"))
-        for profile in (ours, theirs)
-    ]
-    return f"The GEMMs alone are {md.number(theirs['products'] / ours['products'], 2)} times as fast, everything but attention {md.number(rest[1] / rest[0], 2)} times."
+    rest = [sum(_seconds(profile).values()) - profile.get("attention", 0.0) for profile in (ours, theirs)]
+    return {"gemms_ratio": theirs["products"] / ours["products"], "rest_ratio": rest[1] / rest[0]}
 
 
 def parts(speed, name: str | None, kind: str, batch: int) -> dict[str, float] | None:
-    """Seconds of GPU work per call by part (mean over rounds), largest first, and the count of kernels; None where not measured."""
+    """Seconds of GPU work per call by part (mean over rounds), largest first, then the count of kernels."""
     table = speed.read("benchmark/profile.csv")
     if table is None:
         return None
-    profile = (
-        table[(table.variant == name) & (table.kind == kind) & (table.batch == batch)]
-        .groupby("part")
-        .seconds.mean()
-    )
-    return (
-        None
-        if profile.empty
-        else {
-            part: float(profile[part])
-            for part in sorted(profile.index, key=lambda part: (part == "kernels", -profile[part]))
-        }
-    )
+    rows = table[(table.variant == name) & (table.kind == kind) & (table.batch == batch)]
+    profile = rows.groupby("part").seconds.mean()
+    order = sorted(profile.index, key=lambda part: (part == "kernels", -profile[part]))
+    return {part: float(profile[part]) for part in order} or None

@@ -9,17 +9,17 @@ import torch
 from colq_utils.base import config
 from colq_utils.base.errors import ColqError
 from colq_utils.model import encode
-from colq_utils.stages.evaluate import evaluate, retriever
+from colq_utils.stages.evaluate import evaluate, retriever, tasks
 from colq_utils.stages.evaluate.store import VectorStore
 
 
 def test_translations_share_a_source_and_other_questions_do_not():
     images = {"a": "picture 1", "b": "picture 2", "a-fr": "picture 1", "c": "picture 3"}
-    assert evaluate.source("T", {"a": 1, "b": 0}, images) == evaluate.source("T", {"a-fr": 1}, images)
+    assert tasks.source("T", {"a": 1, "b": 0}, images) == tasks.source("T", {"a-fr": 1}, images)
     others = {
-        evaluate.source("T", answers, images) for answers in ({"a": 1}, {"a": 2}, {"c": 1}, {"a": 1, "b": 1})
+        tasks.source("T", answers, images) for answers in ({"a": 1}, {"a": 2}, {"c": 1}, {"a": 1, "b": 1})
     }
-    assert len(others) == 4 and evaluate.source("U", {"a": 1}, images) not in others
+    assert len(others) == 4 and tasks.source("U", {"a": 1}, images) not in others
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_a_corpus_is_encoded_once_for_all_languages(random_model, tmp_path, shar
 
 def test_scores_that_are_not_mtebs_are_refused(random_model, tmp_path, monkeypatch):
     """Every query scores half a thousandth more than mteb says."""
-    per_query = evaluate.per_query
+    per_query = tasks.per_query
 
     def shifted(*arguments):
         frame = per_query(*arguments)
@@ -64,7 +64,7 @@ def test_scores_that_are_not_mtebs_are_refused(random_model, tmp_path, monkeypat
     searcher = retriever.Retriever(random_model, tmp_path / "pages", None, batch=2)
     agreed = evaluate.evaluate_task(searcher, local_tasks.LocalSingle())
     assert agreed["ndcg_at_5"].mean() == pytest.approx(agreed["mteb_ndcg_at_5"].iloc[0], abs=1e-4)
-    monkeypatch.setattr(evaluate, "per_query", shifted)
+    monkeypatch.setattr(tasks, "per_query", shifted)
     with pytest.raises(ColqError, match=r"LocalSingle default: per-query NDCG@5 averages .*, mteb says"):
         evaluate.evaluate_task(searcher, local_tasks.LocalSingle())
 

@@ -60,7 +60,7 @@ def test_the_committed_report_follows_from_the_committed_results(speed):
 
 
 def test_the_fastest_is_recommended_and_a_tie_goes_to_the_first(speed):
-    """With one variant made twice as fast as any, it is the one; with its calls given to another too, the first named is."""
+    """With one variant twice as fast as any, it is the one; with another as fast, the first named is."""
     path, key = (
         speed.experiment.results("benchmark"),
         (speed.rows.kind == "queries") & (speed.rows.batch == 8),
@@ -109,7 +109,7 @@ def test_another_number_in_a_file_is_another_in_the_report(speed):
 
 
 def test_the_opening_words_follow_the_ratios(speed):
-    """With every call of the 4-bit variant twice as slow, the report no longer says that 4 bits are faster."""
+    """With every call of the 4-bit variant twice as slow, the report does not say that 4 bits are faster."""
     assert "**4 bits are faster for small calls only.**" in report_gpu.text(speed)
     samples = speed.samples.copy()
     samples.loc[samples.variant == speed.w4, "latency_s"] *= 2

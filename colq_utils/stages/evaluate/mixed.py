@@ -1,7 +1,7 @@
 """Mixed precision: the quantized model's queries against the base's page vectors, and the other way round.
 
 It answers whether a corpus has to be embedded again. The base keeps its page and query vectors as long as its
-folder in build/ lives; the other variants, in whatever process, read them while they search with their own, so
+folder in build/ lives; other variants, in whatever process, read them while they search with their own, so
 that nothing is embedded for it. Where the base lacks a vector nothing is scored; that is no error.
 Tasks of the bundled benchmark that its average leaves out are left out here too: MaxSim takes its time.
 """
@@ -59,7 +59,7 @@ class BaseVectors:
 
 
 def is_scored(task: str) -> bool:
-    """Whether a task is scored in mixed precision: all are but the uncounted ones of the bundled benchmark."""
+    """Whether a task is scored in mixed precision: all but the uncounted ones of the bundled benchmark."""
     return task not in minividore.TASKS or minividore.TASKS[task].counted
 
 

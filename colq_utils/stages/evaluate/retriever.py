@@ -29,8 +29,8 @@ SMALL = 1 << 28
 
 @dataclass(frozen=True)
 class Ranking:
-    """Scores ``(n_queries, n_pages)``, lengths of the queries in tokens, digests of the pages' images; `mixed`
-    are scores with vectors of the base, by whose queries and whose pages they are.
+    """Scores ``(n_queries, n_pages)``, lengths of the queries in tokens, digests of the images; `mixed` are
+    scores with vectors of the base, by whose queries and whose pages they are.
     """
 
     scores: torch.Tensor
