@@ -143,7 +143,7 @@ def test_missing_folder_and_foreign_architecture(copy, tmp_path):
     with pytest.raises(ColqError, match="no checkpoint folder"):
         loading.open_model(str(tmp_path / "nowhere"))
     (copy / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(ColqError, match="'bert' .*, not a colqwen3"):
+    with pytest.raises(ColqError, match=r"'bert' .*, not a colqwen3"):
         loading.open_model(str(copy))
     (copy / "config.json").write_text("{")
     with pytest.raises(ColqError, match="not JSON"):
