@@ -1,49 +1,11 @@
 """Documents of one's own from files to the summary: with labels, with weak labels, and with none at all."""
 
-import shutil
-
 import numpy as np
 import pytest
+from own_documents import VARIANT, evaluated
 
-from colq_utils.base import config, files
 from colq_utils.report import analysis, build, documents, results
-from colq_utils.stages import calibrate, quantize
-from colq_utils.stages.evaluate import evaluate
-
-SAMPLE = config.ROOT / "data" / "documents"
-VARIANT = "random-w4a16-rtn"
-
-
-def made(random_checkpoint, output, **own) -> config.Experiment:
-    """An experiment of the random model on six pages, quantized and evaluated."""
-    (output / "documents").mkdir(parents=True)
-    shutil.copy(SAMPLE / "debian reference.pdf", output / "documents" / "my pages.pdf")
-    (output / "documents" / "empty.pdf").write_bytes(b"")
-    fields = {
-        "name": "mine",
-        "title": "Mine",
-        "model": {"path": str(random_checkpoint), "size": "random"},
-        "calibration": {
-            "source": "data/calibration",
-            "sets": [{"id": "own", "kind": "documents", "blocks": 2, "batch_rows": 1}],
-        },
-        "variants": [{"scheme": "bf16"}, {"scheme": "w4a16", "method": "rtn"}],
-        "benchmark": {"variants": ["random-bf16"], "workloads": []},
-        "evaluation": {
-            "suite": "documents",
-            "documents": {"folder": str(output / "documents"), "max_pages": 6, **own},
-        },
-        "output": output,
-    }
-    experiment = config.Experiment.model_validate(fields)
-    quantize.run(experiment, VARIANT)
-    tasks = evaluate.tasks_of(experiment)
-    queries = evaluate.run_all(experiment, tasks)
-    files.write_table(experiment.results("evaluate") / "queries.parquet", evaluate.stored(queries))
-    suite = evaluate.describe(experiment, tasks)
-    scores = evaluate.summary(queries).merge(suite[["task", "counted", "group"]], on="task")
-    files.write_table(experiment.results("evaluate") / "scores.csv", scores)
-    return experiment
+from colq_utils.stages import calibrate
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +13,14 @@ def labelled(random_checkpoint, tmp_path_factory):
     output = tmp_path_factory.mktemp("labelled")
     text = "query,file,page\n" + "".join(f"question {n},my pages.pdf,{n}\n" for n in range(1, 6))
     (output / "q.csv").write_text(text)
-    return made(random_checkpoint, output, queries=str(output / "q.csv"), known_items=4)
+    return evaluated(random_checkpoint, output, queries=str(output / "q.csv"), known_items=4)
 
 
 @pytest.fixture(scope="module")
 def unlabelled(random_checkpoint, tmp_path_factory):
     output = tmp_path_factory.mktemp("unlabelled")
     (output / "q.txt").write_text("\n".join(f"question {n}" for n in range(5)))
-    return made(random_checkpoint, output, queries=str(output / "q.txt"), known_items=0)
+    return evaluated(random_checkpoint, output, queries=str(output / "q.txt"), known_items=0)
 
 
 def test_labels_count_and_weak_labels_stand_beside(labelled):

@@ -19,7 +19,7 @@ from studies.embedded import augment, canvases, check, losses, muon, sources, tr
 from studies.embedded.tiny_config import HEIGHT, IMAGE, VISION_END, VISION_START, WIDTH, TinyConfig
 from studies.embedded.tiny_model import TinyColQwen3
 
-CHECKPOINT = Path(__file__).resolve().parents[1] / "models/tiny-colqwen3"
+CHECKPOINT = Path(__file__).resolve().parents[2] / "models/tiny-colqwen3"
 SMALL = TinyConfig(
     hidden=128,
     layers=2,

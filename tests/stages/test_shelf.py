@@ -4,8 +4,8 @@ import json
 
 import nbformat
 import pytest
-import test_documents_run
 import yaml
+from own_documents import evaluated
 
 from colq_utils import run
 from colq_utils.base import config
@@ -21,7 +21,7 @@ def notebook(random_checkpoint, output, queries, **own):
     """Code cells of the notebook as executed on six pages, and the experiment."""
     (output / "queries.csv").write_text(queries)
     own |= {"queries": str(output / "queries.csv")}
-    experiment = test_documents_run.made(random_checkpoint, output, **own)
+    experiment = evaluated(random_checkpoint, output, **own)
     fields = experiment.model_dump(mode="json", exclude={"output", "name"}, exclude_none=True)
     path = output / "mine.yaml"
     path.write_text(yaml.safe_dump(fields))
