@@ -3,6 +3,7 @@
 import json
 
 import nbformat
+import pandas as pd
 import pytest
 import yaml
 from own_documents import evaluated
@@ -10,6 +11,7 @@ from own_documents import evaluated
 from colq_utils import run
 from colq_utils.base import config
 from colq_utils.data import shelf
+from colq_utils.stages.evaluate.scores import in_words
 
 
 @pytest.fixture(autouse=True)
@@ -65,3 +67,19 @@ def test_suites_of_mteb_have_no_shelf():
 @pytest.mark.parametrize("task", ["MiniVidoreScannedPhrases"])
 def test_scanned_pages_are_not_on_the_shelf(task):
     assert task not in shelf.of(config.load("smoke")).tasks
+
+
+def test_closing_words_of_tasks_that_count_and_of_those_that_do_not():
+    rows = [("base", 1.0, 6), ("four", 0.5, 6)]
+    queries = pd.DataFrame(rows, columns=["variant", "ndcg_at_5", "encoded_pages"])
+    queries = queries.assign(task="t", lang="en", query_id="q", top5=[["a"], ["b"]])
+    failures = pd.DataFrame(columns=["variant", "task", "error"])
+    for counted, told in (
+        (True, "-50.00 points; of 1 queries 1 lose, 0 gain"),
+        (False, ": of 1 queries 1 lose"),
+    ):
+        scores = queries.assign(counted=counted)
+        text = in_words(queries, scores, failures, "base", ["four", "absent"])
+        assert told in text and ("None of these tasks counts" in text) is not counted and "absent" not in text
+    unknown = queries.assign(ndcg_at_5=float("nan"), counted=True)
+    assert "0 of 1 queries keep their first page" in in_words(unknown, unknown, failures, "base", ["four"])

@@ -82,17 +82,20 @@ def in_words(
     means = counted.groupby("variant")["ndcg_at_5"].mean().dropna()
     pages = queries[queries["variant"] == base].groupby("task")["encoded_pages"].first().sum()
     measured = [name for name in quantized if name in queries["variant"].values]
-    if base in means:
+    if queries["ndcg_at_5"].notna().any():
         pairs = len(counted[["task", "lang"]].drop_duplicates())
         ndcg = queries.pivot(index=key, columns="variant", values="ndcg_at_5").dropna(subset=base)
-        text = f"The base reaches **{means[base]:.3f}** NDCG@5 on average over {pairs} counted pairs of task"
-        text += f" and language; {pages:,} pages\nwere embedded once each for all of them. "
+        text, points = "None of these tasks counts towards a mean; ", {}
+        if base in means:
+            text = f"The base reaches **{means[base]:.3f}** NDCG@5 on average over {pairs} counted pairs of "
+            text += "task and language; "
+            points = {name: f"{100 * (means[name] - means[base]):+.2f} points; " for name in means.index}
+        text += f"{pages:,} pages\nwere embedded once each for all of them. "
         text += "Against the base (one point is 0.01):"
         lines = [
-            f"`{name}`: {100 * (means[name] - means[base]):+.2f} points; of {len(ndcg):,} queries "
+            f"`{name}`: {points.get(name, '')}of {len(ndcg):,} queries "
             f"{(ndcg[name] < ndcg[base] - 1e-9).sum()} lose, {(ndcg[name] > ndcg[base] + 1e-9).sum()} gain"
             for name in measured
-            if name in means
         ]
     else:
         first = queries.assign(top=queries["top5"].str[0]).pivot(index=key, columns="variant", values="top")
