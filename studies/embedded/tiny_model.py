@@ -3,7 +3,7 @@
 transformers' Qwen3VLModel gathers positions and splits images in Python, which keeps a compiler
 from seeing static shapes. Training meets one page size only (384 x 704 pixels, 12 x 22 visual
 tokens), so positions are constants here, attention is one batched call and nothing depends on
-data. `tests/test_tiny_training.py` holds the two implementations to the same numbers. Use
+data. `tests/studies/test_tiny_training.py` holds the two implementations to the same numbers. Use
 `colq_utils.model.modeling` for everything but training.
 """
 
