@@ -1,10 +1,10 @@
 """A variant's scores and drift on the embedded benchmark, without mteb, on whatever device the model is.
 
-The benchmark is read once into a `Questions`: every page (and every page as a bad scan) and every query with
-the pages that its task searches. Page features come from the vision tower once for all variants that share
-it. What is kept of a query is what `evaluate` keeps, plus how far its token vectors and its scores have
-drifted from the base's. `tests/studies/test_study.py` and the provenance record say how closely the scores agree with
-those of `evaluate`.
+The benchmark is read once into a `Questions`: every page (and every page as a bad scan) and every query
+with the pages that its task searches. Page features come from the vision tower once for all variants that
+share it. What is kept of a query is what `evaluate` keeps, plus how far its token vectors and its scores
+have drifted from the base's. `tests/studies/test_study.py` and the provenance record say how closely the
+scores agree with those of `evaluate`.
 """
 
 from dataclasses import dataclass

@@ -1,11 +1,11 @@
 """The weights of a study's variants, as floating point numbers that have gone through the format and back.
 
-Nothing is packed: a rounded weight is stored as the bf16 number that its integer and scale stand for, so that
-any device can multiply it and no kernel enters the comparison. `tests/studies/test_study.py` proves that these are
-the numbers which AutoRound packs. Integers follow AutoRound (Cheng et al., 2023, arXiv:2309.05516): full
-range, fp16 scales, zero points only where asymmetric. FP8 is e4m3 with a scale an output channel and, in the
-forward pass, a scale a token for the activations; MXFP4 (OCP Microscaling Formats v1.0, 2023, sections 5.3
-and 6.3) is e2m1 in blocks of 32 with a power of two as scale.
+Nothing is packed: a rounded weight is stored as the bf16 number that its integer and scale stand for, so
+that any device can multiply it and no kernel enters the comparison. `tests/studies/test_study.py` proves
+that these are the numbers which AutoRound packs. Integers follow AutoRound (Cheng et al., 2023,
+arXiv:2309.05516): full range, fp16 scales, zero points only where asymmetric. FP8 is e4m3 with a scale an
+output channel and, in the forward pass, a scale a token for the activations; MXFP4 (OCP Microscaling
+Formats v1.0, 2023, sections 5.3 and 6.3) is e2m1 in blocks of 32 with a power of two as scale.
 """
 
 import copy
