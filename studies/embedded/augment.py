@@ -158,37 +158,37 @@ def scan(pages: torch.Tensor) -> torch.Tensor:
     """Add the faults of scanning to parts of a batch (n, 384, 704), values 0..255, in place."""
     n, device = len(pages), pages.device
 
-    def some(share: float) -> torch.Tensor:
+    def drawn(share: float) -> torch.Tensor:
         return torch.randperm(n, device=device)[: max(1, int(share * n))]
 
     for low, high, share in ((0.55, 0.8, 0.05), (0.65, 0.9, 0.05)):
-        pick = some(share)
+        pick = drawn(share)
         pages[pick] = resample(pages[pick], torch.empty(()).uniform_(low, high).item())
-    pick = some(0.2)
+    pick = drawn(0.2)
     pages[pick] = blur(pages[pick], torch.empty(len(pick), device=device).uniform_(0.3, 1.3))
-    pick = some(0.04)
+    pick = drawn(0.04)
     thick = torch.rand((), device=device) < 0.5
     pages[pick] = torch.where(
         thick,
         -F.max_pool2d(-pages[pick][:, None], 2, 1, 1)[:, 0, :-1, :-1],
         F.avg_pool2d(pages[pick][:, None], 2, 1, 1)[:, 0, :-1, :-1],
     )
-    pick = some(0.5)
+    pick = drawn(0.5)
 
     def u(low, high):
         return torch.empty(len(pick), 1, 1, device=device).uniform_(low, high)
 
     contrast, paper, gamma = u(0.35, 1.05), u(200, 255), u(0.7, 1.4)
     pages[pick] = paper - (255 - 255 * (pages[pick].clamp(0, 255) / 255) ** gamma) * contrast * paper / 255
-    pick = some(0.1)
+    pick = drawn(0.1)
     ramp = torch.linspace(-1, 1, WIDTH, device=device) * u(-25, 25)[: len(pick)]
     pages[pick] = (
         pages[pick] + ramp + torch.linspace(-1, 1, HEIGHT, device=device)[:, None] * u(-25, 25)[: len(pick)]
     )
-    pick = some(0.3)
+    pick = drawn(0.3)
     noise = torch.randn(len(pick), HEIGHT, WIDTH, device=device)
     pages[pick] = pages[pick] + noise * torch.empty(len(pick), 1, 1, device=device).uniform_(1, 18)
-    pick = some(0.15)
+    pick = drawn(0.15)
     pages[pick] = jpeg(pages[pick], torch.empty(len(pick), 1, 1, 1, 1, device=device).uniform_(0.8, 4.5))
     return pages.clamp_(0, 255)
 

@@ -21,20 +21,7 @@ from studies.seqlen import scores as study_scores
 from studies.seqlen import spec as study_spec
 from studies.seqlen import weights as study_weights
 
-WORDS = (
-    "alpha",
-    "beta",
-    "gamma",
-    "delta",
-    "epsilon",
-    "zeta",
-    "eta",
-    "theta",
-    "iota",
-    "kappa",
-    "lambda",
-    "mu",
-)
+WORDS = ("alpha", "beta", "gamma", "delta", "pi", "zeta", "eta", "theta", "iota", "kappa", "rho", "mu")
 
 
 def test_lengths_are_compared_at_one_budget_and_step_size():
