@@ -64,7 +64,8 @@ def step(experiment: Experiment, stage: str) -> Step:
     calibration = experiment.build("calibration")
     manifests = [experiment.build("checkpoints", name, "manifest.json") for name in experiment.quantized]
     outputs = {"calibrate": [calibration], "quantize": manifests, "report": [results / "reports"]}
-    outputs["report"] += [results / "cards"] if experiment.quantized else []
+    if experiment.quantized and "evaluate" in experiment.stages:
+        outputs["report"].append(results / "cards")
     weights, failures = [], results / "evaluate" / "failures.csv"
     if stage == "quantize":
         weights = [experiment.checkpoint(n, e) for n, v in experiment.quantized.items() for e in v.exports]
