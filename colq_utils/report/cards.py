@@ -142,5 +142,8 @@ def engines(study: Study, name: str) -> pd.DataFrame:
         return pd.DataFrame()
     table = files.read_table(path, "interop")
     table = table[table.checkpoint.str.startswith(f"{name}/")]
-    cosines = {c: table[c].map("{:.5f}".format, na_action="ignore") for c in ("cosine_query_mean", "cosine_page_mean")}
+    cosines = {
+        c: table[c].map("{:.5f}".format, na_action="ignore")
+        for c in ("cosine_query_mean", "cosine_page_mean")
+    }
     return table.assign(export=table.checkpoint.str.split("/").str[1], **cosines)
