@@ -252,7 +252,8 @@ def publish(
     """
     from colq_utils import publish as publishing
 
-    upload = publishing.prepare(context.obj.experiment(name, output), variant, to, export)
+    load, _ = context.obj
+    upload = publishing.prepare(load(name, output), variant, to, export)
     print("\n".join([f"{upload.folder} to {to}:", *upload.lines()]))
     print(f"sent: {publishing.send(upload, not public)}" if yes else "nothing was sent; add --yes to send it")
 
