@@ -94,6 +94,8 @@ def outcome(experiment, embedded):
     )  # pages until the first kill: in the second variant's first corpus
 
     def counted(self, keys, matrices, **notes):
+        if self.folder.name != "pages":  # the base's queries
+            return extend(self, keys, matrices, **notes)
         left[0] -= len(keys)
         if left[0] < 0:
             left.pop(0)
