@@ -39,7 +39,7 @@ def experiment(standin, corpus, tmp_path_factory):
     folder = tmp_path_factory.mktemp("experiment")
     fields = yaml.safe_load((config.ROOT / "experiments" / "tomoro-8b.yaml").read_text())
     fields["model"] = {"path": str(standin), "size": "standin", "max_visual_tokens": 16}
-    fields["runtime"] = {"device": "cpu", "backend": "ark", "encode": "plain"}
+    fields["runtime"] = {"device": "cpu", "encode": "plain"}
     fields["calibration"] = {
         "source": str(corpus),
         "sets": [
