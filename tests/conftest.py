@@ -28,6 +28,15 @@ SPECIAL = ["<|endoftext|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>
 TEXT = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu"
 
 
+@pytest.fixture(autouse=True)
+def same_threads():
+    """Torch's threads as they were: packed kernels go wrong where a test leaves it with fewer."""
+    threads = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
 def tokenizer() -> PreTrainedTokenizerFast:
     """Bytes and a few merges: any text has tokens."""
     raw = Tokenizer(models.BPE())

@@ -7,6 +7,7 @@ computes with random weights (``auto_round:fake``). So every result carries the 
 import importlib
 import importlib.util
 import platform
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,6 +72,29 @@ def require(backend: str) -> None:
     except (ImportError, OSError) as error:
         remedy = "pip install --force-reinstall auto-round-lib; or use backend torch"
         raise ColqError(f"{named} is installed and cannot be loaded ({error}): {remedy}") from None
+    if not _multiplies_right():
+        cause = "gives wrong products in this process: torch was given fewer threads after it was loaded"
+        remedy = "start again with OMP_NUM_THREADS set to the number of threads wanted, or use backend torch"
+        raise ColqError(f"{named} {cause} ({torch.get_num_threads()} now); {remedy}")
+
+
+def _multiplies_right() -> bool:
+    """Whether ``ark`` multiplies as it should here and now.
+
+    It splits its work among as many threads as OpenMP had when it was loaded. If torch was given fewer since,
+    the shares of the others are left as the memory was: no error, and NaN or plausible numbers.
+    """
+    from auto_round_kernel.qlinear import QuantLinearGPTQ
+
+    layer = QuantLinearGPTQ(4, 128, True, 128, 256, False, weight_dtype=torch.float32)
+    layer.qweight.fill_(0x11111111)  # every code 1, that is 1 - 8
+    layer.qzeros.fill_(0x77777777)
+    layer.scales.fill_(1.0)
+    layer.post_init()
+    # other numbers each time, so that what an earlier call left in memory is no answer
+    rows = torch.rand(32, 128, generator=torch.Generator().manual_seed(time.time_ns() % 2**31))
+    right = -7 * rows.sum(dim=-1, keepdim=True).expand(-1, 256)
+    return torch.allclose(layer(rows), right, rtol=0.05)
 
 
 def on_cpu(packing: str, bits: int) -> str:

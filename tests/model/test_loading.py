@@ -158,6 +158,16 @@ def test_backend_that_cannot_run_names_the_remedy(monkeypatch):
         kernels.require("fast")
 
 
+@pytest.mark.skipif(torch.get_num_threads() < 2, reason="torch has one thread only")
+def test_threads_taken_from_a_packed_kernel_are_said():
+    pytest.importorskip("auto_round_kernel")
+    kernels.require("ark")
+    torch.set_num_threads(1)
+    with pytest.raises(ColqError, match=r"wrong products in this process: torch was given fewer threads"):
+        kernels.require("ark")
+    assert kernels.on_cpu("auto_round", 4) == "torch"
+
+
 def test_backend_installed_in_part_names_the_remedy(monkeypatch):
     monkeypatch.setattr(kernels, "require", lambda backend: None)
     monkeypatch.setitem(sys.modules, "gptqmodel", None)
