@@ -12,7 +12,7 @@ export PYTHONDONTWRITEBYTECODE :=
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help report inspect calibrate quantize benchmark evaluate summary plan study interop published readme html lab test lint vllm-check clean clean-checkpoints
+.PHONY: help report inspect calibrate quantize benchmark evaluate summary plan study interop published rehearsal readme html lab test lint vllm-check clean clean-checkpoints
 
 ##@ Run
 report: $(ENVIRONMENT) ## all six notebooks, skipping what is fresh: reports, figures, executed notebooks
@@ -41,6 +41,9 @@ study: $(ENVIRONMENT) ## report and figures of the controlled study, from its co
 
 interop: $(ENVIRONMENT) ## base and exports opened by transformers, sentence-transformers, mteb, colpali-engine, vLLM
 	$(PYTHON) -m studies.interop $(EXPERIMENT)
+
+rehearsal: $(ENVIRONMENT) ## a published experiment on a CPU, against a stand-in hub: make rehearsal EXPERIMENT=tomoro-4b
+	$(PYTHON) -m studies.rehearsal $(EXPERIMENT)
 
 published: $(ENVIRONMENT) ## the published reports again, from their transcribed tables
 	$(PYTHON) -m studies.published.report
