@@ -26,7 +26,7 @@ RUNTIME = {"device": "cpu", "attention": "sdpa"}
 #: Fields that are made smaller: of calibration sets, tuned variants, workloads.
 SET, TUNING, WORKLOAD = (
     {"blocks": 2, "batch_rows": 1},
-    {"iters": 2},
+    {"iters": 20},
     {"iterations": 1, "warmup": 1, "items": 4},
 )
 #: One task of each generation of ViDoRe, for a short rehearsal.
