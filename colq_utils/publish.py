@@ -32,15 +32,17 @@ class Upload:
         return [f"  {name:<40} {size / 1e6:12,.3f} MB" for name, size in sizes]
 
 
-def prepare(experiment: Experiment, variant: str, repository: str, export: str = "auto_round") -> Upload:
+def prepare(experiment: Experiment, variant: str, repository: str, export: str = "") -> Upload:
     """Check that a variant may be published.
 
     Raises:
         ColqError: no such variant or export, no card, a damaged checkpoint, or one that 03_quantize rejected.
     """
-    known = {n: v for n, v in experiment.quantized.items() if export in v.exports}
+    known = {n: v for n, v in experiment.quantized.items() if (export or v.export) in v.exports}
     if variant not in known:
-        raise ColqError(f"{experiment.name} exports no {variant} as {export}; there are: {', '.join(known)}")
+        wanted = f"{variant} as {export}" if export else variant
+        raise ColqError(f"{experiment.name} exports no {wanted}; there are: {', '.join(known)}")
+    export = export or known[variant].export
     if repository.count("/") != 1:
         raise ColqError(f"--to takes ORGANISATION/NAME, not {repository!r}")
     results = experiment.output / "results" / experiment.name

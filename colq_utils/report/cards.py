@@ -15,7 +15,12 @@ from colq_utils.report.analysis import Study
 from colq_utils.report.parts import page
 
 #: Export -> what its packing is called elsewhere.
-PACKINGS = {"auto_round": "auto-round", "auto_awq": "awq", "auto_gptq": "gptq"}
+PACKINGS = {
+    "auto_round": "auto-round",
+    "auto_awq": "awq",
+    "auto_gptq": "gptq",
+    "bitsandbytes": "bitsandbytes",
+}
 
 
 def write(study: Study) -> list[Path]:
@@ -78,7 +83,7 @@ def recipe(study: Study, name: str, rows: pd.DataFrame) -> pd.DataFrame:
         "Base": experiment.model.path,
         "Base revision": experiment.model.revision or "a local folder, no revision",
         "Scheme": spec.scheme.upper(),
-        "Method": analysis.METHODS.get(spec.method, spec.method),
+        "Method": "bitsandbytes" if spec.is_nf4 else analysis.METHODS.get(spec.method, spec.method),
         "Fallback used": first.get("fallback") or None,
         "Group size": f"{spec.group_size}, {'symmetric' if spec.sym else 'asymmetric'}",
         "Calibration": words[spec.calibration] + amount if spec.calibration else "none",

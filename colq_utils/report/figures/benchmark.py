@@ -197,12 +197,12 @@ def _stack(axis, table: pd.DataFrame, fontsize: int, notes: list[str] | None = N
 def _spoken(variant: Variant) -> str:
     """A variant in words that fit beside a bar."""
     words = [
-        variant.scheme.replace("w", "W").replace("a16", "A16").replace("fp8", "FP8"),
+        variant.scheme.replace("w", "W").replace("a16", "A16").replace("fp8", "FP8").replace("nf4", "NF4"),
         {"autoround": "AutoRound", "rtn": "to nearest"}.get(variant.method),
         variant.calibration and f"({variant.calibration})",
         variant.embedding and f"+ {variant.embedding} table",
         variant.vision and f"+ {variant.vision.upper()} vision",
-        variant.group_size != 128 and f"g{variant.group_size}",
+        variant.group,
     ]
     return " ".join(filter(None, words)) + (f", {variant.encode} path" if variant.encode else "")
 
