@@ -7,6 +7,7 @@ from colq_utils.base import files
 from colq_utils.base.config import Experiment
 from colq_utils.base.errors import ColqError
 from colq_utils.model import checkpoints, hub
+from colq_utils.model.complete import complete
 
 #: What may be sent; a checkpoint folder holds nothing else that anyone needs.
 PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "modeling_*.py", "processing_*.py")
@@ -33,7 +34,7 @@ class Upload:
 
 
 def prepare(experiment: Experiment, variant: str, repository: str, export: str = "") -> Upload:
-    """Check that a variant may be published.
+    """Check that a variant may be published; its folder gets what opens it without ColQ, if it lacks that.
 
     Raises:
         ColqError: no such variant or export, no card, a damaged checkpoint, or one that 03_quantize rejected.
@@ -56,6 +57,7 @@ def prepare(experiment: Experiment, variant: str, repository: str, export: str =
     folder = experiment.checkpoint(variant, export)
     if problem := checkpoints.damage(folder):
         raise ColqError(f"{problem}: run `make quantize EXPERIMENT={experiment.name}` first")
+    complete(folder)
     card = files.required(results / "cards" / f"{variant}.md", f"summary EXPERIMENT={experiment.name}")
     return Upload(folder, card, repository)
 

@@ -54,10 +54,11 @@ def test_what_arrives_is_what_was_made(experiment):
         arrived = hub.repositories["me/model"]
     assert outcome.returncode == 0, outcome.stderr
     folder = experiment.checkpoint(VARIANT)
-    assert set(arrived) == {"model.safetensors", "config.json", "README.md"}
+    assert {"model.safetensors", "config.json", "README.md", "modeling_colqwen3.py"} <= set(arrived)
+    assert "notes.bin" not in arrived
     assert arrived["model.safetensors"] == (folder / "model.safetensors").read_bytes()
     assert arrived["README.md"].startswith(b"---\nlicense")
-    assert json.loads(arrived["config.json"]) == {}
+    assert json.loads(arrived["config.json"])["auto_map"]["AutoModel"] == "modeling_colqwen3.ColQwen3"
 
 
 def test_a_wrong_token_is_one_line(experiment):

@@ -5,12 +5,15 @@ said about size, in a few kilobytes, for an 8B model on the hub as for the bundl
 """
 
 import json
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 import huggingface_hub
+import yaml
+from huggingface_hub.errors import EntryNotFoundError, NotASafetensorsRepoError
 from safetensors import SafetensorError, safe_open
 
 from colq_utils.base.errors import ColqError
@@ -20,6 +23,12 @@ from colq_utils.model import layouts
 #: Bytes of one number of each safetensors dtype.
 WIDTH = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2}
 WIDTH |= dict.fromkeys(("F8_E4M3", "I8", "U8", "BOOL"), 1)
+
+
+#: Keys of a model card that tell a licence.
+LICENCE = ("license", "license_name", "license_link")
+#: What an id on the hub looks like.
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -112,6 +121,26 @@ def fetch(path: str, name: str, revision: str | None = None) -> Path:
     return Path(path) / name
 
 
+def read_licence(path: str, revision: str | None = None) -> dict[str, str]:
+    """What the front matter of a checkpoint's README.md says of its licence, by the hub's keys."""
+    try:
+        text = fetch(path, "README.md", revision).read_text(errors="replace")
+        matter = yaml.safe_load(text.split("---\n")[1]) if text.startswith("---\n") else {}
+    except (ColqError, yaml.YAMLError):  # no README, or none that can be read
+        return {}
+    stated = {key: matter.get(key) for key in LICENCE} if isinstance(matter, dict) else {}
+    return {key: value for key, value in stated.items() if isinstance(value, str)}
+
+
+def adapter(name: str, revision: str) -> str:
+    """One line on a hub id that holds an unmerged LoRA: the command that merges it; empty for any other."""
+    try:
+        file = huggingface_hub.hf_hub_download(name, layouts.ADAPTER, revision=revision)
+    except Exception:  # the hub client raises a dozen kinds; each means that there is none to be seen
+        return ""
+    return layouts.adapter(name, Path(file).read_text(), revision)
+
+
 def fetch_folder(name: str, revision: str) -> Path:
     """A hub checkpoint at a pinned revision as a local folder; ColqError if it cannot be had."""
     patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
@@ -144,6 +173,9 @@ def _fetching(
     try:
         yield
     except Exception as error:  # it raises a dozen kinds; each means "not to be had from here"
+        absent = isinstance(error, (EntryNotFoundError, NotASafetensorsRepoError))
+        if absent and (problem := adapter(name, revision)):
+            raise ColqError(problem) from None
         reason = f"{name}@{revision[:8]} cannot be fetched from the hub ({first_line(error)})"
         raise ColqError(f"{reason}; {remedy}") from None
 

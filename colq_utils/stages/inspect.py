@@ -12,7 +12,7 @@ from colq_utils.base.files import write_json, write_table
 from colq_utils.base.names import BIAS, PARTS, UNUSED
 from colq_utils.model import footprint
 from colq_utils.model.footprint import PACKINGS, total
-from colq_utils.model.hub import Tensor, read_headers
+from colq_utils.model.hub import Tensor, read_headers, read_licence
 
 
 def towers(tensors: list[Tensor]) -> pd.DataFrame:
@@ -121,6 +121,7 @@ def inspect(experiment: Experiment) -> Inspection:
     tables = (quantizable_layers(tensors), towers(tensors), predicted(tensors), published())
     inspection, folder = Inspection(architecture(config, tensors), *tables), experiment.results("inspect")
     source = {"model": model.path, "revision": model.revision}
+    source |= {} if model.is_random else read_licence(experiment.model_path, model.revision)
     write_json(folder / "architecture.json", source | inspection.architecture)
     for name in ("layers", "towers", "predicted", "published"):
         write_table(folder / f"{name}.csv", getattr(inspection, name))
