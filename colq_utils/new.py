@@ -78,7 +78,12 @@ def _model(model: str, revision: str | None) -> tuple[str, str | None, str]:
     else:
         raise ColqError(f"{model} is neither a checkpoint folder nor a hub id (organisation/name)")
     config = hub.read_config(str(Path(model).resolve()) if revision is None else model, revision)
-    width = config["text_config"]["hidden_size"]
+    from colq_utils.model import processing  # seconds to import
+    from colq_utils.model.modeling import configuration
+
+    width = configuration(config).text_config.hidden_size
+    if revision is None:
+        processing.from_pretrained(str(Path(model).resolve()))
     bundled = path == "models/tiny-colqwen3"
     return path, revision, "tiny" if bundled else SIZES.get(width, f"d{width}")
 

@@ -44,7 +44,7 @@ def prepare(experiment: Experiment, variant: str, repository: str, export: str =
         wanted = f"{variant} as {export}" if export else variant
         raise ColqError(f"{experiment.name} exports no {wanted}; there are: {', '.join(known)}")
     export = export or known[variant].export
-    if repository.count("/") != 1:
+    if not hub.HUB_ID.fullmatch(repository):
         raise ColqError(f"--to takes ORGANISATION/NAME, not {repository!r}")
     results = experiment.output / "results" / experiment.name
     table = files.read_table(results / "quantize" / "variants.csv", f"quantize EXPERIMENT={experiment.name}")

@@ -267,7 +267,7 @@ def load(name: str, output: str | Path = "", folder: Path = EXPERIMENTS, kind: t
         ColqError: no such experiment, or a key or value in it that cannot be.
     """
     path = Path(name) if name.endswith(".yaml") else folder / f"{name}.yaml"
-    if not path.exists():
+    if not path.is_file():
         there = f"{', '.join(available(folder))} (files in {folder.relative_to(ROOT)}/)"
         raise ColqError(f"no experiment {name!r}; there are: {there}")
     return parse(kind, path, name=path.stem, output=Path(output).resolve() if output else ROOT)

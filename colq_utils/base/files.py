@@ -74,6 +74,19 @@ def read_json(path: Path, made_by: str):
     return json.loads(required(path, made_by).read_text())
 
 
+def read_object(path: Path) -> dict:
+    """The JSON object of a file that others wrote; ColqError if it holds none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # no text, no JSON, or a bomb
+        raise ColqError(f"{path} is not JSON ({error}); fetch or make it again") from None
+    if not isinstance(content, dict):
+        raise ColqError(
+            f"{path} holds a {type(content).__name__} where an object is expected; fetch it again"
+        )
+    return content
+
+
 def read_table(path: Path, made_by: str) -> pd.DataFrame:
     """Read a CSV or parquet table of an earlier stage; see `required`."""
     path = required(path, made_by)

@@ -53,9 +53,9 @@ def from_config(config: dict) -> list[Tensor]:
     """
     import torch
 
-    from colq_utils.model.modeling import ColQwen3Config, ColQwen3ForRetrieval
+    from colq_utils.model.modeling import ColQwen3ForRetrieval, configuration
 
-    built = ColQwen3Config(**{k: v for k, v in config.items() if k != "quantization_config"})
+    built = configuration({k: v for k, v in config.items() if k != "quantization_config"})
     with torch.device("meta"):
         state = ColQwen3ForRetrieval(built).state_dict()
     tensors = [Tensor(name, "BF16", tuple(value.shape)) for name, value in state.items()]

@@ -4,7 +4,6 @@ A safetensors file opens with a table of its tensors (name, dtype, shape). Those
 said about size, in a few kilobytes, for an 8B model on the hub as for the bundled one; no weight is read.
 """
 
-import json
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import yaml
 from huggingface_hub.errors import EntryNotFoundError, NotASafetensorsRepoError
 from safetensors import SafetensorError, safe_open
 
+from colq_utils.base import files
 from colq_utils.base.errors import ColqError
 from colq_utils.base.names import QUANTIZABLE, part_of
 from colq_utils.model import layouts
@@ -64,18 +64,26 @@ def read_headers(path: str, revision: str | None = None) -> list[Tensor]:
     """
     if not _is_folder(path, revision):
         with _fetching(path, revision):  # by range requests
-            files = huggingface_hub.get_safetensors_metadata(path, revision=revision).files_metadata.values()
-        rows = [(name, info) for file in files for name, info in file.tensors.items()]
+            metadata = huggingface_hub.get_safetensors_metadata(path, revision=revision).files_metadata
+        rows = [(name, info) for file in metadata.values() for name, info in file.tensors.items()]
         return [Tensor(name, info.dtype, tuple(info.shape)) for name, info in rows]
     if problem := layouts.without_weights(Path(path)):
         raise ColqError(problem)
     index, shards = Path(path) / "model.safetensors.index.json", ["model.safetensors"]
     if index.exists():
-        try:
-            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:  # not JSON, or not an index
-            raise ColqError(f"{path} has an index that cannot be read ({error!r})") from None
+        shards = _shards(index)
     return [tensor for shard in shards for tensor in file_headers(Path(path) / shard)]
+
+
+def _shards(index: Path) -> list[str]:
+    """The files that an index names; ColqError if one is none of its folder."""
+    places = files.read_object(index).get("weight_map")
+    if not isinstance(places, dict):
+        raise ColqError(f"{index} has no weight_map: an index that cannot be read; fetch it again")
+    for file in places.values():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise ColqError(f"{index} names {file!r}, which is no file of its folder; fetch it again")
+    return sorted(set(places.values()))
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -100,10 +108,7 @@ def file_headers(file: Path) -> list[Tensor]:
 def read_config(path: str, revision: str | None = None) -> dict:
     """``config.json`` of a folder or hub id; ColqError if it is not there, not JSON or not of a ColQwen3."""
     file = fetch(path, "config.json", revision)
-    try:
-        config = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ColqError(f"{file} is not JSON ({error}); the checkpoint is damaged") from None
+    config = files.read_object(file)
     if config.get("model_type") != "colqwen3":
         tensors = read_headers(path, revision) if config.get("model_type") == layouts.COLPALI_TYPE else []
         raise ColqError(layouts.foreign(path, config, [tensor.name for tensor in tensors]))
@@ -138,7 +143,7 @@ def adapter(name: str, revision: str) -> str:
         file = huggingface_hub.hf_hub_download(name, layouts.ADAPTER, revision=revision)
     except Exception:  # the hub client raises a dozen kinds; each means that there is none to be seen
         return ""
-    return layouts.adapter(name, Path(file).read_text(), revision)
+    return layouts.adapter(name, files.read_object(Path(file)), revision)
 
 
 def fetch_folder(name: str, revision: str) -> Path:

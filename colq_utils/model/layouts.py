@@ -9,6 +9,8 @@ import re
 import shlex
 from pathlib import Path
 
+from colq_utils.base import files
+
 #: Names of colpali-engine's ColQwen3 (transformers 5 puts ``model.`` before them) -> the published ones.
 COLPALI = (
     (re.compile(r"^(model\.)?(language_model|visual)\."), r"vlm.model.\2."),
@@ -59,14 +61,14 @@ def foreign(path: str, config: dict, names: list[str]) -> str:
     return f"{path} holds a {kind!r} (architecture {architecture}), not a colqwen3; {expected}"
 
 
-def adapter(place: str, text: str, at: str | None = None) -> str:
+def adapter(place: str, config: dict, at: str | None = None) -> str:
     """One line on a LoRA adapter, with the command that merges it.
 
     Args:
         place: its folder, or its hub id, whose revision is `at`.
-        text: of its ``adapter_config.json``.
+        config: its ``adapter_config.json``.
     """
-    config, template = json.loads(text), MERGE_COLPALI if "custom_text_proj" in text else MERGE
+    template = MERGE_COLPALI if "custom_text_proj" in json.dumps(config) else MERGE
     base, revision = config.get("base_model_name_or_path") or "BASE", config.get("revision") or "main"
     source = repr(place) if at is None else f"{place!r}, revision={at!r}"
     target = f"{place if at is None else place.split('/')[-1]}-merged"
@@ -79,7 +81,7 @@ def without_weights(folder: Path) -> str:
     if any(path.name != "adapter_model.safetensors" for path in folder.glob("*.safetensors")):
         return ""
     if (folder / ADAPTER).exists():
-        return adapter(str(folder), (folder / ADAPTER).read_text())
+        return adapter(str(folder), files.read_object(folder / ADAPTER))
     pickles = sorted(
         path.name for kind in ("pytorch_model*.bin", "*.pt", "*.pth") for path in folder.glob(kind)
     )

@@ -24,7 +24,7 @@ from colq_utils.base.config import DTYPES, Experiment, Runtime
 from colq_utils.base.errors import ColqError
 from colq_utils.model import eightbit, hub, kernels, nf4, packing, processing
 from colq_utils.model.checkpoints import base_folder, damage
-from colq_utils.model.modeling import ColQwen3Config, ColQwen3ForRetrieval
+from colq_utils.model.modeling import ColQwen3Config, ColQwen3ForRetrieval, configuration
 
 #: Tensors a checkpoint may carry that the model has no use for: the head; GPTQ's activation order.
 HARMLESS_EXTRA = re.compile(r"lm_head\.|\.g_idx$")
@@ -156,7 +156,7 @@ def _require_readable(path: str, quantization: dict, fast: bool) -> None:
 def _config(path: str, config: dict, revision: str | None = None) -> ColQwen3Config:
     """A configuration with the checkpoint's bias of the projection, or none; ColqError for another width."""
     shapes = {tensor.name: tensor.shape for tensor in hub.read_headers(path, revision)}
-    built = ColQwen3Config(**config | {"projection_bias": names.BIAS in shapes})
+    built = configuration(config | {"projection_bias": names.BIAS in shapes})
     width, shape = built.text_config.hidden_size, shapes.get(names.PROJECTION)
     if shape is not None and shape != (built.embed_dim, width):
         said = f"{built.embed_dim} x {width} (embed_dim x hidden_size)"

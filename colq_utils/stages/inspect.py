@@ -58,9 +58,9 @@ VISION = ("depth", "hidden_size", "num_heads", "intermediate_size", *PATCHES, "d
 
 def architecture(config: dict, tensors: list[Tensor]) -> dict:
     """The model as a tree of plain values: towers, widths, depths, what is quantized."""
-    from colq_utils.model.modeling import ColQwen3Config
+    from colq_utils.model.modeling import configuration
 
-    built = ColQwen3Config(**{k: v for k, v in config.items() if k != "quantization_config"})
+    built = configuration({k: v for k, v in config.items() if k != "quantization_config"})
     text = {name: getattr(built.text_config, name) for name in TEXT}
     return {
         "language_model": text | {"tied_embedding": built.tie_word_embeddings},
