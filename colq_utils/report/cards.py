@@ -85,6 +85,7 @@ def recipe(study: Study, name: str, rows: pd.DataFrame) -> pd.DataFrame:
     packed = {} if sets is None else sets.set_index("set").to_dict("index").get(spec.calibration, {})
     amount = f" ({packed['blocks']:,} blocks, {packed['tokens']:,} tokens)" if packed else ""
     first = {} if rows.empty else rows.iloc[0]
+    kind = "a table of 16 numbers" if spec.is_nf4 else "symmetric" if spec.sym else "asymmetric"
     versions, licence = record.get("packages") or {}, _licence(study)
     licence = licence.get("license_name", licence["license"])
     values = {
@@ -94,7 +95,7 @@ def recipe(study: Study, name: str, rows: pd.DataFrame) -> pd.DataFrame:
         "Scheme": spec.scheme.upper(),
         "Method": "bitsandbytes" if spec.is_nf4 else analysis.METHODS.get(spec.method, spec.method),
         "Fallback used": first.get("fallback") or None,
-        "Group size": f"{spec.group_size}, {'symmetric' if spec.sym else 'asymmetric'}",
+        "Group size": f"{spec.group_size}, {kind}",
         "Calibration": words[spec.calibration] + amount if spec.calibration else "none",
         "Iterations": spec.iters or "none",
         "Seed": experiment.seed,

@@ -62,6 +62,18 @@ def test_a_card_passes_on_the_licence_of_the_base(exp):
     assert front_matter(text).items() >= stated.items() and "| Licence of the base | made: up |" in text
 
 
+def test_a_card_of_nf4_names_bitsandbytes_and_no_other_engine(tmp_path):
+    settings = made_results.EXPERIMENT.replace("{scheme: w3a16, method: rtn}", "{scheme: nf4}")
+    exp = made_results.experiment(tmp_path, settings)
+    made_results.write(exp, queries=4)
+    text = cards.card(study(exp), "toy-nf4")
+    assert text.splitlines().count("# NF4 of made-up") == 1 and "stored in 4 bits as NF4" in text
+    head = front_matter(text)["tags"]
+    assert {"4-bit", "bitsandbytes"} <= set(head) and not {"vllm", "auto-round"} & set(head)
+    assert "| Group size | 64, a table of 16 numbers |" in text and "vLLM: not tried with NF4." in text
+    assert "`pip install bitsandbytes` too" in text
+
+
 def test_a_rejected_variant_says_so_at_the_top(exp):
     text = cards.card(study(exp), "toy-w2a16-rtn")
     assert text.index("**Rejected.**") < text.index("## How it was made")
