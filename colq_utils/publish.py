@@ -48,7 +48,9 @@ def prepare(experiment: Experiment, variant: str, repository: str, export: str =
         raise ColqError(f"--to takes ORGANISATION/NAME, not {repository!r}")
     results = experiment.output / "results" / experiment.name
     table = files.read_table(results / "quantize" / "variants.csv", f"quantize EXPERIMENT={experiment.name}")
-    row = table[(table.variant == variant) & (table.export == export)]
+    row = table.reindex(columns=["variant", "export", "accepted"]).query(
+        "variant == @variant and export == @export"
+    )
     if row.empty or not bool(row.accepted.iloc[0]):
         raise ColqError(
             f"{variant} ({export}) was not accepted by 03_quantize: "
@@ -57,8 +59,8 @@ def prepare(experiment: Experiment, variant: str, repository: str, export: str =
     folder = experiment.checkpoint(variant, export)
     if problem := checkpoints.damage(folder):
         raise ColqError(f"{problem}: run `make quantize EXPERIMENT={experiment.name}` first")
-    complete(folder)
     card = files.required(results / "cards" / f"{variant}.md", f"summary EXPERIMENT={experiment.name}")
+    complete(folder)
     return Upload(folder, card, repository)
 
 

@@ -90,7 +90,11 @@ def read_object(path: Path) -> dict:
 def read_table(path: Path, made_by: str) -> pd.DataFrame:
     """Read a CSV or parquet table of an earlier stage; see `required`."""
     path = required(path, made_by)
-    return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    try:
+        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    except ValueError as error:  # those of CSV and parquet, and of text that is none
+        reason = " ".join(str(error).split())
+        raise ColqError(f"{path} cannot be read ({reason}): run `make {made_by}` again") from None
 
 
 def required(path: Path, made_by: str) -> Path:

@@ -28,7 +28,7 @@ WIDTH |= dict.fromkeys(("F8_E4M3", "I8", "U8", "BOOL"), 1)
 #: Keys of a model card that tell a licence.
 LICENCE = ("license", "license_name", "license_link")
 #: What an id on the hub looks like.
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 @dataclass(frozen=True)
