@@ -234,7 +234,7 @@ def publish(
     name: Name,
     variant: Annotated[str, typer.Argument(metavar="VARIANT", help="Id of a quantized variant.")],
     to: Annotated[str, typer.Option(metavar="ORG/NAME", help="The repository on the hub.")],
-    export: Annotated[str, typer.Option(help="Which packing.")] = "auto_round",
+    export: Annotated[str, typer.Option(help="Which packing (default: the one evaluated).")] = "",
     public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
     output: Output = "",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Send it; without this nothing is sent.")] = False,

@@ -51,7 +51,13 @@ def write(name: str, model: str, folder: str, queries: str | None, revision: str
     import torch  # seconds to import
 
     text = jinja2.Template(TEMPLATE.read_text(), keep_trailing_newline=True).render(
-        name=name, path=path, revision=revision, size=size, documents=settings, cuda=torch.cuda.is_available()
+        name=name,
+        path=path,
+        revision=revision,
+        size=size,
+        documents=settings,
+        cuda=torch.cuda.is_available(),
+        ark=_runs("ark"),
     )
     files.write_text(target, text)
     try:
@@ -67,14 +73,30 @@ def _model(model: str, revision: str | None) -> tuple[str, str | None, str]:
     if Path(model).is_dir():
         path, revision = _portable(model), None
         hub.read_headers(str(Path(model).resolve()))
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not model.startswith(("models/", ".")):
+    elif hub.HUB_ID.fullmatch(model) and not model.startswith(("models/", ".")):
         path, revision = model, revision or _newest(model)
     else:
         raise ColqError(f"{model} is neither a checkpoint folder nor a hub id (organisation/name)")
     config = hub.read_config(str(Path(model).resolve()) if revision is None else model, revision)
-    width = config["text_config"]["hidden_size"]
+    from colq_utils.model import processing  # seconds to import
+    from colq_utils.model.modeling import configuration
+
+    width = configuration(config).text_config.hidden_size
+    if revision is None:
+        processing.from_pretrained(str(Path(model).resolve()))
     bundled = path == "models/tiny-colqwen3"
     return path, revision, "tiny" if bundled else SIZES.get(width, f"d{width}")
+
+
+def _runs(backend: str) -> bool:
+    """Whether a kernel can be timed on this machine."""
+    from colq_utils.model import kernels
+
+    try:
+        kernels.require(backend)
+    except ColqError:
+        return False
+    return True
 
 
 def _newest(model: str) -> str:

@@ -7,6 +7,7 @@ from colq_utils.base import files
 from colq_utils.base.config import Experiment
 from colq_utils.base.errors import ColqError
 from colq_utils.model import checkpoints, hub
+from colq_utils.model.complete import complete
 
 #: What may be sent; a checkpoint folder holds nothing else that anyone needs.
 PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "modeling_*.py", "processing_*.py")
@@ -32,20 +33,24 @@ class Upload:
         return [f"  {name:<40} {size / 1e6:12,.3f} MB" for name, size in sizes]
 
 
-def prepare(experiment: Experiment, variant: str, repository: str, export: str = "auto_round") -> Upload:
-    """Check that a variant may be published.
+def prepare(experiment: Experiment, variant: str, repository: str, export: str = "") -> Upload:
+    """Check that a variant may be published; its folder gets what opens it without ColQ, if it lacks that.
 
     Raises:
         ColqError: no such variant or export, no card, a damaged checkpoint, or one that 03_quantize rejected.
     """
-    known = {n: v for n, v in experiment.quantized.items() if export in v.exports}
+    known = {n: v for n, v in experiment.quantized.items() if (export or v.export) in v.exports}
     if variant not in known:
-        raise ColqError(f"{experiment.name} exports no {variant} as {export}; there are: {', '.join(known)}")
-    if repository.count("/") != 1:
+        wanted = f"{variant} as {export}" if export else variant
+        raise ColqError(f"{experiment.name} exports no {wanted}; there are: {', '.join(known)}")
+    export = export or known[variant].export
+    if not hub.HUB_ID.fullmatch(repository):
         raise ColqError(f"--to takes ORGANISATION/NAME, not {repository!r}")
     results = experiment.output / "results" / experiment.name
     table = files.read_table(results / "quantize" / "variants.csv", f"quantize EXPERIMENT={experiment.name}")
-    row = table[(table.variant == variant) & (table.export == export)]
+    row = table.reindex(columns=["variant", "export", "accepted"]).query(
+        "variant == @variant and export == @export"
+    )
     if row.empty or not bool(row.accepted.iloc[0]):
         raise ColqError(
             f"{variant} ({export}) was not accepted by 03_quantize: "
@@ -55,6 +60,7 @@ def prepare(experiment: Experiment, variant: str, repository: str, export: str =
     if problem := checkpoints.damage(folder):
         raise ColqError(f"{problem}: run `make quantize EXPERIMENT={experiment.name}` first")
     card = files.required(results / "cards" / f"{variant}.md", f"summary EXPERIMENT={experiment.name}")
+    complete(folder)
     return Upload(folder, card, repository)
 
 

@@ -1,4 +1,4 @@
-"""A model hub on loopback, as far as uploads go: what huggingface_hub asks of one, kept in memory."""
+"""A model hub on loopback, in memory: what huggingface_hub asks of one to send files and to fetch them."""
 
 import base64
 import json
@@ -47,9 +47,27 @@ class Handler(BaseHTTPRequestHandler):
         self.server.stored[self.path.rsplit("/", 1)[1]] = self._body()
         self._answer({})
 
+    def do_HEAD(self):
+        self.do_GET()
+
     def do_GET(self):
+        if "/resolve/" in self.path:
+            return self._file(*self.path[1:].split("/resolve/"))
         name = self.path.removeprefix("/api/models/").split("?")[0].split("/revision")[0]
         self._answer({"id": name, "sha": "0" * 40, "siblings": [], "private": True, "tags": []})
+
+    def _file(self, name: str, place: str) -> None:
+        """A file of a repository, or that there is none."""
+        data = self.server.repositories.get(name, {}).get(place.split("/", 1)[1])
+        self.send_response(404 if data is None else 200)
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("ETag", '"0"')
+        if data is None:
+            self.send_header("X-Error-Code", "EntryNotFound")
+        self.send_header("Content-Length", str(len(data or b"")))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data or b"")
 
     def do_POST(self):
         body, hub = self._body(), self.server

@@ -57,7 +57,8 @@ def test_what_is_imported_is_declared_and_locked():
     missing = {
         module
         for module in modules
-        if not {p.lower().replace("_", "-") for p in packages.get(module, [f"{module}-kernels"])} & declared
+        if not {p.lower().replace("_", "-") for p in packages.get(module, [module, f"{module}-kernels"])}
+        & declared
     }
     assert not missing, "imported, but in neither dependencies nor extras of pyproject.toml"
 

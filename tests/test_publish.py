@@ -54,10 +54,11 @@ def test_what_arrives_is_what_was_made(experiment):
         arrived = hub.repositories["me/model"]
     assert outcome.returncode == 0, outcome.stderr
     folder = experiment.checkpoint(VARIANT)
-    assert set(arrived) == {"model.safetensors", "config.json", "README.md"}
+    assert {"model.safetensors", "config.json", "README.md", "modeling_colqwen3.py"} <= set(arrived)
+    assert "notes.bin" not in arrived
     assert arrived["model.safetensors"] == (folder / "model.safetensors").read_bytes()
     assert arrived["README.md"].startswith(b"---\nlicense")
-    assert json.loads(arrived["config.json"]) == {}
+    assert json.loads(arrived["config.json"])["auto_map"]["AutoModel"] == "modeling_colqwen3.ColQwen3"
 
 
 def test_a_wrong_token_is_one_line(experiment):
@@ -86,7 +87,11 @@ def test_a_rejected_variant_is_refused(experiment):
 
 @pytest.mark.parametrize(
     "variant, to, message",
-    [("tiny-bf16", "a/b", "exports no tiny-bf16"), (VARIANT, "name", "ORGANISATION/NAME")],
+    [
+        ("tiny-bf16", "a/b", "exports no tiny-bf16"),
+        (VARIANT, "name", "ORGANISATION/NAME"),
+        (VARIANT, "../x", "ORGANISATION/NAME"),
+    ],
 )
 def test_what_cannot_be_published(experiment, variant, to, message):
     with pytest.raises(ColqError, match=message):
@@ -98,3 +103,26 @@ def test_a_damaged_checkpoint_is_refused(experiment):
     weights.write_bytes(weights.read_bytes()[:-4])
     with pytest.raises(ColqError, match="cut short"):
         publish.prepare(experiment, VARIANT, "me/model")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", "{", "is not JSON"),
+        ("config.json", '{"auto_map": [1]}', "auto_map that names no classes"),
+        ("processor_config.json", "[]", "holds a list where an object"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": "../a"}}', "no file of its folder"),
+        ("variants.csv", "", "cannot be read"),
+        ("variants.csv", "a,b\n1,2\n", "was not accepted"),
+    ],
+)
+def test_a_damaged_file_is_one_line(experiment, capsys, file, content, message):
+    results = experiment.results("quantize")
+    folder = results if file == "variants.csv" else experiment.checkpoint(VARIANT)
+    (folder / file).write_text(content)
+    before = sorted(folder.iterdir())
+    from colq_utils.__main__ import main
+
+    assert main(["publish", "tiny", VARIANT, "--to", "me/model", "--output", str(experiment.output)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and message in lines[0] and sorted(folder.iterdir()) == before

@@ -30,6 +30,7 @@ BACKENDS = {
         ("marlin", "gptqmodel", f"{_MARLIN} (needs a CUDA device and nvcc)", "cuda", (4, 8)),
         ("humming", "humming", f"pip install 'colq[cuda]' {_GPU}", "cuda", (2, 4, 8)),
         ("unpack", "torch", "pip install torch", "any", (2, 3, 4, 8), ("gptq", "awq")),
+        ("bitsandbytes", "bitsandbytes", "pip install -e '.[nf4]'", "any", (4,), ("bitsandbytes",)),
     )
 }
 #: Those for packed layers on a GPU.

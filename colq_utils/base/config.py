@@ -186,8 +186,8 @@ class Experiment(Section):
         ids, sets = list(self.by_id), [s.id for s in self.calibration.sets]
         each_once([f"calibration set {name}" for name in sets])
         each_once([f"variant {variant.name(self.model.size)}" for variant in self.variants])
-        if not self.variants or self.variants[0].method != "base":
-            raise ValueError("the first of `variants`, 1 or more, is the base of all others: method base")
+        if not self.variants or self.variants[0].bits is not None:
+            raise ValueError("the first of `variants`, 1 or more, is the base of all others: not quantized")
         for name, variant in self.by_id.items():
             if variant.calibration not in (None, *sets):
                 raise ValueError(f"{name}: no calibration set {variant.calibration!r}; there are {sets}")
@@ -233,9 +233,15 @@ class Experiment(Section):
         """A place for large or intermediate files, outside git."""
         return self.output.joinpath("build", self.name, *parts)
 
-    def checkpoint(self, variant: str, export: str = "auto_round") -> Path:
-        """Folder of a quantized checkpoint (whether or not it exists yet)."""
-        return self.build("checkpoints", self.by_id[variant].stored(self.model.size), export)
+    def backend(self, variant: str) -> str:
+        """The kernel of a variant's packed layers; NF4 is unpacked unless the variant says otherwise."""
+        spec = self.by_id[variant]
+        return spec.backend or ("unpack" if spec.is_nf4 else self.runtime.backend)
+
+    def checkpoint(self, variant: str, export: str | None = None) -> Path:
+        """Folder of a checkpoint (whether or not it exists yet); by default, of the export evaluated."""
+        spec = self.by_id[variant]
+        return self.build("checkpoints", spec.stored(self.model.size), export or spec.export)
 
     @property
     def model_path(self) -> str:
@@ -261,7 +267,7 @@ def load(name: str, output: str | Path = "", folder: Path = EXPERIMENTS, kind: t
         ColqError: no such experiment, or a key or value in it that cannot be.
     """
     path = Path(name) if name.endswith(".yaml") else folder / f"{name}.yaml"
-    if not path.exists():
+    if not path.is_file():
         there = f"{', '.join(available(folder))} (files in {folder.relative_to(ROOT)}/)"
         raise ColqError(f"no experiment {name!r}; there are: {there}")
     return parse(kind, path, name=path.stem, output=Path(output).resolve() if output else ROOT)

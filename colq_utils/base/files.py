@@ -74,10 +74,27 @@ def read_json(path: Path, made_by: str):
     return json.loads(required(path, made_by).read_text())
 
 
+def read_object(path: Path) -> dict:
+    """The JSON object of a file that others wrote; ColqError if it holds none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # no text, no JSON, or a bomb
+        raise ColqError(f"{path} is not JSON ({error}); fetch or make it again") from None
+    if not isinstance(content, dict):
+        raise ColqError(
+            f"{path} holds a {type(content).__name__} where an object is expected; fetch it again"
+        )
+    return content
+
+
 def read_table(path: Path, made_by: str) -> pd.DataFrame:
     """Read a CSV or parquet table of an earlier stage; see `required`."""
     path = required(path, made_by)
-    return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    try:
+        return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    except ValueError as error:  # those of CSV and parquet, and of text that is none
+        reason = " ".join(str(error).split())
+        raise ColqError(f"{path} cannot be read ({reason}): run `make {made_by}` again") from None
 
 
 def required(path: Path, made_by: str) -> Path:

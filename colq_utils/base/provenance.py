@@ -10,6 +10,7 @@ from colq_utils.base.config import ROOT, Experiment
 
 PACKAGES = (
     *("torch", "transformers", "auto-round", "auto-round-lib", "humming-kernels", "gptqmodel"),
+    "bitsandbytes",
     *("mteb", "pandas", "numpy"),
 )
 

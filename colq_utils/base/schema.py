@@ -39,9 +39,9 @@ def parse(kind: type[BaseModel], path: Path, **given):
         ColqError: not valid YAML, no mapping, a key or value that cannot be: a line for each.
     """
     try:
-        fields = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise ColqError(f"{path.name} is not valid YAML: {error}") from None
+        fields = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ColqError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(fields, dict):
         raise ColqError(f"{path.name} holds a {type(fields).__name__}: write it as `key: value` lines")
     for key in given.keys() & fields.keys():

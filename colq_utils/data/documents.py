@@ -67,12 +67,8 @@ def _count(path: Path, limit: int) -> tuple[int, str]:
             with _picture(path):
                 return 1, ""
         with _opened(path) as pdf:
-            if len(pdf) > limit:
-                return (
-                    limit,
-                    f"{len(pdf):,} pages; the first {limit:,} are used (`max_pages` in the experiment file)",
-                )
-            return len(pdf), ""
+            used = f"the first {limit:,} are used (`max_pages` in the experiment file)"
+            return (limit, f"{len(pdf):,} pages; {used}") if len(pdf) > limit else (len(pdf), "")
     except Unreadable as reason:
         return 0, str(reason)
 
@@ -84,10 +80,8 @@ def _opened(path: Path) -> Iterator[pypdfium2.PdfDocument]:
     try:
         pdf = pypdfium2.PdfDocument(path)
     except pypdfium2.PdfiumError as error:
-        encrypted = "password" in str(error).lower()
-        raise Unreadable(
-            "encrypted; save it without a password" if encrypted else "not a PDF that can be read"
-        ) from None
+        encrypted = "encrypted; save it without a password" if "password" in str(error).lower() else ""
+        raise Unreadable(encrypted or "not a PDF that can be read") from None
     try:
         if len(pdf) == 0:
             raise Unreadable("a PDF without pages")
@@ -122,9 +116,8 @@ def collect(settings: Documents, cache: Path) -> Collection:
             for page in range(n_pages):
                 try:
                     text = _draw(source, page, settings.dpi, folder)
-                    rows.append(
-                        (page_id(file, page + 1), file, page + 1, str(folder / f"{page + 1:05d}.png"), text)
-                    )
+                    picture = str(folder / f"{page + 1:05d}.png")
+                    rows.append((page_id(file, page + 1), file, page + 1, picture, text))
                 except Unreadable as reason:
                     problems.append((file, f"page {page + 1}: {reason}"))
                 progress.update()
@@ -174,7 +167,7 @@ def questions(settings: Documents, pages: pd.DataFrame, seed: int) -> pd.DataFra
     Raises:
         ColqError: a queries file that cannot be read so, or nothing to ask.
     """
-    rows = _from_file(_place(settings.queries), pages) if settings.queries else []
+    rows = _queries(settings, pages)
     rows += [("known-item", text, {page: 1}) for text, page in known_items(pages, settings.known_items, seed)]
     if not rows:
         raise ColqError(
@@ -196,13 +189,21 @@ def expected(settings: Documents, table: pd.DataFrame) -> dict[str, int]:
         raise ColqError(f"no document in {settings.folder} can be read: {table.problem[0]} ({table.file[0]})")
     rows = [(page_id(f, n), f) for f, count in zip(table.file, table.pages) for n in range(1, count + 1)]
     pages = pd.DataFrame(rows, columns=["page_id", "file"])
-    asked = _from_file(_place(settings.queries), pages) if settings.queries else []
+    asked = _queries(settings, pages)
     return pd.Series([kind for kind, _, _ in asked], dtype=str).value_counts().to_dict()
 
 
 def _place(path: str) -> Path:
     """A path of an experiment file: relative ones start at the repository."""
     return ROOT / Path(path).expanduser()
+
+
+def _queries(settings: Documents, pages: pd.DataFrame) -> list[tuple[str, str, dict]]:
+    """Rows (kind, text, relevant) of the queries file, if one is given; ColqError if it asks nothing."""
+    rows = _from_file(_place(settings.queries), pages) if settings.queries else []
+    if settings.queries and not rows:
+        raise ColqError(f"{settings.queries} holds no query; write one per line, or leave it out")
+    return rows
 
 
 def _from_file(path: Path, pages: pd.DataFrame) -> list[tuple[str, str, dict]]:
@@ -217,8 +218,13 @@ def _from_file(path: Path, pages: pd.DataFrame) -> list[tuple[str, str, dict]]:
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise ColqError(f"{path} cannot be read as UTF-8 text: {str(error).splitlines()[0]}") from None
     table.columns = table.columns.str.strip().str.lower()
+    if not isinstance(table.index, pd.RangeIndex):  # so pandas takes the first of too many fields
+        raise ColqError(
+            f"{path}: a line has more fields than the header names columns; put texts with commas in quotes"
+        )
     known, given = ["query", "file", "page", "grade"], list(table.columns)
-    if "query" not in given or set(given) - set(known) or ("page" in given and "file" not in given):
+    twice = len(set(given)) < len(given)
+    if "query" not in given or set(given) - set(known) or ("page" in given and "file" not in given) or twice:
         raise ColqError(
             f"{path} has the columns {', '.join(given)}; it takes query, file, page, grade, or query alone"
         )
@@ -236,14 +242,11 @@ def _labelled(path: Path, table: pd.DataFrame, pages: pd.DataFrame) -> list[tupl
         where, text = f"{path}, line {number + 2}", row["query"].strip()
         file = names.get(row["file"].strip())
         if file is None or len(file) > 1:
-            what = (
-                f"several files have the name; write {' or '.join(file)}"
-                if file
-                else "no such document was read"
-            )
+            what = f"several files have the name; write {' or '.join(file or ())}"
+            what = what if file else "no such document was read"
             raise ColqError(f"{where}: {row['file']!r}: {what}")
         page, grade = row.get("page", "") or "1", row.get("grade", "") or "1"
-        if not (page.strip().isdigit() and grade.strip().isdigit()):
+        if not (page.strip().isdecimal() and grade.strip().isdecimal()):
             raise ColqError(
                 f"{where}: page {page!r}, grade {grade!r}: both are whole numbers (page from 1, grade from 0)"
             )

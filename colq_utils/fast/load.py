@@ -8,12 +8,12 @@ from colq_utils.model import kernels, loading, packing
 from colq_utils.model.loading import Loaded
 
 
-def load(experiment: Experiment, variant: str, export: str = "auto_round") -> Loaded:
+def load(experiment: Experiment, variant: str, export: str | None = None) -> Loaded:
     """Load a variant, or raise.
 
     Args:
         variant: an id of ``experiment.by_id``.
-        export: which packing of a quantized variant.
+        export: which packing of a quantized variant; None: the one that is evaluated.
 
     Raises:
         ColqError: unknown variant, missing or damaged checkpoint, missing backend, what `open_model` refuses.
@@ -21,7 +21,7 @@ def load(experiment: Experiment, variant: str, export: str = "auto_round") -> Lo
     loaded = loading.plain(experiment, variant, export)
     if experiment.encode_path(variant) == "plain":
         return loaded
-    return accelerate(loaded, experiment.by_id[variant].backend or experiment.runtime.backend)
+    return accelerate(loaded, experiment.backend(variant))
 
 
 def accelerate(loaded: Loaded, backend: str, schedules: dict[str, str] | None = None) -> Loaded:

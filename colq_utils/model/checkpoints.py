@@ -53,6 +53,7 @@ def damage(folder: Path) -> str:
     if not (folder / "config.json").exists():
         return f"{folder} has no config.json"
     try:
+        files.read_object(folder / "config.json")
         hub.read_headers(str(folder))
     except ColqError as error:
         return str(error)

@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 from colq_utils.base import files
+from colq_utils.base.errors import ColqError
 from colq_utils.base.names import BIAS
 from colq_utils.model import hub, processing
 from colq_utils.model.modeling import DIMENSION_KEYS
@@ -35,10 +36,10 @@ def complete(folder: Path) -> list[str]:
         Names of the files that were written; none if the folder was complete.
 
     Raises:
-        ColqError: the weights cannot be read.
+        ColqError: the weights or a configuration cannot be read.
         OSError: there is no config.json.
     """
-    config = json.loads((folder / "config.json").read_text())
+    config = files.read_object(folder / "config.json")
     processor = _read(folder / "processor_config.json")
     images = processor.get("image_processor") or _read(folder / "preprocessor_config.json")
     wanted = {VIDEO: {"video_processor_type": "Qwen3VLVideoProcessor"}}
@@ -60,13 +61,16 @@ def complete(folder: Path) -> list[str]:
 
 def _carries_others(folder: Path, config: dict) -> bool:
     """Whether the folder brings modelling files of its own; names without their files do not count."""
-    modules = {name.split(".")[0] for name in config.get("auto_map", {}).values()}
+    named = config.get("auto_map", {})
+    if not isinstance(named, dict):
+        raise ColqError(f"{folder / 'config.json'} has an auto_map that names no classes; make it again")
+    modules = {str(name).split(".")[0] for name in named.values()}
     ours = config.get("auto_map") == MODEL_MAP
     return bool(modules) and not ours and all((folder / f"{module}.py").exists() for module in modules)
 
 
 def _read(path: Path) -> dict:
-    return json.loads(path.read_text()) if path.exists() else {}
+    return files.read_object(path) if path.exists() else {}
 
 
 def _config(folder: Path, config: dict, processor: dict) -> dict:

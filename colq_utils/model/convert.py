@@ -21,8 +21,12 @@ def convert(source: Path, target: Path) -> None:
     """
     if target.exists():
         raise ColqError(f"{target} is there already; name another folder, or remove it first")
+    if not source.is_dir():
+        name = source.as_posix()
+        problem = hub.adapter(name, "main") if hub.HUB_ID.fullmatch(name) else ""
+        raise ColqError(problem or f"{source} is no folder; for a model on the hub, `hf download` makes one")
     tensors = hub.read_headers(str(source.resolve()))
-    config = json.loads(hub.fetch(str(source.resolve()), "config.json").read_text())
+    config = files.read_object(hub.fetch(str(source.resolve()), "config.json"))
     if config.get("model_type") == "colqwen3":
         raise ColqError(f"{source} has the published layout already; use it as it is")
     if not layouts.is_colpali(config, [tensor.name for tensor in tensors]):

@@ -4,16 +4,22 @@ Predictions are sums over the tensors that AutoRound writes, so they agree with 
 (tested). What a running process holds on top is measured in `colq_utils.stages.benchmark.bench`.
 """
 
+import json
 from collections.abc import Iterable
+from functools import partial
 
 from colq_utils.base.config import Experiment
 from colq_utils.base.errors import ColqError
 from colq_utils.base.names import UNUSED
+from colq_utils.base.variant import EXPORTS, GROUPS
 from colq_utils.model.hub import Tensor, read_config
 
 #: Packings and the weight bits each exists for. The first is what AutoRound writes by default.
 PACKINGS = {"auto_round": (8, 4, 3, 2), "auto_gptq": (8, 4, 3, 2), "auto_awq": (4,)}
 GROUP_SIZES = (32, 64, 128)
+#: What bitsandbytes writes in place of a weight: two numbers a byte, scales, the 16 numbers, and a JSON text.
+NF4_PARTS = ("weight", "weight.absmax", "weight.quant_map", "weight.quant_state.bitsandbytes__nf4")
+TORCH = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 #: The vision towers of the published models.
 VISION = {
     "4b": dict(depth=24, hidden_size=1024, intermediate_size=4096, deepstack_visual_indexes=[5, 11, 17]),
@@ -47,9 +53,9 @@ def from_config(config: dict) -> list[Tensor]:
     """
     import torch
 
-    from colq_utils.model.modeling import ColQwen3Config, ColQwen3ForRetrieval
+    from colq_utils.model.modeling import ColQwen3ForRetrieval, configuration
 
-    built = ColQwen3Config(**{k: v for k, v in config.items() if k != "quantization_config"})
+    built = configuration({k: v for k, v in config.items() if k != "quantization_config"})
     with torch.device("meta"):
         state = ColQwen3ForRetrieval(built).state_dict()
     tensors = [Tensor(name, "BF16", tuple(value.shape)) for name, value in state.items()]
@@ -78,10 +84,27 @@ def packed(tensor: Tensor, bits: int, group_size: int, packing: str = "auto_roun
     return [Tensor(layer + name, "F16" if name == "scales" else "I32", parts[name]) for name in parts]
 
 
+def nf4(tensor: Tensor) -> list[Tensor]:
+    """The tensors that bitsandbytes writes in place of a Linear's weight ``(out, in)``; `NF4_PARTS`."""
+    block = GROUPS["nf4"]
+    text = json.dumps(
+        {"quant_type": "nf4", "blocksize": block, "dtype": TORCH[tensor.dtype], "shape": tensor.shape}
+    )
+    halves, blocks = -(-tensor.parameters // 2), -(-tensor.parameters // block)
+    kinds = (("U8", (halves, 1)), ("F32", (blocks,)), ("F32", (16,)), ("U8", (len(text),)))
+    layer = tensor.name.removesuffix("weight")
+    return [Tensor(layer + part, *kind) for part, kind in zip(NF4_PARTS, kinds, strict=True)]
+
+
 def quantized(tensors: list[Tensor], bits: int, group_size: int, packing: str = "auto_round") -> list[Tensor]:
     """The checkpoint that quantizing `tensors` gives, without the unused head."""
     kept = [tensor for tensor in tensors if tensor.part != UNUSED]
-    parts = [packed(t, bits, group_size, packing) if t.quantizable else [t] for t in kept]
+    replaced = (
+        nf4
+        if packing == EXPORTS["nf4"]
+        else partial(packed, bits=bits, group_size=group_size, packing=packing)
+    )
+    parts = [replaced(t) if t.quantizable else [t] for t in kept]
     return [tensor for part in parts for tensor in part]
 
 

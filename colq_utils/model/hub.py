@@ -4,15 +4,18 @@ A safetensors file opens with a table of its tensors (name, dtype, shape). Those
 said about size, in a few kilobytes, for an 8B model on the hub as for the bundled one; no weight is read.
 """
 
-import json
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 import huggingface_hub
+import yaml
+from huggingface_hub.errors import EntryNotFoundError, NotASafetensorsRepoError
 from safetensors import SafetensorError, safe_open
 
+from colq_utils.base import files
 from colq_utils.base.errors import ColqError
 from colq_utils.base.names import QUANTIZABLE, part_of
 from colq_utils.model import layouts
@@ -20,6 +23,12 @@ from colq_utils.model import layouts
 #: Bytes of one number of each safetensors dtype.
 WIDTH = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2}
 WIDTH |= dict.fromkeys(("F8_E4M3", "I8", "U8", "BOOL"), 1)
+
+
+#: Keys of a model card that tell a licence.
+LICENCE = ("license", "license_name", "license_link")
+#: What an id on the hub looks like.
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -55,18 +64,26 @@ def read_headers(path: str, revision: str | None = None) -> list[Tensor]:
     """
     if not _is_folder(path, revision):
         with _fetching(path, revision):  # by range requests
-            files = huggingface_hub.get_safetensors_metadata(path, revision=revision).files_metadata.values()
-        rows = [(name, info) for file in files for name, info in file.tensors.items()]
+            metadata = huggingface_hub.get_safetensors_metadata(path, revision=revision).files_metadata
+        rows = [(name, info) for file in metadata.values() for name, info in file.tensors.items()]
         return [Tensor(name, info.dtype, tuple(info.shape)) for name, info in rows]
     if problem := layouts.without_weights(Path(path)):
         raise ColqError(problem)
     index, shards = Path(path) / "model.safetensors.index.json", ["model.safetensors"]
     if index.exists():
-        try:
-            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:  # not JSON, or not an index
-            raise ColqError(f"{path} has an index that cannot be read ({error!r})") from None
+        shards = _shards(index)
     return [tensor for shard in shards for tensor in file_headers(Path(path) / shard)]
+
+
+def _shards(index: Path) -> list[str]:
+    """The files that an index names; ColqError if one is none of its folder."""
+    places = files.read_object(index).get("weight_map")
+    if not isinstance(places, dict):
+        raise ColqError(f"{index} has no weight_map: an index that cannot be read; fetch it again")
+    for file in places.values():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise ColqError(f"{index} names {file!r}, which is no file of its folder; fetch it again")
+    return sorted(set(places.values()))
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -91,10 +108,7 @@ def file_headers(file: Path) -> list[Tensor]:
 def read_config(path: str, revision: str | None = None) -> dict:
     """``config.json`` of a folder or hub id; ColqError if it is not there, not JSON or not of a ColQwen3."""
     file = fetch(path, "config.json", revision)
-    try:
-        config = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ColqError(f"{file} is not JSON ({error}); the checkpoint is damaged") from None
+    config = files.read_object(file)
     if config.get("model_type") != "colqwen3":
         tensors = read_headers(path, revision) if config.get("model_type") == layouts.COLPALI_TYPE else []
         raise ColqError(layouts.foreign(path, config, [tensor.name for tensor in tensors]))
@@ -110,6 +124,26 @@ def fetch(path: str, name: str, revision: str | None = None) -> Path:
         problem = layouts.without_weights(Path(path))
         raise ColqError(problem or f"{path} has no {name}: not a checkpoint folder, or an incomplete one")
     return Path(path) / name
+
+
+def read_licence(path: str, revision: str | None = None) -> dict[str, str]:
+    """What the front matter of a checkpoint's README.md says of its licence, by the hub's keys."""
+    try:
+        text = fetch(path, "README.md", revision).read_text(errors="replace")
+        matter = yaml.safe_load(text.split("---\n")[1]) if text.startswith("---\n") else {}
+    except (ColqError, yaml.YAMLError):  # no README, or none that can be read
+        return {}
+    stated = {key: matter.get(key) for key in LICENCE} if isinstance(matter, dict) else {}
+    return {key: value for key, value in stated.items() if isinstance(value, str)}
+
+
+def adapter(name: str, revision: str) -> str:
+    """One line on a hub id that holds an unmerged LoRA: the command that merges it; empty for any other."""
+    try:
+        file = huggingface_hub.hf_hub_download(name, layouts.ADAPTER, revision=revision)
+    except Exception:  # the hub client raises a dozen kinds; each means that there is none to be seen
+        return ""
+    return layouts.adapter(name, files.read_object(Path(file)), revision)
 
 
 def fetch_folder(name: str, revision: str) -> Path:
@@ -144,6 +178,9 @@ def _fetching(
     try:
         yield
     except Exception as error:  # it raises a dozen kinds; each means "not to be had from here"
+        absent = isinstance(error, (EntryNotFoundError, NotASafetensorsRepoError))
+        if absent and (problem := adapter(name, revision)):
+            raise ColqError(problem) from None
         reason = f"{name}@{revision[:8]} cannot be fetched from the hub ({first_line(error)})"
         raise ColqError(f"{reason}; {remedy}") from None
 

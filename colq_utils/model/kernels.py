@@ -33,6 +33,8 @@ class KernelUse:
 
 def _kernel(module: nn.Module) -> str | None:
     """The kernel of a layer that holds packed or FP8 weights; None of any other module."""
+    if type(module).__module__.startswith("bitsandbytes"):
+        return "bitsandbytes"
     if hasattr(module, "QUANT_TYPE") or "QuantLinear" in type(module).__name__:
         return str(getattr(module, "QUANT_TYPE", type(module).__name__))
     return None
@@ -43,7 +45,9 @@ def census(model: nn.Module) -> tuple[KernelUse, ...]:
     counts = Counter()
     for name, module in model.named_modules():
         if kernel := _kernel(module):
-            counts[tower_of(name), kernel, int(module.bits)] += 1
+            counts[tower_of(name), kernel, int(getattr(module, "bits", 4))] += (
+                1  # bitsandbytes' layers do not say
+            )
         elif isinstance(module, nn.Linear):
             dtype = module.weight.dtype
             counts[tower_of(name), f"torch {str(dtype).removeprefix('torch.')}", dtype.itemsize * 8] += 1
@@ -100,9 +104,12 @@ def _multiplies_right() -> bool:
 def on_cpu(packing: str, bits: int) -> str:
     """The kernel under which AutoRound's own loader opens a checkpoint here; ColqError if there is none."""
     try:
+        if packing == "bitsandbytes":
+            require(packing)
+            return packing
         require("ark")
     except ColqError:
-        if packing == "auto_awq":  # which the loader opens with ark alone
+        if packing in ("auto_awq", "bitsandbytes"):  # which are opened with one kernel alone
             raise
         return "torch"
     return "ark" if bits in BACKENDS["ark"].bits else "torch"

@@ -9,6 +9,8 @@ import re
 import shlex
 from pathlib import Path
 
+from colq_utils.base import files
+
 #: Names of colpali-engine's ColQwen3 (transformers 5 puts ``model.`` before them) -> the published ones.
 COLPALI = (
     (re.compile(r"^(model\.)?(language_model|visual)\."), r"vlm.model.\2."),
@@ -17,18 +19,20 @@ COLPALI = (
 )
 #: ``model_type`` of that layout; what makes a plain Qwen3-VL a retriever is its projection.
 COLPALI_TYPE, COLPALI_PROJECTION = "qwen3_vl", "custom_text_proj.weight"
+#: The file that makes a folder a LoRA.
+ADAPTER = "adapter_config.json"
 #: How a LoRA is merged into its base, by the layout of the base.
 MERGE = (
     "import torch; from peft import PeftModel; from colq_utils.model import loading, processing; "
     "model = loading.open_model({base!r}, torch.bfloat16, revision={revision!r}); "
-    "PeftModel.from_pretrained(model, {folder!r}).merge_and_unload().save_pretrained({target!r}); "
+    "PeftModel.from_pretrained(model, {source}).merge_and_unload().save_pretrained({target!r}); "
     "processing.from_pretrained({base!r}, {revision!r}).save_pretrained({target!r})"
 )
 MERGE_COLPALI = (
     "import torch; from peft import PeftModel; "
     "from colpali_engine.models import ColQwen3, ColQwen3Processor; "
     "model = ColQwen3.from_pretrained({base!r}, dtype=torch.bfloat16, revision={revision!r}); "
-    "PeftModel.from_pretrained(model, {folder!r}).merge_and_unload().save_pretrained({target!r}); "
+    "PeftModel.from_pretrained(model, {source}).merge_and_unload().save_pretrained({target!r}); "
     "ColQwen3Processor.from_pretrained({base!r}, revision={revision!r}).save_pretrained({target!r})"
 )
 
@@ -57,21 +61,27 @@ def foreign(path: str, config: dict, names: list[str]) -> str:
     return f"{path} holds a {kind!r} (architecture {architecture}), not a colqwen3; {expected}"
 
 
+def adapter(place: str, config: dict, at: str | None = None) -> str:
+    """One line on a LoRA adapter, with the command that merges it.
+
+    Args:
+        place: its folder, or its hub id, whose revision is `at`.
+        config: its ``adapter_config.json``.
+    """
+    template = MERGE_COLPALI if "custom_text_proj" in json.dumps(config) else MERGE
+    base, revision = config.get("base_model_name_or_path") or "BASE", config.get("revision") or "main"
+    source = repr(place) if at is None else f"{place!r}, revision={at!r}"
+    target = f"{place if at is None else place.split('/')[-1]}-merged"
+    code = template.format(base=base, revision=revision, source=source, target=target)
+    return f'{place} is a LoRA adapter, not a model; merge it (pip install peft) with: python -c "{code}"'
+
+
 def without_weights(folder: Path) -> str:
     """One line on a folder without a model in safetensors: a LoRA to merge, pickles; empty if it has one."""
     if any(path.name != "adapter_model.safetensors" for path in folder.glob("*.safetensors")):
         return ""
-    if (folder / "adapter_config.json").exists():
-        text = (folder / "adapter_config.json").read_text()
-        adapter, template = json.loads(text), MERGE_COLPALI if "custom_text_proj" in text else MERGE
-        fields = {
-            "base": adapter.get("base_model_name_or_path") or "BASE",
-            "revision": adapter.get("revision") or "main",
-        }
-        code = template.format(**fields, folder=str(folder), target=f"{folder}-merged")
-        return (
-            f'{folder} is a LoRA adapter, not a model; merge it (pip install peft) with: python -c "{code}"'
-        )
+    if (folder / ADAPTER).exists():
+        return adapter(str(folder), files.read_object(folder / ADAPTER))
     pickles = sorted(
         path.name for kind in ("pytorch_model*.bin", "*.pt", "*.pth") for path in folder.glob(kind)
     )

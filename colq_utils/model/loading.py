@@ -22,9 +22,9 @@ from safetensors.torch import load_file
 from colq_utils.base import arithmetic, names
 from colq_utils.base.config import DTYPES, Experiment, Runtime
 from colq_utils.base.errors import ColqError
-from colq_utils.model import eightbit, hub, kernels, packing, processing
+from colq_utils.model import eightbit, hub, kernels, nf4, packing, processing
 from colq_utils.model.checkpoints import base_folder, damage
-from colq_utils.model.modeling import ColQwen3Config, ColQwen3ForRetrieval
+from colq_utils.model.modeling import ColQwen3Config, ColQwen3ForRetrieval, configuration
 
 #: Tensors a checkpoint may carry that the model has no use for: the head; GPTQ's activation order.
 HARMLESS_EXTRA = re.compile(r"lm_head\.|\.g_idx$")
@@ -48,7 +48,7 @@ class Loaded:
         return self.model.embedding_proj_layer.weight.device
 
 
-def plain(experiment: Experiment, variant: str, export: str = "auto_round") -> Loaded:
+def plain(experiment: Experiment, variant: str, export: str | None = None) -> Loaded:
     """Load a variant on transformers' own forward pass, or raise; `colq_utils.fast.load` knows the other one.
 
     Packed layers stay packed where the experiment asks for the fast path, which gives them their kernel.
@@ -62,7 +62,7 @@ def plain(experiment: Experiment, variant: str, export: str = "auto_round") -> L
     if spec.bits is not None:
         folder, make = experiment.checkpoint(variant, export), f"make quantize EXPERIMENT={experiment.name}"
         if not folder.is_dir():
-            raise ColqError(f"variant {variant} has no {export} checkpoint yet: run `{make}`")
+            raise ColqError(f"variant {variant} has no {folder.name} checkpoint yet: run `{make}`")
         if problem := damage(folder):  # a finished stage does not run again while its folder is there
             raise ColqError(f"{problem}. Delete {folder.parent} and run `{make}`")
     start = time.perf_counter()
@@ -79,15 +79,17 @@ def plain(experiment: Experiment, variant: str, export: str = "auto_round") -> L
     return Loaded(variant, model, processor, kernels.census(model), load_s)
 
 
-def _open(experiment: Experiment, variant: str, export: str) -> ColQwen3ForRetrieval:
+def _open(experiment: Experiment, variant: str, export: str | None) -> ColQwen3ForRetrieval:
     """The stored weights of a variant as a model."""
     spec, runtime = experiment.by_id[variant], experiment.runtime
     dtype = torch.float32 if spec.scheme == "fp32" else getattr(torch, runtime.dtype)
     how = (dtype, runtime.device, runtime.attention)
     if spec.bits is None:
         return open_model(experiment.model_path, *how, None, experiment.model.revision)
-    path, backend = str(experiment.checkpoint(variant, export)), spec.backend or runtime.backend
+    path, backend = str(experiment.checkpoint(variant, export)), experiment.backend(variant)
     fast = experiment.encode_path(variant) == "fast"
+    if fast and backend == "bitsandbytes":
+        raise ColqError(f"{variant}: the fast path does not take layers of bitsandbytes; set encode to plain")
     if backend != "unpack" and not fast:
         return open_model(path, *how, backend)
     kernels.require(backend)
@@ -99,31 +101,28 @@ def _open(experiment: Experiment, variant: str, export: str) -> ColQwen3ForRetri
 
 
 def open_packed(path: str, dtype: torch.dtype, runtime: Runtime, fast: bool = False) -> ColQwen3ForRetrieval:
-    """Open a quantized checkpoint folder as strictly as `open_model`, its layers `packing.PackedLinear`.
-
-    `fast` refuses what the kernels of the fast path do not take.
+    """Open a quantized checkpoint folder as strictly as `open_model`, its layers `packing.PackedLinear`, or
+    Linears where it is NF4. `fast` refuses what the kernels of the fast path do not take.
     """
     if runtime.device == "cpu":
         arithmetic.check()
     config = hub.read_config(path)
     quantization = config.pop("quantization_config", None) or {}
-    layout, bits = packing.layout_of(quantization), quantization.get("bits")
-    if layout not in packing.LAYOUTS or bits not in packing.READABLE:
-        readable = f"the layouts of GPTQ and AWQ with {', '.join(map(str, packing.READABLE))} bits"
-        raise ColqError(
-            f"{path} is packed as {layout or 'nothing known'} with {bits} bits; read are {readable}"
-        )
-    if fast and not (layout == "gptq" and quantization.get("sym") and bits in packing.BITS):
-        taken = f"AutoRound's symmetric GPTQ layout of {', '.join(map(str, packing.BITS))} bits"
-        raise ColqError(f"{path} is not packed as {taken}; set encode to plain")
+    is_nf4 = packing.layout_of(quantization) == "bitsandbytes"
+    if not is_nf4:
+        _require_readable(path, quantization, fast)
     options = dict(dtype=dtype, attn_implementation=runtime.attention)
     with torch.device("meta"):
         model = ColQwen3ForRetrieval._from_config(_config(path, config), **options)
-        packing.pack_(model.language_model.layers, bits, quantization["group_size"], layout)
+        if not is_nf4:
+            how = quantization["bits"], quantization["group_size"], packing.layout_of(quantization)
+            packing.pack_(model.language_model.layers, *how)
     state, expected = {}, model.state_dict()
     with _reading(path):
         for shard in hub.weight_files(Path(path)):
             state |= load_file(shard, device=runtime.device)
+        if is_nf4:
+            state = nf4.unpacked_(model, state, dtype)
     common = expected.keys() & state.keys()
     mismatched = [name for name in common if expected[name].shape != state[name].shape]
     _require_exact(path, expected.keys() - common, state.keys() - common, mismatched)
@@ -142,10 +141,22 @@ def open_packed(path: str, dtype: torch.dtype, runtime: Runtime, fast: bool = Fa
     return model.eval().requires_grad_(False)
 
 
+def _require_readable(path: str, quantization: dict, fast: bool) -> None:
+    """Raise ColqError for a packing that is not read here, or not taken by the fast path."""
+    layout, bits = packing.layout_of(quantization), quantization.get("bits")
+    if layout not in packing.LAYOUTS or bits not in packing.READABLE:
+        readable = f"the layouts of GPTQ and AWQ with {', '.join(map(str, packing.READABLE))} bits, and NF4"
+        packed_as = f"{layout or 'nothing known'} with {bits} bits"
+        raise ColqError(f"{path} is packed as {packed_as}; read are {readable}")
+    if fast and not (layout == "gptq" and quantization.get("sym") and bits in packing.BITS):
+        taken = f"AutoRound's symmetric GPTQ layout of {', '.join(map(str, packing.BITS))} bits"
+        raise ColqError(f"{path} is not packed as {taken}; set encode to plain")
+
+
 def _config(path: str, config: dict, revision: str | None = None) -> ColQwen3Config:
     """A configuration with the checkpoint's bias of the projection, or none; ColqError for another width."""
     shapes = {tensor.name: tensor.shape for tensor in hub.read_headers(path, revision)}
-    built = ColQwen3Config(**config | {"projection_bias": names.BIAS in shapes})
+    built = configuration(config | {"projection_bias": names.BIAS in shapes})
     width, shape = built.text_config.hidden_size, shapes.get(names.PROJECTION)
     if shape is not None and shape != (built.embed_dim, width):
         said = f"{built.embed_dim} x {width} (embed_dim x hidden_size)"
@@ -196,18 +207,28 @@ def open_model(
         raise ColqError(f"{path} is {negation}a quantized checkpoint, against what was asked for")
     if backend is not None:
         kernels.require(backend)
+        if (packing.layout_of(quantization) == "bitsandbytes") != (backend == "bitsandbytes"):
+            raise ColqError(
+                f"{path} is packed as {packing.layout_of(quantization)}; backend {backend} cannot run it"
+            )
         if backend == "torch" and packing.layout_of(quantization) == "awq":
             trap = "no torch kernel in AutoRound's loader (it would select random weights)"
             raise ColqError(f"AWQ packing has {trap}; use backend ark")
-        from transformers import AutoRoundConfig
+        if backend != "bitsandbytes":
+            from transformers import AutoRoundConfig
 
-        options["quantization_config"] = AutoRoundConfig(backend=backend)
+            options["quantization_config"] = AutoRoundConfig(backend=backend)
     # mismatched sizes are "ignored" here so that they come back in the report, where they are refused by name
     options |= dict(config=_config(path, config, revision), ignore_mismatched_sizes=True)
     with _reading(path):
         model, report = ColQwen3ForRetrieval.from_pretrained(path, output_loading_info=True, **options)
     mismatched = [name for name, *_ in report["mismatched_keys"]]
     _require_exact(path, report["missing_keys"], report["unexpected_keys"], mismatched)
+    if (
+        backend == "bitsandbytes"
+    ):  # beside its layers, transformers leaves weights in the dtype they are stored in
+        for parameter in filter(torch.is_floating_point, model.parameters()):
+            parameter.data = parameter.data.to(options["dtype"])
     if backend is not None:
         kernels.check(model, backend, LINEARS)
     return model.eval().requires_grad_(False)

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 
 import torch
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModel
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 from transformers.utils import ModelOutput
+
+from colq_utils.base.errors import ColqError
 
 #: Names under which published checkpoints store the width of the token embedding.
 DIMENSION_KEYS = ("embed_dim", "dims", "dim", "projection_dim", "colbert_dim", "embedding_dim")
@@ -36,6 +39,19 @@ class ColQwen3Config(Qwen3VLConfig):
         fields = {key: nested[key] for key in nested.keys() & SHARED_KEYS} | fields
         widths = [fields.pop(key) for key in DIMENSION_KEYS if key in fields]
         super().__init__(**fields, **({"embed_dim": widths[0]} if widths else {}))
+
+
+def configuration(fields: dict) -> ColQwen3Config:
+    """The configuration of a config.json's fields; ColqError for values that cannot be, or none of text."""
+    if "text_config" not in fields and "text_config" not in (fields.get("vlm_config") or {}):
+        raise ColqError("config.json has no text_config, so it is not of a ColQwen3; fetch it again")
+    try:
+        return ColQwen3Config(**fields)
+    except (StrictDataclassError, TypeError, ValueError, AttributeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ColqError(
+            f"config.json is not of a ColQwen3: {reason}; correct it, or fetch it again"
+        ) from None
 
 
 @dataclass

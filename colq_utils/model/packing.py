@@ -8,6 +8,7 @@ layout of AWQ are read as well, so that any export can be scored without a kerne
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -152,22 +153,33 @@ def write_checkpoint(source: Path, target: Path, bits: int, group_size: int, dev
     """Write a base checkpoint folder into an empty one in AutoRound's format, without the unused head."""
     if bits not in BITS:
         raise ColqError(f"packing holds {', '.join(map(str, BITS))} bits, not {bits}; use method rtn")
+    quantization = dict(quant_method="auto-round", packing_format="auto_round:auto_gptq", bits=bits)
+    quantization |= dict(group_size=group_size, sym=True, data_type="int", block_name_to_quantize=BLOCKS)
+    write(source, target, lambda weight: packed_tensors(weight.to(device), bits, group_size), quantization)
+
+
+def write(
+    source: Path, target: Path, convert: Callable[[torch.Tensor], dict[str, torch.Tensor]], quantization: dict
+) -> None:
+    """Write a base checkpoint folder into an empty one, without the unused head.
+
+    Args:
+        convert: gives, by their last names, the tensors in place of a quantizable weight ``(out, in)``.
+        quantization: what config.json says of them.
+    """
     tensors = {}
     for shard in hub.weight_files(source):
         with safe_open(shard, "pt") as content:
             for name in content.offset_keys():
                 tensor, layer = content.get_tensor(name), name.removesuffix("weight")
                 if tensor.dim() == 2 and QUANTIZABLE.match(name):
-                    parts = packed_tensors(tensor.to(device), bits, group_size)
-                    tensors |= {layer + part: value.cpu() for part, value in parts.items()}
+                    tensors |= {layer + part: value.cpu() for part, value in convert(tensor).items()}
                 elif "lm_head." not in name:
                     tensors[name] = tensor
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
     for path in source.iterdir():
         if path.suffix in (".json", ".jinja", ".txt") and path.name != "model.safetensors.index.json":
             shutil.copy2(path, target / path.name)
-    quantization = dict(quant_method="auto-round", packing_format="auto_round:auto_gptq", bits=bits)
-    quantization |= dict(group_size=group_size, sym=True, data_type="int", block_name_to_quantize=BLOCKS)
     files.write_json(target / "config.json", export_config(source, quantization))
 
 

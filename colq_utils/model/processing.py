@@ -6,11 +6,13 @@ are read from the checkpoint's ``processor_config.json`` where they stand there.
 """
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoProcessor, AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
 
+from colq_utils.base.errors import ColqError
 from colq_utils.model.modeling import ColQwen3Config
 
 IMAGE_TOKEN = "<|image_pad|>"
@@ -93,19 +95,24 @@ class ColQwen3Processor(ProcessorMixin):
 def from_pretrained(
     path: str, revision: str | None = None, max_visual_tokens: int | None = None
 ) -> ColQwen3Processor:
-    """The processor of a checkpoint (folder or hub id); raises OSError if its files are not there.
+    """The processor of a checkpoint (folder or hub id); ColqError if its files are not there or damaged.
 
     Args:
         max_visual_tokens: most image tokens per page; None: the checkpoint's limit, or the published if less.
     """
-    # remote code is never asked for and never run
-    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
-    image_processor = Qwen2VLImageProcessorPil.from_pretrained(path, revision=revision)
+    try:  # remote code is never asked for and never run
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+        image_processor = Qwen2VLImageProcessorPil.from_pretrained(path, revision=revision)
+        config, _ = ColQwen3Processor.get_processor_dict(path, revision=revision)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ColqError(
+            f"{path}: tokenizer or image processor cannot be read ({reason}); fetch it again"
+        ) from None
     tile, size = (image_processor.patch_size * image_processor.merge_size) ** 2, image_processor.size
     own_limit = min(size["longest_edge"], MOST_VISUAL_TOKENS * tile)
     limit = own_limit if max_visual_tokens is None else max_visual_tokens * tile
     image_processor.size = {"shortest_edge": size["shortest_edge"], "longest_edge": limit}
-    config, _ = ColQwen3Processor.get_processor_dict(path, revision=revision)
     names = ("visual_prompt_prefix", "visual_prompt_suffix", "query_prefix", "query_suffix", "page_tokens")
     prompts = {name: config[name] for name in names if name in config}
     return ColQwen3Processor(image_processor, tokenizer, **prompts)

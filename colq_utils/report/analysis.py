@@ -91,9 +91,8 @@ class Study:
 
 
 def label(variant: Variant, calibrations: dict[str, str]) -> str:
-    """A variant in words: scheme, method, what departs from symmetric groups of 128, calibration."""
-    group = "" if variant.group_size == 128 else f"g{variant.group_size}"
-    parts = [variant.scheme.upper(), METHODS[variant.method], group, "" if variant.sym else "asym"]
+    """A variant in words: scheme, method, what departs from usual symmetric groups, calibration."""
+    parts = [variant.scheme.upper(), METHODS[variant.method], variant.group, "" if variant.sym else "asym"]
     words = " ".join(filter(None, parts))
     if not variant.calibration:
         return words

@@ -15,7 +15,12 @@ from colq_utils.report.analysis import Study
 from colq_utils.report.parts import page
 
 #: Export -> what its packing is called elsewhere.
-PACKINGS = {"auto_round": "auto-round", "auto_awq": "awq", "auto_gptq": "gptq"}
+PACKINGS = {
+    "auto_round": "auto-round",
+    "auto_awq": "awq",
+    "auto_gptq": "gptq",
+    "bitsandbytes": "bitsandbytes",
+}
 
 
 def write(study: Study) -> list[Path]:
@@ -46,7 +51,7 @@ def card(study: Study, name: str) -> str:
         variant=name,
         spec=spec,
         model=model,
-        license=(results.architecture or {}).get("license") or "other",
+        licence=_licence(study),
         tags=[f"{spec.bits}-bit", *(PACKINGS[export] for export in spec.exports)],
         refused=list(refused.get("export", [])),
         exports=rows,
@@ -58,6 +63,13 @@ def card(study: Study, name: str) -> str:
         kernels=kernels(study, name),
         engines=engines(study, name),
     )
+
+
+def _licence(study: Study) -> dict[str, str]:
+    """What the base's own card says of its licence, by the hub's keys; "other" where it says nothing."""
+    known = study.results.architecture or {}
+    stated = {key: known[key] for key in ("license", "license_name", "license_link") if key in known}
+    return {"license": "other"} | stated
 
 
 def _of(table: pd.DataFrame | None, name: str) -> pd.DataFrame:
@@ -73,14 +85,17 @@ def recipe(study: Study, name: str, rows: pd.DataFrame) -> pd.DataFrame:
     packed = {} if sets is None else sets.set_index("set").to_dict("index").get(spec.calibration, {})
     amount = f" ({packed['blocks']:,} blocks, {packed['tokens']:,} tokens)" if packed else ""
     first = {} if rows.empty else rows.iloc[0]
-    versions = record.get("packages") or {}
+    kind = "a table of 16 numbers" if spec.is_nf4 else "symmetric" if spec.sym else "asymmetric"
+    versions, licence = record.get("packages") or {}, _licence(study)
+    licence = licence.get("license_name", licence["license"])
     values = {
         "Base": experiment.model.path,
+        "Licence of the base": "not stated" if licence == "other" else licence,
         "Base revision": experiment.model.revision or "a local folder, no revision",
         "Scheme": spec.scheme.upper(),
-        "Method": analysis.METHODS.get(spec.method, spec.method),
+        "Method": "bitsandbytes" if spec.is_nf4 else analysis.METHODS.get(spec.method, spec.method),
         "Fallback used": first.get("fallback") or None,
-        "Group size": f"{spec.group_size}, {'symmetric' if spec.sym else 'asymmetric'}",
+        "Group size": f"{spec.group_size}, {kind}",
         "Calibration": words[spec.calibration] + amount if spec.calibration else "none",
         "Iterations": spec.iters or "none",
         "Seed": experiment.seed,

@@ -186,6 +186,8 @@ def _recipe_line(study: Study) -> str | None:
     name = findings.recommend(study).variant or findings.closest(study)
     if name is None:
         return None
-    fields = study.experiment.by_id[name].model_dump(exclude_defaults=True, exclude={"exports"})
+    spec = study.experiment.by_id[name]
+    implied = {"exports", *(() if spec.group else ("group_size",))}
+    fields = spec.model_dump(exclude_defaults=True, exclude=implied)
     values = {key: str(value).lower() if isinstance(value, bool) else value for key, value in fields.items()}
     return ", ".join(f"{key}: {value}" for key, value in values.items())

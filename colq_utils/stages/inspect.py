@@ -12,7 +12,7 @@ from colq_utils.base.files import write_json, write_table
 from colq_utils.base.names import BIAS, PARTS, UNUSED
 from colq_utils.model import footprint
 from colq_utils.model.footprint import PACKINGS, total
-from colq_utils.model.hub import Tensor, read_headers
+from colq_utils.model.hub import Tensor, read_headers, read_licence
 
 
 def towers(tensors: list[Tensor]) -> pd.DataFrame:
@@ -58,9 +58,9 @@ VISION = ("depth", "hidden_size", "num_heads", "intermediate_size", *PATCHES, "d
 
 def architecture(config: dict, tensors: list[Tensor]) -> dict:
     """The model as a tree of plain values: towers, widths, depths, what is quantized."""
-    from colq_utils.model.modeling import ColQwen3Config
+    from colq_utils.model.modeling import configuration
 
-    built = ColQwen3Config(**{k: v for k, v in config.items() if k != "quantization_config"})
+    built = configuration({k: v for k, v in config.items() if k != "quantization_config"})
     text = {name: getattr(built.text_config, name) for name in TEXT}
     return {
         "language_model": text | {"tied_embedding": built.tie_word_embeddings},
@@ -121,6 +121,7 @@ def inspect(experiment: Experiment) -> Inspection:
     tables = (quantizable_layers(tensors), towers(tensors), predicted(tensors), published())
     inspection, folder = Inspection(architecture(config, tensors), *tables), experiment.results("inspect")
     source = {"model": model.path, "revision": model.revision}
+    source |= {} if model.is_random else read_licence(experiment.model_path, model.revision)
     write_json(folder / "architecture.json", source | inspection.architecture)
     for name in ("layers", "towers", "predicted", "published"):
         write_table(folder / f"{name}.csv", getattr(inspection, name))

@@ -27,6 +27,10 @@ def test_variant_ids():
     assert "tiny-bf16" in ids and "tiny-w4a16-autoround-s1024" in ids
     variant = config.Variant(scheme="w4a16", method="rtn", group_size=32, sym=False)
     assert variant.name("4b") == "4b-w4a16-rtn-g32-asym"
+    nf4 = config.Variant(scheme="nf4", backend="bitsandbytes", tag="kernel")
+    assert (nf4.stored("4b"), nf4.name("4b")) == ("4b-nf4", "4b-nf4-kernel")
+    assert (nf4.bits, nf4.group_size, nf4.exports) == (4, 64, ("bitsandbytes",))
+    assert config.Variant.model_validate(nf4.model_dump()) == nf4
 
 
 @pytest.mark.parametrize(
@@ -35,6 +39,16 @@ def test_variant_ids():
         ({"variants": [{"scheme": "w5a16", "method": "rtn"}]}, "w2a16' (it is 'w5a16')"),
         ({"variants": [{"scheme": "bf16"}, {"scheme": "bf16"}]}, "variant tiny-bf16 is named twice"),
         ({"variants": [{"scheme": "w4a16", "method": "rtn"}]}, "the first of `variants`"),
+        ({"variants": [{"scheme": "nf4"}]}, "the first of `variants`"),
+        (
+            {"variants": [{"scheme": "bf16"}, {"scheme": "nf4", "method": "rtn"}]},
+            "nf4 does not go with method",
+        ),
+        ({"variants": [{"scheme": "bf16"}, {"scheme": "nf4", "group_size": 128}]}, "nf4 has blocks of 64"),
+        (
+            {"variants": [{"scheme": "bf16"}, {"scheme": "nf4", "backend": "ark"}]},
+            "nf4 runs on backend unpack",
+        ),
         (
             {
                 "variants": [

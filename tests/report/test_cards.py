@@ -36,7 +36,8 @@ def test_a_card_says_what_it_is_how_it_was_made_and_what_it_scores(exp):
     loaded = study(exp)
     text = cards.card(loaded, "toy-w4a16-autoround-s256")
     head = front_matter(text)
-    assert head["license"] == "other" and "base_model" not in head  # a local folder is no hub id
+    assert head["license"] == "other" and "| Licence of the base | not stated |" in text
+    assert "base_model" not in head  # a local folder is no hub id
     assert {"colqwen3", "4-bit", "auto-round", "vllm"} <= set(head["tags"])
     for row in (
         "| Calibration | 256 tokens (8 blocks, 2,048 tokens) |",
@@ -51,6 +52,26 @@ def test_a_card_says_what_it_is_how_it_was_made_and_what_it_scores(exp):
     assert "trust_remote_code=True" in text and "AutoRoundConfig" not in text and "--runner pooling" in text
     timed = cards.card(loaded, "toy-w4a16-rtn")
     assert "| text queries, batch 8 | ark | 1.50" in timed and "`ark` (04_benchmark)" in timed
+
+
+def test_a_card_passes_on_the_licence_of_the_base(exp):
+    path = exp.results("inspect") / "architecture.json"
+    stated = {"license": "other", "license_name": "made: up", "license_link": "https://example.org/licence"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | stated))
+    text = cards.card(study(exp), "toy-w4a16-rtn")
+    assert front_matter(text).items() >= stated.items() and "| Licence of the base | made: up |" in text
+
+
+def test_a_card_of_nf4_names_bitsandbytes_and_no_other_engine(tmp_path):
+    settings = made_results.EXPERIMENT.replace("{scheme: w3a16, method: rtn}", "{scheme: nf4}")
+    exp = made_results.experiment(tmp_path, settings)
+    made_results.write(exp, queries=4)
+    text = cards.card(study(exp), "toy-nf4")
+    assert text.splitlines().count("# NF4 of made-up") == 1 and "stored in 4 bits as NF4" in text
+    head = front_matter(text)["tags"]
+    assert {"4-bit", "bitsandbytes"} <= set(head) and not {"vllm", "auto-round"} & set(head)
+    assert "| Group size | 64, a table of 16 numbers |" in text and "vLLM: not tried with NF4." in text
+    assert "`pip install bitsandbytes` too" in text
 
 
 def test_a_rejected_variant_says_so_at_the_top(exp):

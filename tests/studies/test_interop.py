@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,7 +16,7 @@ from colq_utils.model import encode, kernels, loading, packing, processing
 from colq_utils.model.complete import FILES, TEMPLATE, chat_template, complete
 from colq_utils.model.maxsim import maxsim
 from studies.interop import __main__ as interop
-from studies.interop import compare, engines, folders, report
+from studies.interop import compare, engines, folders, gguf_text, report
 
 TEXTS = ["alpha beta", " gamma delta epsilon "]
 #: Opens folders, embeds the texts and pages of a file, and writes vectors and scores.
@@ -184,3 +185,20 @@ def test_the_reason_is_the_exception_that_ended_the_script():
     log = "RuntimeError: first\n\nDuring handling\n[rank0]: pkg.CustomError: last\n[rank0]:   detail\n"
     assert engines.reason(log) == "pkg.CustomError: last detail"
     assert engines.reason("killed") == ""
+
+
+def test_hidden_states_of_another_engine_are_compared_token_by_token(experiment_file, tmp_path):
+    """What transformers gives for the prepared ids agrees; the same rows in another order do not."""
+    experiment = config.load(experiment_file(tmp_path, "random"), tmp_path)
+    base, ids = gguf_text.prepare(experiment, tmp_path / "gguf")
+    assert json.loads((tmp_path / "gguf" / "ids.json").read_text()) == ids
+    with np.load(tmp_path / "gguf" / "weights.npz") as tensors:
+        assert tensors["model.norm.weight"].dtype == np.float32
+    with torch.inference_mode():
+        texts = [base.model.language_model(torch.tensor([text])).last_hidden_state[0] for text in ids]
+    rows = torch.cat(texts).numpy()
+    formats = {"same": rows, "same bytes": 1, "turned": rows[::-1], "turned bytes": 2}
+    np.savez(tmp_path / "answer.npz", **formats)
+    same, turned = gguf_text.compare(experiment, base, tmp_path / "answer.npz").itertuples()
+    assert same.cosine_min > 0.9999 and (same.tokens, same.file_bytes) == (len(rows), 1)
+    assert turned.cosine_mean < 0.99

@@ -81,7 +81,7 @@ def check(experiment: Experiment) -> dict[str, str]:
             continue
         required(experiment.checkpoint(name) / "config.json", f"quantize EXPERIMENT={experiment.name}")
         try:
-            kernels.require(spec.backend or experiment.runtime.backend)
+            kernels.require(experiment.backend(name))
         except ColqError as reason:
             if spec.backend != "ark":  # the one kernel here that hangs on the processor
                 raise

@@ -83,7 +83,7 @@ def _accelerated(settings: Experiment, loaded: loading.Loaded, schedules: dict[s
     plain = encode.queries(loaded, queries), _pages(loaded, pages)
     grain = {"kind": GRAIN, **agreement(plain[0], encode.queries(loaded, queries, batch=1))}
     spec = settings.by_id[loaded.variant]
-    fast = load.accelerate(loaded, spec.backend or settings.runtime.backend, schedules)
+    fast = load.accelerate(loaded, settings.backend(loaded.variant), schedules)
     compared = [{"kind": "queries", **agreement(plain[0], encode.queries(fast, queries))}]
     for _ in range(2):  # as they come, recorded; then replayed
         _pages(fast, pages)

@@ -16,6 +16,7 @@ from datasets import Image as ImageColumn
 from mteb.models import ModelMeta
 from PIL import Image
 
+from colq_utils.base.errors import ColqError
 from colq_utils.base.progress import bar, track
 from colq_utils.model import encode
 from colq_utils.model.loading import Loaded
@@ -114,6 +115,10 @@ class Retriever:
         small = sum(map(self.pages.tokens, self._keys)) * self.pages.width * 4 <= SMALL
         page = self._read if small else self.pages.__getitem__
         scores = maxsim(vectors, len(self._keys), lambda i: page(self._keys[i]), device=self.loaded.device)
+        if not scores.isfinite().all():
+            raise ColqError(
+                f"{self.loaded.variant} gives scores that are no numbers; its weights may hold NaN"
+            )
         lengths, mixed = [len(tokens) for tokens in vectors], {}
         if self.base is not None and self.base.pages.folder == self.pages.folder:
             self.base.keep(texts, vectors)

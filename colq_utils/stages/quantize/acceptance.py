@@ -52,7 +52,7 @@ def compare(
         "variant": variant,
         **{key: used[key] for key in ("scheme", "method", "calibration", "group_size", "sym", "iters")},
         "export": export,
-        "backend": spec.backend or experiment.runtime.backend,
+        "backend": experiment.backend(variant),
         "quantize_s": manifest["quantize_s"],
         "tensor_bytes": size,
         "base_bytes": base["tensor_bytes"],

@@ -23,7 +23,7 @@ from colq_utils.base.config import CalibrationSet, Experiment, Variant
 from colq_utils.base.errors import ColqError
 from colq_utils.base.variant import RUNTIME_OPTIONS
 from colq_utils.data import calibration
-from colq_utils.model import autoround, footprint, hub, loading, packing, processing
+from colq_utils.model import autoround, footprint, hub, loading, nf4, packing, processing
 from colq_utils.model.checkpoints import MANIFEST, base_digest, base_folder, damage, tensor_bytes
 from colq_utils.model.complete import complete
 
@@ -68,6 +68,7 @@ def run(experiment: Experiment, variant: str) -> dict:
             "quantize_s": time.perf_counter() - start,
             "seed": experiment.seed,
             "auto_round": provenance.version_of("auto-round"),
+            "bitsandbytes": provenance.version_of("bitsandbytes"),
             "revision": files.sha256(*sorted((target / spec.exports[0]).glob("*.safetensors")))[:40],
             "exports": {name: {"tensor_bytes": tensor_bytes(target / name)} for name in spec.exports},
         }
@@ -86,7 +87,7 @@ def _require_predicted(experiment: Experiment, variant: str, used: Variant, fold
     if lines:
         more = f" and {len(lines) - 3} more" if len(lines) > 3 else ""
         raise ColqError(
-            f"{variant}, {folder.name}: AutoRound wrote another checkpoint than predicted, nothing of it is "
+            f"{variant}, {folder.name}: another checkpoint was written than predicted, nothing of it is "
             f"kept: {'; '.join(lines[:3])}{more}. Install the pinned versions "
             "(pip install -c requirements.lock -e .) and run the same command again"
         )
@@ -94,10 +95,13 @@ def _require_predicted(experiment: Experiment, variant: str, used: Variant, fold
 
 def _with_fallbacks(experiment: Experiment, spec: Variant, target: Path) -> tuple[Variant, str]:
     """Quantize as asked; if AutoRound fails, by each named fallback. Returns what was used and why."""
-    if spec.method == "pack":
-        folder, device = target / "auto_round", experiment.runtime.device
+    if spec.method == "pack" or spec.is_nf4:
+        folder, device = target / spec.export, experiment.runtime.device
         folder.mkdir()
-        packing.write_checkpoint(base_folder(experiment), folder, spec.bits, spec.group_size, device)
+        if spec.is_nf4:
+            nf4.write_checkpoint(base_folder(experiment), folder, device)
+        else:
+            packing.write_checkpoint(base_folder(experiment), folder, spec.bits, spec.group_size, device)
         complete(folder)
         return spec, ""
     reasons = []
@@ -230,8 +234,10 @@ def _original(name: str, tensor: torch.Tensor, stored: dict[str, Path]) -> torch
 
 def _fingerprint(experiment: Experiment, spec: Variant) -> str:
     """Digest of everything that decides the checkpoint's bits."""
-    settings, quantizer = spec.model_dump_json(exclude=RUNTIME_OPTIONS), provenance.version_of("auto-round")
-    inputs = [base_digest(experiment), settings, str(experiment.seed), quantizer, experiment.runtime.dtype]
+    settings = spec.model_dump_json(exclude=RUNTIME_OPTIONS)
+    quantizer = provenance.version_of("bitsandbytes" if spec.is_nf4 else "auto-round")
+    inputs = [base_digest(experiment), settings, str(experiment.seed), str(quantizer)]
+    inputs.append(experiment.runtime.dtype)
     if spec.calibration:
         path = calibration.path_of(experiment, spec.calibration)
         inputs.append(files.sha256(files.required(path, f"calibrate EXPERIMENT={experiment.name}")))
