@@ -159,17 +159,10 @@ def _kept(top, base) -> tuple[float, float]:
 
 def against_base(study: Study, measured: stats.Estimate) -> dict[str, np.ndarray]:
     """Scores and differences to base with 95 % intervals, a value per variant."""
-    low, high = measured.interval()
     difference = measured - measured.of([study.base_column])
-    diff_low, diff_high = difference.interval()
-    return {
-        "score": measured.value,
-        "low": low,
-        "high": high,
-        "diff": difference.value,
-        "diff_low": diff_low,
-        "diff_high": diff_high,
-    }
+    (low, high), (diff_low, diff_high) = measured.interval(), difference.interval()
+    change = {"diff": difference.value, "diff_low": diff_low, "diff_high": diff_high}
+    return {"score": measured.value, "low": low, "high": high} | change
 
 
 def averages(study: Study, keep: np.ndarray) -> pd.DataFrame:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import coo_matrix, csr_matrix
 from scipy.sparse.csgraph import connected_components
-from scipy.stats import norm
 from scipy.stats import t as student
 
 from colq_utils.base.errors import ColqError
@@ -118,9 +117,9 @@ def means(values, strata, clusters=None) -> Means:
     """Means by stratum, with the error of every average of them.
 
     Queries that share a source (translations of one question, one heading asked of two corpora) are one
-    observation: the unit is the cluster, drawn among all clusters of the strata that clusters link. The mean of
-    a stratum is then a ratio, its size being drawn too, and the error its linear part. A stratum whose queries
-    all share one source adds none.
+    observation: the unit is the cluster, drawn among all clusters of the strata that clusters link. A mean of
+    a stratum is then a ratio, its size being drawn too, and its error the linear part. A stratum all of whose
+    queries share one source adds none.
 
     Args:
         values: (n_queries, n_variants); a variant without a value (NaN) has none in that stratum either.
@@ -147,20 +146,24 @@ def _families(stratum: np.ndarray, cluster: np.ndarray) -> np.ndarray:
     return connected_components(touched.T @ touched, directed=False)[1]
 
 
-def minimal_detectable(se_difference, level: float = LEVEL) -> np.ndarray:
+def minimal_detectable(se_difference, level: float = LEVEL, df=np.inf) -> np.ndarray:
     """The true difference that a two-sided test finds in 80 % of such suites: (1.96 + 0.84) × SE at 0.95.
+
+    With few degrees of freedom the quantiles are those of t.
 
     Source: Card et al., With Little Power Comes Great Responsibility (EMNLP 2020), section 2.
     """
-    return (norm.ppf((1 + level) / 2) + norm.ppf(POWER)) * np.asarray(se_difference, float)
+    quantiles = student.ppf((1 + level) / 2, df) + student.ppf(POWER, df)
+    return quantiles * np.asarray(se_difference, float)
 
 
-def power(loss, se, margin: float, level: float = LEVEL) -> np.ndarray:
-    """How likely a variant that truly loses `loss` is shown to lose less than `margin`; all in one unit.
+def power(loss, se, margin: float, df=np.inf) -> np.ndarray:
+    """How likely a variant that truly loses `loss` gets the verdict 'non-inferior', all in NDCG units.
 
     Source: Chow, Shao and Wang, Sample Size Calculations in Clinical Research (2008), section 3.2.
     """
-    return norm.cdf((margin - np.asarray(loss, float)) / se - norm.ppf((1 + level) / 2))
+    room = (margin - NEAR - np.asarray(loss, float)) / se
+    return student.cdf(room - student.ppf((1 + LEVEL) / 2, df), df)
 
 
 def holm(p_values) -> np.ndarray:
@@ -201,6 +204,14 @@ def verdict(low: float, high: float, margin: float) -> str:
     if high < -margin:
         return "inferior"
     return "lower" if high < -NEAR else "not resolved"
+
+
+def equivalent(low: float, high: float, margin: float) -> bool:
+    """Whether the whole interval lies within ± margin and not within `NEAR` of either end.
+
+    Source: Schuirmann, A Comparison of the Two One-Sided Tests Procedure (1987).
+    """
+    return bool(low > -margin + NEAR and high < margin - NEAR)
 
 
 def resolved(low, high) -> np.ndarray:

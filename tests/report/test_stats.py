@@ -106,8 +106,13 @@ def test_power_is_how_often_no_loss_is_shown(rng):
     se, margin = 0.002, 0.005
     for loss in (0.0, 0.002, 0.005):
         value = rng.normal(-loss, se, 40000)
-        shown = (value - 1.959964 * se > -margin).mean()
+        shown = (value - 1.959964 * se > -margin + stats.NEAR).mean()
         assert stats.power(loss, se, margin) == pytest.approx(shown, abs=0.01)
+
+
+def test_equivalent_needs_room_on_both_sides():
+    assert stats.equivalent(-0.004, 0.004, 0.005) and not stats.equivalent(-0.004, 0.0046, 0.005)
+    assert not stats.equivalent(-0.0046, 0.004, 0.005) and not stats.equivalent(np.nan, 0.004, 0.005)
 
 
 def test_a_missing_task_leaves_no_suite_mean():
