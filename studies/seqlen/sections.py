@@ -7,7 +7,7 @@ import pandas as pd
 from colq_utils.base.config import ROOT
 from colq_utils.report import markdown as md
 from colq_utils.report.prose import render
-from studies.seqlen import analysis, bands, drift, lengths
+from studies.seqlen import analysis, bands, drift, lengths, overlap
 from studies.seqlen import plots as study_plots
 from studies.seqlen.analysis import SeqlenStudy
 from studies.seqlen.lengths import designs
@@ -70,7 +70,8 @@ def design(study: SeqlenStudy) -> str:
             row["iters"] = md.listing([str(i) for i in sorted(runs["iters"].unique())])
             rows.append(row | {"seeds": runs["seed"].nunique()})
     tuned = int((study.good["method"] == "autoround").sum())
-    return page("design.md.j2", study, rows=pd.DataFrame(rows), tuned=tuned)
+    shared = {"trained": overlap.training(study.spec), "overlap": overlap.queries(study.spec)}
+    return page("design.md.j2", study, rows=pd.DataFrame(rows), tuned=tuned, **shared)
 
 
 def length_section(study: SeqlenStudy) -> str:

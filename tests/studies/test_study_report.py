@@ -1,6 +1,7 @@
 """The controlled study: a report made of its files alone, with known effects put in."""
 
 import dataclasses
+import json
 import re
 
 import made_study
@@ -9,11 +10,12 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
+from colq_utils.base.config import ROOT
 from colq_utils.base.errors import ColqError
 from colq_utils.data import minividore
 from colq_utils.report import stats
 from studies.seqlen import analysis as study_analysis
-from studies.seqlen import bands, lengths, recipes
+from studies.seqlen import bands, lengths, overlap, recipes
 from studies.seqlen import plots as study_plots
 from studies.seqlen import report as report_study
 from studies.seqlen import spec as study_spec
@@ -119,6 +121,18 @@ def test_the_smallest_within_the_margin_is_the_smallest_of_all_recipes():
         assert (None if ours is None else re.sub(r"-r\d+$", "", ours["names"][0])) == theirs
     said = report_study.summary(study)
     assert all(row is None or f"is {row['label']}: " in said for row in (every, alone))
+
+
+def test_the_readme_says_of_the_study_what_it_shows():
+    study = study_analysis.load_named("seqlen")
+    readme = (ROOT / "README.md").read_text()
+    every = [lengths.pairs(study, blocks) for _, blocks in lengths.designs(study, "length")]
+    alike = all(pairs["equivalent"].all() for pairs in every)
+    four = recipes.table(study)
+    four = four[four["label"].str.startswith("W4") & ~four["vision"]]
+    assert alike == ("the three lengths are equivalent within the margin" in readme)
+    none = not (four["verdict"] == "non-inferior").any()
+    assert none == ("no 4-bit recipe is shown to stay within the margin of bf16" in readme)
 
 
 def test_a_better_recipe_is_named_and_none_where_none_is(results):
@@ -249,3 +263,19 @@ def test_an_interval_over_seeds_is_wider_than_over_queries_alone(results):
     assert between > interaction, "the seeds that were put in are found"
     expected = np.sqrt(shares @ shares + (between - interaction) / len(variants))
     assert both["diff_se"] == pytest.approx(expected) and both["diff_se"] > np.sqrt(shares @ shares)
+
+
+def test_what_the_calibration_text_shares_is_counted():
+    spec = study_spec.load("seqlen")
+    shared = overlap.training(spec)
+    corpus = pd.read_parquet(ROOT / spec.corpus / "corpus.parquet")
+    known = {e["sha256"] for e in json.loads((ROOT / "data/training/documents.json").read_text())}
+    listed = json.loads((ROOT / spec.corpus / "documents.json").read_text())
+    assert shared["documents"] == len(listed) == corpus["document"].nunique()
+    assert 0 < shared["trained"] <= sum(e["sha256"] in known for e in listed)
+    found = overlap.queries(spec).set_index("words")
+    words = minividore.load().queries["text"].str.lower().str.findall(r"\w+")
+    text = " ".join(corpus["text"].str.lower().str.findall(r"\w+").str.join(" "))
+    asked = [" ".join(w[:3]) for w in words if len(w) == 3]
+    assert found["shared"].is_monotonic_increasing and found["long_enough"].is_monotonic_increasing
+    assert found.loc[3, "shared"] >= sum(f" {phrase} " in text for phrase in asked) > 0
