@@ -1,7 +1,7 @@
 """From loaded results to the tables that reports and figures share, so that both show the same numbers.
 
 An *entry* is a task in one language; every average is the mean over entries of the mean over queries,
-the way published tables average. Intervals come from one set of resamples for all variants (`stats`).
+the way published tables average. Intervals are paired by query and in closed form (`stats`).
 Differences are variant minus base, in NDCG units. No text and no drawing here.
 """
 
@@ -18,7 +18,7 @@ from colq_utils.report.results import ENTRY, REFERENCES, Results
 #: Two scores that print alike with five decimals count as unchanged.
 UNCHANGED = 0.5e-5
 METHODS = {"rtn": "RTN", "autoround": "AutoRound", "base": ""}
-#: What `study` resamples of every query.
+#: What `study` averages over queries.
 MEASURES = ("ndcg", "margin", "overlap", "top_changed")
 ENTRY_COUNTS = ["improved", "unchanged", "degraded", "clearly_improved", "clearly_degraded"]
 
@@ -108,12 +108,12 @@ def calibration_words(experiment) -> dict[str, str]:
     return {name: text if texts.count(text) == 1 else f"{text} ({name})" for name, text in words.items()}
 
 
-def study(results: Results, resamples: int = stats.RESAMPLES) -> Study:
-    """Resample the queries once for all averages that follow; a few seconds for thousands of queries."""
-    names, table, seed = results.evaluated, per_query(results), results.experiment.seed
+def study(results: Results) -> Study:
+    """Put the measures of every query into `stats.Means`, of which all averages that follow are made."""
+    names, table = results.evaluated, per_query(results)
     strata, clusters = _strata(table)
     means = {
-        measure: stats.bootstrap(table[[f"{measure} {n}" for n in names]], strata, clusters, resamples, seed)
+        measure: stats.means(table[[f"{measure} {n}" for n in names]], strata, clusters)
         for measure in MEASURES
     }
     entries = pd.DataFrame([s.split("\t") for s in means["ndcg"].strata], columns=ENTRY)
@@ -156,42 +156,33 @@ def _kept(top, base) -> tuple[float, float]:
     return len({*top} & {*base}) / len({*base}), float(list(top[:1]) != list(base[:1]))
 
 
-def against_base(study: Study, value: np.ndarray, replicates: np.ndarray) -> dict[str, np.ndarray]:
-    """Scores and differences to base with 95 % intervals, each shaped as `value`.
-
-    Args:
-        value: (…, n_variants); replicates: (resamples, …, n_variants).
-    """
-    low, high = stats.interval(replicates)
-    diff_low, diff_high = stats.interval(replicates - replicates[..., [study.base_column]])
-    difference = {
-        "diff": value - value[..., [study.base_column]],
-        "diff_low": diff_low,
-        "diff_high": diff_high,
-    }
-    return {"score": value, "low": low, "high": high} | difference
+def against_base(study: Study, measured: stats.Estimate) -> dict[str, np.ndarray]:
+    """Scores and differences to base with 95 % intervals, a value per variant."""
+    difference = measured - measured.of([study.base_column])
+    (low, high), (diff_low, diff_high) = measured.interval(), difference.interval()
+    change = {"diff": difference.value, "diff_low": diff_low, "diff_high": diff_high}
+    return {"score": measured.value, "low": low, "high": high} | change
 
 
 def averages(study: Study, keep: np.ndarray) -> pd.DataFrame:
     """A row a variant, over the entries where `keep` is true: score, difference to base, tests, counts.
 
-    Columns: score, low, high, se; diff, diff_low, diff_high, mdd; p, p_holm
-    (randomization test, Holm over the quantized variants); verdict; wins, ties, losses (queries);
+    Columns: score, low, high, se; diff, diff_low, diff_high, diff_se, mdd; p, p_holm
+    (t test, Holm over the quantized variants); verdict; wins, ties, losses (queries);
     `ENTRY_COUNTS` (entries), clearly where an entry's own interval leaves 0 out.
     """
-    value, replicates = study.ndcg.suite(keep)
-    table = pd.DataFrame({"variant": study.names} | against_base(study, value, replicates))
-    spread = stats.standard_error(replicates - replicates[:, [study.base_column]])
+    measured = study.ndcg.suite(keep)
+    difference = measured - measured.of([study.base_column])
+    table = pd.DataFrame({"variant": study.names} | against_base(study, measured))
     margin, base = study.experiment.evaluation.margin, table.variant == study.experiment.base
     kept = np.array(study.ndcg.strata)[keep]
     rows = np.isin(study.strata, kept)
-    clusters = None if study.clusters is None else study.clusters[rows]
-    p = stats.randomization_test(study.paired[rows], study.strata[rows], clusters, seed=study.experiment.seed)
     verdicts = [stats.verdict(*limits, margin) for limits in zip(table.diff_low, table.diff_high)]
     table = table.assign(
-        se=stats.standard_error(replicates),
-        mdd=stats.minimal_detectable(spread),
-        p=np.where(base, np.nan, p),
+        se=measured.se,
+        diff_se=difference.se,
+        mdd=stats.minimal_detectable(difference.se),
+        p=np.where(base, np.nan, difference.p),
         p_holm=lambda t: stats.holm(t.p.where(t.variant.isin(study.experiment.quantized))),
         verdict=np.where(base, "", verdicts),
     )
@@ -202,10 +193,12 @@ def averages(study: Study, keep: np.ndarray) -> pd.DataFrame:
 
 def entry_table(study: Study) -> pd.DataFrame:
     """A row a variant and entry: the entry, the columns of `against_base`, and `ENTRY_COUNTS` as truths."""
-    compared = against_base(study, study.ndcg.value, study.ndcg.replicates)  # (n_entries, n_variants) each
+    only = np.eye(len(study.entries), dtype=bool)
+    compared = [pd.DataFrame(against_base(study, study.ndcg.suite(keep))) for keep in only]  # one an entry
+    by_variant = [pd.concat([table.iloc[[v]] for table in compared]) for v in range(len(study.names))]
     tables = [
-        study.entries.assign(variant=name, **{column: values[:, v] for column, values in compared.items()})
-        for v, name in enumerate(study.names)
+        study.entries.assign(variant=name, **columns.reset_index(drop=True))
+        for name, columns in zip(study.names, by_variant)
     ]
     return pd.concat(tables, ignore_index=True).assign(
         improved=lambda t: t["diff"] >= UNCHANGED,
@@ -223,7 +216,7 @@ def by_task(study: Study, keep: np.ndarray) -> pd.DataFrame:
         rows = keep & (study.entries.task == task).to_numpy()
         table = pd.DataFrame({"variant": study.names, "task": task, "languages": int(rows.sum())})
         n_queries = int(study.entries.n_queries[rows].sum())
-        tables.append(table.assign(n_queries=n_queries, **against_base(study, *study.ndcg.suite(rows))))
+        tables.append(table.assign(n_queries=n_queries, **against_base(study, study.ndcg.suite(rows))))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -235,18 +228,19 @@ def drift(study: Study) -> pd.DataFrame:
     """
     tables = []
     for measure in ("ndcg", "margin", "overlap"):
-        value, replicates = getattr(study, measure).suite(study.counted)
-        low, high = stats.interval(replicates - replicates[:, [study.base_column]])
-        table = pd.DataFrame({"variant": study.names, "measure": measure, "value": value})
-        tables.append(table.assign(diff=value - value[study.base_column], low=low, high=high))
+        measured = getattr(study, measure).suite(study.counted)
+        change = measured - measured.of([study.base_column])
+        low, high = change.interval()
+        table = pd.DataFrame({"variant": study.names, "measure": measure, "value": measured.value})
+        tables.append(table.assign(diff=change.value, low=low, high=high))
     return pd.concat(tables, ignore_index=True).assign(resolved=lambda t: stats.resolved(t.low, t.high))
 
 
 def top_page_changes(study: Study) -> pd.DataFrame:
     """A row per variant: share of queries whose first page is not the base's, with its 95 % interval."""
-    value, replicates = study.top_changed.suite(study.counted)
-    low, high = stats.interval(replicates)
-    columns = {"top_changed": value, "top_changed_low": low, "top_changed_high": high}
+    changed = study.top_changed.suite(study.counted)
+    low, high = changed.interval()
+    columns = {"top_changed": changed.value, "top_changed_low": low, "top_changed_high": high}
     return pd.DataFrame({"variant": study.names} | columns)
 
 
@@ -255,16 +249,17 @@ def pairs(study: Study, wanted: list[tuple[str, str]]) -> pd.DataFrame:
 
     The intervals hold for all pairs together: each has the level 1 - 0.05 / number of pairs (Bonferroni).
     """
-    rows, level = [], 1 - (1 - stats.LEVEL) / max(1, len(wanted))
+    tables, level = [], 1 - (1 - stats.LEVEL) / max(1, len(wanted))
+    first, second = ([pair[side] for pair in wanted] for side in (0, 1))
     for measure in ("ndcg", "margin"):
-        value, replicates = getattr(study, measure).suite(study.counted)
-        for first, second in wanted:
-            a, b = study.names.index(first), study.names.index(second)
-            spread = replicates[:, a] - replicates[:, b]
-            mdd = float(stats.minimal_detectable(stats.standard_error(spread), level))
-            rows.append((measure, first, second, value[a] - value[b], *stats.interval(spread, level), mdd))
-    columns = ["measure", "first", "second", "diff", "low", "high", "mdd"]
-    return pd.DataFrame(rows, columns=columns).assign(resolved=lambda t: stats.resolved(t.low, t.high))
+        measured = getattr(study, measure).suite(study.counted)
+        a, b = ([study.names.index(name) for name in names] for names in (first, second))
+        spread = measured.of(a) - measured.of(b)
+        low, high = spread.interval(level)
+        columns = {"measure": measure, "first": first, "second": second, "diff": spread.value}
+        detectable = stats.minimal_detectable(spread.se, level)
+        tables.append(pd.DataFrame(columns | {"low": low, "high": high, "mdd": detectable}))
+    return pd.concat(tables, ignore_index=True).assign(resolved=lambda t: stats.resolved(t.low, t.high))
 
 
 def sizes(results: Results) -> pd.DataFrame:
@@ -292,7 +287,7 @@ def references(study: Study) -> pd.DataFrame:
         low = high = np.nan
         if len(queries):
             queries = queries.sort_values([*ENTRY, "query_id"])
-            means = stats.bootstrap(queries.ndcg_at_5, *_strata(queries), seed=study.experiment.seed)
-            low, high = stats.interval(means.suite()[1])[:, 0]
+            means = stats.means(queries.ndcg_at_5, *_strata(queries))
+            low, high = np.ravel(means.suite().interval())
         rows.append((name, scores.ndcg_at_5.mean(), low, high, len(scores), len(counted)))
     return pd.DataFrame(rows, columns=["variant", "score", "low", "high", "entries", "of"])

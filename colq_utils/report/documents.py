@@ -8,7 +8,7 @@ import pandas as pd
 from scipy.stats import kendalltau
 
 from colq_utils.base.names import DOCUMENT_QUERIES
-from colq_utils.report import analysis, stats
+from colq_utils.report import analysis
 from colq_utils.report.analysis import Study
 from colq_utils.report.markdown import change_ci, value_ci
 from colq_utils.report.results import ENTRY
@@ -37,10 +37,10 @@ def values(study: Study) -> dict:
 def agreement(study: Study) -> pd.DataFrame:
     """A row per quantized variant: label, change by kind of label, and what is as with the base."""
     everything = np.ones(len(study.entries), bool)
-    changed, changes = study.top_changed.suite(everything)
-    shared, _ = study.overlap.suite(everything)
+    top_changed = study.top_changed.suite(everything)
+    shared = study.overlap.suite(everything).value
     correlation = rank_correlation(study)
-    low, high = stats.interval(changes)
+    changed, (low, high) = top_changed.value, top_changed.interval()
     frame = pd.DataFrame(
         {
             "variant": study.names,

@@ -10,10 +10,12 @@ from itertools import combinations, product
 
 import pandas as pd
 
-from colq_utils.report import analysis, wording
+from colq_utils.report import analysis, stats, wording
 from colq_utils.report.analysis import Study
 from colq_utils.report.markdown import number
 
+#: True losses (NDCG units) for which the power of showing none beyond the margin is told.
+LOSSES = (0.0, 0.002)
 #: Checkpoints within 1 % are of one size.
 SAME_SIZE = 1.01
 
@@ -87,6 +89,17 @@ def closest(study: Study) -> str | None:
     """The usable variant whose interval allows the smallest loss; None without an interval."""
     lowest = _usable(study).diff_low.dropna()
     return lowest.idxmax() if len(lowest) else None
+
+
+def chances(study: Study, row: dict | None) -> list[float]:
+    """Percent of such benchmarks that show a variant like `row` to be within the margin, by its true loss.
+
+    `LOSSES` are the losses; empty where the variant has no error.
+    """
+    if row is None or not row["diff_se"] > 0:
+        return []
+    margin = study.experiment.evaluation.margin
+    return [100 * float(stats.power(loss, row["diff_se"], margin)) for loss in LOSSES]
 
 
 def undetected(study: Study, best: str, others) -> list[str]:

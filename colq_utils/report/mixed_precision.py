@@ -1,6 +1,6 @@
 """Must the corpus be embedded again? Queries of one precision against pages of another, beside the base.
 
-The same queries are drawn as for every other average, so that a change here and one there are a pair.
+Differences are paired by query, as all others are, so that a change here and one there can be compared.
 """
 
 import pandas as pd
@@ -35,17 +35,15 @@ def _changes(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     names = [name for name in study.names if name in set(table.variant)]
     columns = pd.MultiIndex.from_product([names, DIRECTIONS.values()])
     values = wide.reindex(index=pd.MultiIndex.from_frame(asked), columns=columns)
-    draws, seed = len(study.ndcg.replicates), study.experiment.seed
-    means = stats.bootstrap(values, study.strata, study.clusters, draws, seed)
-    value, drawn = means.suite(study.counted)
-    full, full_drawn = study.ndcg.suite(study.counted)
+    mixed = stats.means(values, study.strata, study.clusters).suite(study.counted)
+    full = study.ndcg.suite(study.counted)
     rows = []
     for i, name in enumerate(names):
         own, row = study.names.index(name), {"variant": name, "label": study.labels[name]}
         for j, column in enumerate(DIRECTIONS, 2 * i):
-            row |= _change(column, value[j] - full[base], drawn[:, j] - full_drawn[:, base])
+            row |= _change(column, mixed.of([j]) - full.of([base]))
             row[f"{column}_shows"] = wording.change(row[f"{column}_low"], row[f"{column}_high"], margin)
-        row |= _change("again", full[own] - value[2 * i], full_drawn[:, own] - drawn[:, 2 * i])
+        row |= _change("again", full.of([own]) - mixed.of([2 * i]))
         row["again_shows"] = wording.pair(row["again_low"], row["again_high"])
         rows.append(row | {"verdict": stats.verdict(row["keep_low"], row["keep_high"], margin)})
     return pd.DataFrame(rows)
@@ -58,7 +56,7 @@ def of(study: Study, row: dict | None) -> dict | None:
     return rows[0] if rows and rows[0]["verdict"] != "not measured" else None
 
 
-def _change(name: str, difference: float, replicates) -> dict:
-    low, high = stats.interval(replicates)
-    words = change_ci(difference, low, high)
-    return {f"{name}_change": words, f"{name}_low": float(low), f"{name}_high": float(high)}
+def _change(name: str, difference: stats.Estimate) -> dict:
+    low, high = (float(end[0]) for end in difference.interval())
+    words = change_ci(float(difference.value[0]), low, high)
+    return {f"{name}_change": words, f"{name}_low": low, f"{name}_high": high}

@@ -27,9 +27,9 @@ def page(template: str, study: Study, **values) -> str:
         "warning": rejected(study),
         "failures": _failures(study),
         "missing": missing,
+        "near": stats.NEAR,
         "figures": partial(figures, study),
         "environment": partial(environment, study.results.evaluate_environment, "evaluate"),
-        "flips": stats.FLIPS,
     }
     return render(template, **shared, **values)
 

@@ -117,14 +117,19 @@ def references(study: Study) -> pd.DataFrame:
     order = ["bm25", study.experiment.base, "random-init"]
     frame = frame.set_index("variant").reindex([name for name in order if name in set(frame.variant)])
     covered = [f"{entries} of {of}" for entries, of in zip(frame.entries.astype(int), frame.of.astype(int))]
-    return frame.assign(label=frame.index.map(study.labels), covered=covered)
+    scores = study.results.scores
+    rest = scores[scores.counted & ~scores.task.isin(_below(study)[:1])].groupby("variant").ndcg_at_5.mean()
+    return frame.assign(label=frame.index.map(study.labels), covered=covered, rest=frame.index.map(rest))
 
 
 def _below(study: Study) -> list[str]:
-    """The tasks on which BM25 lies below the base."""
+    """The tasks on which BM25 lies below the base, the widest gap first."""
     scores = study.results.scores
     means = scores[scores.counted].pivot_table(index="task", columns="variant", values="ndcg_at_5")
-    return list(means.index[means["bm25"] < means[study.experiment.base]]) if "bm25" in means else []
+    if "bm25" not in means:
+        return []
+    gaps = (means[study.experiment.base] - means["bm25"]).sort_values(ascending=False)
+    return list(gaps.index[gaps > 0])
 
 
 def apart(study: Study) -> list[tuple[str, int, pd.DataFrame]]:

@@ -1,8 +1,10 @@
 """Intervals, tests and verdicts for scores of queries: what may be said about a difference, and what not.
 
-A retriever is judged by the mean over strata (a task in one language) of the mean over its queries.
-Everything here resamples queries within their stratum, all variants with the same draws, so that a
-difference between two variants is a paired one. Pure numpy; one matrix product serves all variants.
+A retriever is judged by the mean over strata (a task in one language) of the mean over its queries. A query's
+deviation from the mean of its stratum is its share of the error; shares of queries that have a source in
+common are added before they are squared, and those of two variants are subtracted query by query, so that
+every difference is a paired one. All in closed form: the same results give the same interval, whatever the
+seed, and `tests/report/test_summary_numbers.py` finds them by resampling.
 
 Not here: which queries count, which variants are compared (`analysis`), how it is written (`report`).
 It measures the noise of the queries alone: another seed of the quantizer is another experiment.
@@ -11,73 +13,127 @@ It measures the noise of the queries alone: another seed of the quantizer is ano
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import coo_matrix
+from scipy.sparse import coo_matrix, csr_matrix
 from scipy.sparse.csgraph import connected_components
-from scipy.stats import norm
+from scipy.stats import t as student
 
 from colq_utils.base.errors import ColqError
 
-RESAMPLES = 10000
-FLIPS = 9999
 LEVEL = 0.95
 POWER = 0.80
 #: Sums of equal numbers in another order differ by about this much; such a difference is none.
 ROUNDING = 1e-12
+#: An interval that ends this close to the margin or to 0 counts as ending on it, in NDCG units: the method of
+#: the interval (normal or resampled, and by which seed) moves its ends by up to half as much.
+NEAR = 0.0005
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Means with their errors.
+
+    Attributes:
+        value: (n,).
+        shares: (n_clusters, n), what each cluster of queries adds to the error; their squares add up to the
+            variance, their products to the covariance.
+        df: degrees of freedom.
+    """
+
+    value: np.ndarray
+    shares: np.ndarray
+    df: int
+
+    def __sub__(self, other: "Estimate") -> "Estimate":
+        return Estimate(self.value - other.value, self.shares - other.shares, self.df)
+
+    def of(self, columns) -> "Estimate":
+        return Estimate(self.value[columns], self.shares[:, columns], self.df)
+
+    @property
+    def se(self) -> np.ndarray:
+        """Standard errors; NaN where one cluster alone says nothing of the spread."""
+        return np.sqrt((self.shares**2).sum(0)) if self.df > 0 else np.full(self.value.shape, np.nan)
+
+    def interval(self, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
+        return interval(self.value, self.se, self.df, level)
+
+    @property
+    def p(self) -> np.ndarray:
+        """Two-sided p of a true value of 0, by the t that the interval is made with."""
+        return p_value(self.value, self.se, self.df)
+
+
+def interval(value, se, df, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of the t interval; NaN in, NaN out."""
+    reach = student.ppf((1 + level) / 2, np.maximum(df, 1)) * np.asarray(se, float)
+    return value - reach, value + reach
+
+
+def p_value(value, se, df) -> np.ndarray:
+    """Two-sided p of a true value of 0; 1 where nothing differs at all."""
+    value, se = np.abs(value), np.asarray(se, float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(value <= ROUNDING, se * 0, value / se)
+    return 2 * student.sf(ratio, np.maximum(df, 1))
 
 
 @dataclass(frozen=True)
 class Means:
-    """Means of strata, measured and under resampling.
+    """Means of strata, and what each query adds to their errors: see `means`.
 
     Attributes:
         strata: their labels, sorted; length S.
         value: (S, n_variants) means over the queries.
-        replicates: (resamples, S, n_variants) the same under resampling.
+        deviations: (n_queries, n_variants) from the stratum's mean, divided by its number of queries.
+        stratum, cluster: (n_queries,) numbers.
     """
 
     strata: tuple
     value: np.ndarray
-    replicates: np.ndarray
+    deviations: np.ndarray
+    stratum: np.ndarray
+    cluster: np.ndarray
 
-    def suite(self, keep=None) -> tuple[np.ndarray, np.ndarray]:
-        """Mean over the strata (those where `keep` is true): (n_variants,) and (resamples, n_variants)."""
+    def suite(self, keep=None) -> Estimate:
+        """Mean over the strata (those where `keep` is true), a value per variant."""
         keep = np.full(len(self.strata), True) if keep is None else np.asarray(keep, bool)
         if not keep.any():
             raise ColqError(
                 "no task is left to average over: check which tasks are counted in evaluate/scores.csv"
             )
-        return self.value[keep].mean(0), self.replicates[:, keep].mean(1)
+        rows = keep[self.stratum]
+        stratum, cluster = _numbered(self.stratum[rows]), _numbered(self.cluster[rows])
+        family = np.empty(cluster.max() + 1, int)
+        family[cluster] = _families(stratum, cluster)[stratum]
+        size = np.bincount(family)[family]  # (n_clusters,) clusters that vary together
+        gather = csr_matrix((np.ones(len(cluster)), (cluster, np.arange(len(cluster)))))
+        shares = (
+            gather @ self.deviations[rows] / keep.sum() * np.sqrt(size / np.maximum(size - 1, 1))[:, None]
+        )
+        return Estimate(self.value[keep].mean(0), shares, len(family) - family.max() - 1)
 
 
-def bootstrap(values, strata, clusters=None, resamples: int = RESAMPLES, seed: int = 42) -> Means:
-    """Resample queries with replacement within their stratum, the same draws for every variant.
+def means(values, strata, clusters=None) -> Means:
+    """Means by stratum, with the error of every average of them.
 
-    Queries that share a source (translations of one question, one heading asked of two corpora) are drawn
-    together: the unit is the cluster, drawn among all clusters of the strata that clusters link. A stratum's
-    mean is then a ratio, its size being drawn too. Strata without links are resampled each for itself.
+    Queries that share a source (translations of one question, one heading asked of two corpora) are one
+    observation: the unit is the cluster, drawn among all clusters of the strata that clusters link. A mean of
+    a stratum is then a ratio, its size being drawn too, and its error the linear part. A stratum all of whose
+    queries share one source adds none.
 
     Args:
         values: (n_queries, n_variants); a variant without a value (NaN) has none in that stratum either.
         strata: (n_queries,) labels.
         clusters: (n_queries,) labels, or None where every query stands for itself.
 
-    Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapters 6, 8 and 13;
-    Davison & Hinkley, Bootstrap Methods (1997), section 3.8, for resampling whole clusters.
+    Source: Cochran, Sampling Techniques (1977), sections 5.6, 6.3 and 9A.2.
     """
-    values, rng = _matrix(values), np.random.default_rng(seed)
+    values = _matrix(values)
     labels, stratum = np.unique(np.asarray(strata), return_inverse=True)
     cluster = np.arange(len(stratum)) if clusters is None else _numbered(clusters)
     value = np.array([values[stratum == s].mean(0) for s in range(len(labels))])
-    replicates = np.empty((resamples, *value.shape))
-    family = _families(stratum, cluster)[stratum]  # (n_queries,)
-    for number in range(family.max() + 1):
-        position = _numbered(cluster[family == number])
-        members = {s: position[stratum[family == number] == s] for s in np.unique(stratum[family == number])}
-        drawn = _resample(position.max() + 1, list(members.values()), resamples, rng)
-        for s, clusters_of in members.items():
-            weight = drawn[:, clusters_of]  # (resamples, n_queries of the stratum)
-            replicates[:, s] = weight @ values[stratum == s] / weight.sum(1, keepdims=True)
-    return Means(tuple(labels.tolist()), value, replicates)
+    deviations = (values - value[stratum]) / np.bincount(stratum)[stratum][:, None]
+    return Means(tuple(labels.tolist()), value, deviations, stratum, cluster)
 
 
 def _numbered(labels) -> np.ndarray:
@@ -90,72 +146,24 @@ def _families(stratum: np.ndarray, cluster: np.ndarray) -> np.ndarray:
     return connected_components(touched.T @ touched, directed=False)[1]
 
 
-def _resample(n: int, strata: list[np.ndarray], resamples: int, rng) -> np.ndarray:
-    """How often each of n clusters is drawn, (resamples, n); never so that a stratum is left empty."""
-    drawn, todo = np.empty((resamples, n)), np.arange(resamples)
-    while len(todo):
-        picked = rng.integers(0, n, (len(todo), n)) + n * np.arange(len(todo))[:, None]
-        drawn[todo] = np.bincount(picked.ravel(), minlength=len(todo) * n).reshape(len(todo), n)
-        todo = todo[np.any([drawn[todo][:, s].sum(1) == 0 for s in strata], axis=0)]
-    return drawn
-
-
-def interval(replicates, level: float = LEVEL) -> np.ndarray:
-    """Percentile interval along the first axis: (2, …). NaN in, NaN out.
-
-    Source: Efron & Tibshirani (1993), section 13.3; the same as scipy.stats.bootstrap(method="percentile").
-    """
-    tail = (1 - level) / 2
-    return np.quantile(np.asarray(replicates, float), [tail, 1 - tail], axis=0)
-
-
-def standard_error(replicates) -> np.ndarray:
-    """Standard deviation of the replicates along the first axis (Efron & Tibshirani, section 6.2)."""
-    return np.std(np.asarray(replicates, float), axis=0, ddof=1)
-
-
-def minimal_detectable(se_difference, level: float = LEVEL) -> np.ndarray:
+def minimal_detectable(se_difference, level: float = LEVEL, df=np.inf) -> np.ndarray:
     """The true difference that a two-sided test finds in 80 % of such suites: (1.96 + 0.84) × SE at 0.95.
+
+    With few degrees of freedom the quantiles are those of t.
 
     Source: Card et al., With Little Power Comes Great Responsibility (EMNLP 2020), section 2.
     """
-    return (norm.ppf((1 + level) / 2) + norm.ppf(POWER)) * np.asarray(se_difference, float)
+    quantiles = student.ppf((1 + level) / 2, df) + student.ppf(POWER, df)
+    return quantiles * np.asarray(se_difference, float)
 
 
-def randomization_test(differences, strata, clusters=None, flips: int = FLIPS, seed: int = 42) -> np.ndarray:
-    """Two-sided p-values of the suite mean under random signs of the paired differences.
+def power(loss, se, margin: float, df=np.inf) -> np.ndarray:
+    """How likely a variant that truly loses `loss` gets the verdict 'non-inferior', all in NDCG units.
 
-    Exact where all sign patterns are fewer than `flips`, else (1 + as extreme) / (1 + flips).
-
-    Args:
-        differences: (n_queries, n_variants) variant minus base.
-
-    Source: Smucker, Allan & Carterette, A Comparison of Statistical Significance Tests for IR (CIKM 2007);
-    the same as scipy.stats.permutation_test(permutation_type="samples").
+    Source: Chow, Shao and Wang, Sample Size Calculations in Clinical Research (2008), section 3.2.
     """
-    differences = _matrix(differences)
-    stratum = _numbered(strata)
-    weight = 1 / np.bincount(stratum)[stratum] / (stratum.max() + 1)
-    share = weight[:, None] * differences  # (n_queries, n_variants), sums to the suite difference
-    if clusters is not None:
-        share = np.stack([np.bincount(_numbered(clusters), column) for column in share.T], axis=1)
-    rng = np.random.default_rng(seed)
-    return np.array([_sign_flip(column[column != 0], flips, rng) for column in share.T])
-
-
-def _sign_flip(share: np.ndarray, flips: int, rng) -> float:
-    n, observed = len(share), abs(share.sum())
-    if n == 0 or np.isnan(observed):
-        return np.nan if n else 1.0
-    slack = observed * (1 - 1e-9)
-    if 2**n <= flips:
-        signs = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
-        return float(np.mean(np.abs(signs @ share) >= slack))
-    extreme = 0
-    for start in range(0, flips, 1000):
-        signs = 1.0 - 2.0 * rng.integers(0, 2, (min(1000, flips - start), n), dtype=np.int8)
-        extreme += int((np.abs(signs @ share) >= slack).sum())
-    return (1 + extreme) / (1 + flips)
+    room = (margin - NEAR - np.asarray(loss, float)) / se
+    return student.cdf(room - student.ppf((1 + LEVEL) / 2, df), df)
 
 
 def holm(p_values) -> np.ndarray:
@@ -181,18 +189,29 @@ def win_tie_loss(differences, tolerance: float = 1e-9) -> tuple[int, int, int]:
 def verdict(low: float, high: float, margin: float) -> str:
     """What the interval of (variant - base) says, given a margin that was fixed before the run.
 
-    'non-inferior': the whole interval lies above -margin; 'inferior': below -margin;
-    'lower': below 0, with the margin inside; else 'not resolved'; 'not measured' without an interval.
+    'non-inferior': the whole interval lies above -margin; 'inferior': below -margin; 'at the margin': it ends
+    within `NEAR` of -margin, so that another method or another base could say otherwise; 'lower': below 0,
+    with the margin inside; else 'not resolved'; 'not measured' without an interval.
 
     Source: Piaggio et al., Reporting of Noninferiority and Equivalence Randomized Trials (JAMA 2012).
     """
     if not (np.isfinite(low) and np.isfinite(high)):
         return "not measured"
+    if min(abs(low + margin), abs(high + margin)) <= NEAR:
+        return "at the margin"
     if low > -margin:
         return "non-inferior"
     if high < -margin:
         return "inferior"
-    return "lower" if high < -ROUNDING else "not resolved"
+    return "lower" if high < -NEAR else "not resolved"
+
+
+def equivalent(low: float, high: float, margin: float) -> bool:
+    """Whether the whole interval lies within ± margin and not within `NEAR` of either end.
+
+    Source: Schuirmann, A Comparison of the Two One-Sided Tests Procedure (1987).
+    """
+    return bool(low > -margin + NEAR and high < margin - NEAR)
 
 
 def resolved(low, high) -> np.ndarray:

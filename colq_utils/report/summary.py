@@ -22,7 +22,7 @@ def write(study: Study) -> str:
         mixed=mixed_precision.of(study, told["picked"]),
         speed=speed.in_one_sentence(study),
         **documents.values(study),
-        **told,
+        **told | {"chances": []},  # in the analysis and the README; a page has no room for it
     )
 
 
@@ -38,6 +38,7 @@ def answer(study: Study) -> dict:
     shown = frame[frame.variant.isin(four) & frame.diff_low.notna()].set_index("variant")["diff"]
     recipe, pairs = findings.recommend(study), findings.lengths(study)
     saved = frame.reduction_pct.map(md.significant)
+    picked = rows.get(recipe.variant or findings.closest(study))
     return {
         "frame": frame.assign(
             reduction_pct=saved.mask((frame.variant == study.experiment.base) & (saved == "0"), "-")
@@ -48,7 +49,8 @@ def answer(study: Study) -> dict:
         "worst": rows[shown.idxmin()] if len(shown) else None,
         "recipe": recipe,
         "alike": [study.labels[name] for name in recipe.alike],
-        "picked": rows.get(recipe.variant or findings.closest(study)),
+        "picked": picked,
+        "chances": findings.chances(study, picked),
         "bits": "four bits" if all(study.experiment.by_id[name].bits == 4 for name in four) else "few bits",
         "undecided_length": len(pairs) > 0 and not pairs.resolved[pairs.measure == "ndcg"].any(),
         "entries": study.entries[study.counted],

@@ -26,8 +26,8 @@ def change(low: float, high: float, margin: float) -> str:
         return f"within the margin of {100 * margin:g}"
     if verdict == "inferior":
         return f"loses at least {_points(-high)} points"
-    if verdict == "lower" and -100 * high < 0.005:
-        return f"loses up to {_points(-low)} points"
+    if verdict == "at the margin":
+        return f"at the margin: between {_points(low, True)} and {_points(high, True)}"
     if verdict == "lower":
         return f"loses between {_points(-high)} and {_points(-low)} points"
     return f"{UNDECIDED}: between {_points(low, True)} and {_points(high, True)}"

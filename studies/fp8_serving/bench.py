@@ -176,7 +176,7 @@ def evaluate(experiment: DetectionExperiment) -> pd.DataFrame:
         else:
             answers[name] = engine.in_process(experiment, variant, batch).answer(given)
     frame = answer_table(held_out, answers)
-    table = scores(frame, experiment.seed)
+    table = scores(frame)
     tables = {"answers.parquet": frame, "scores.csv": table}
     make.store(experiment, "evaluate", tables, engine=serve.engine, pictures=len(held_out))
     return table
@@ -198,17 +198,15 @@ def answer_table(held_out: list[pictures.Picture], answers: dict[str, list[engin
     return pd.DataFrame(rows)
 
 
-def scores(frame: pd.DataFrame, seed: int) -> pd.DataFrame:
+def scores(frame: pd.DataFrame) -> pd.DataFrame:
     """One line a variant: agreement, failures, IoU and its difference to the first variant.
 
-    Intervals are at 95 %, over pictures.
+    Intervals are t intervals at 95 % over pictures, those of differences paired.
     """
     names = list(dict.fromkeys(frame["variant"]))
     iou = frame.pivot(index="picture", columns="variant", values="iou")[names]
-    drawn = np.random.default_rng(seed).integers(0, len(iou), (2000, len(iou)))
-    means = iou.to_numpy()[drawn].mean(1)  # (resamples, variants)
-    low, high = stats.interval(means)
-    diff_low, diff_high = stats.interval(means - means[:, :1])
+    measured = stats.means(iou, np.zeros(len(iou))).suite()
+    (low, high), (diff_low, diff_high) = measured.interval(), (measured - measured.of([0])).interval()
     by_variant, mean = frame.groupby("variant", sort=False), iou.mean()
     table = {
         "pictures": by_variant.size(),

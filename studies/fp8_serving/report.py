@@ -19,8 +19,9 @@ from studies.fp8_serving.settings import DetectionExperiment
 
 TEMPLATES = Path(__file__).parent / "templates"
 SEVEN = ROOT / "results" / "nutrition-fp8-7b"
-#: What counts as no loss and as a gain, set before any run: exact boxes or a small shift; share of bf16.
-BARS = {"same_box": 0.98, "shift_px": 1.0, "latency_share": 0.75, "bytes_share": 0.55}
+#: What counts as no loss and as a gain: IoU that may be lost; share of bf16. All but the first were set
+#: before any run; it took the place of a bar that no run could miss.
+BARS = {"iou": 0.01, "latency_share": 0.75, "bytes_share": 0.55}
 CAPTIONS = {
     "predictions.png": "Held-out pictures with the true box and those of bf16 and FP8; "
     "the first half are those where the two differ most.",
@@ -116,9 +117,24 @@ def weight_share(study: DetectorResults) -> float:
 
 
 def agrees(study: DetectorResults) -> bool:
-    """Whether FP8 answers as the base does: exact boxes, or a mean shift of at most a pixel."""
-    row = study.scores.set_index("variant").loc[study.fp8]
-    return bool(row.same_box >= BARS["same_box"] or row.shift_px_mean <= BARS["shift_px"])
+    """Whether FP8 is shown to lose less overlap with the true box than the bar allows (non-inferiority)."""
+    return bool(study.scores.set_index("variant").iou_diff_low[study.fp8] > -BARS["iou"])
+
+
+def arithmetic_null(study: DetectorResults) -> float:
+    """Share of pictures for which the base on the GPU answers as it does here; NaN where that was not run."""
+    if study.on_gpu is None:
+        return float("nan")
+    here = study.answers[study.answers.variant == study.base].set_index("picture").text
+    there = study.on_gpu.set_index("picture").bf16.reindex(here.index)
+    return float((here == there).mean())
+
+
+def ratio_by_round(study: DetectorResults) -> list[float]:
+    """FP8 over BF16 in each round of whole requests at 7B dimensions: too few for an interval."""
+    calls = study.timed[study.timed.batch == 1]
+    means = calls.groupby(["round", "variant"]).latency_s.mean().unstack("variant")
+    return (means["fp8"] / means["bf16"]).tolist()
 
 
 def recommendation(study: DetectorResults) -> str:
@@ -133,7 +149,9 @@ def _verdict(study: DetectorResults) -> dict:
         "score": study.scores.set_index("variant").loc[study.fp8],
         "boxes_kept": agrees(study),
         "bytes_share": weight_share(study),
+        "null": arithmetic_null(study),
         "whole": None if study.timed is None else ratio(study),
+        "rounds": [] if study.timed is None else [md.number(r, 3) for r in ratio_by_round(study)],
         "device": ratio(study, column="device_s"),
         "percent": lambda share, digits: md.number(100 * share, digits, unit=" %"),
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest, wilcoxon
+from scipy.stats import binomtest, bootstrap, permutation_test, wilcoxon
 
 from colq_utils.base.config import ROOT
 from colq_utils.base.errors import ColqError
@@ -20,6 +20,8 @@ from colq_utils.report import stats
 FOLDER = ROOT / "data" / "published"
 ORIGINAL, LENGTHS = "original", ("seqlen-256", "seqlen-512", "seqlen-1024")
 SEED = 42
+#: Draws of the bootstrap and of the randomization test over the 22 tasks.
+RESAMPLES = 10000
 TESTS = ("sign", "wilcoxon", "randomization")
 
 
@@ -111,16 +113,27 @@ def _family(p: Published, pairs: list[tuple[str, str]]) -> pd.DataFrame:
     rows = []
     for first, second in pairs:
         d = (p.english[first] - p.english[second]).round(5).to_numpy()
-        one_stratum = np.zeros(len(d))
-        low, high = stats.interval(stats.bootstrap(d, one_stratum, seed=SEED).suite()[1])[:, 0]
+        resamples = {"n_resamples": RESAMPLES, "rng": np.random.default_rng(SEED)}
+        low, high = bootstrap((d,), np.mean, method="percentile", **resamples).confidence_interval
         wins, ties, losses = stats.win_tie_loss(d)
         row = {"first": first, "second": second, "n": len(d), "diff": d.mean(), "low": low, "high": high}
         row |= {"wins": wins, "ties": ties, "losses": losses, "p_sign": sign_test(wins, losses)}
         row["p_wilcoxon"] = float(wilcoxon(d).pvalue)
-        row["p_randomization"] = float(stats.randomization_test(d, one_stratum, seed=SEED)[0])
+        row["p_randomization"] = randomization_test(d)
         rows.append(row)
     table = pd.DataFrame(rows)
     return table.assign(**{f"holm_{test}": stats.holm(table[f"p_{test}"]) for test in TESTS})
+
+
+def randomization_test(differences: np.ndarray) -> float:
+    """Two-sided p of the mean under random signs, by `RESAMPLES` draws."""
+    resamples = {"n_resamples": RESAMPLES - 1, "rng": np.random.default_rng(SEED)}
+    sample = differences, np.zeros_like(differences)
+    return float(permutation_test(sample, _mean_difference, permutation_type="samples", **resamples).pvalue)
+
+
+def _mean_difference(first: np.ndarray, second: np.ndarray, axis: int = 0) -> np.ndarray:
+    return np.mean(first - second, axis=axis)
 
 
 def sign_test(wins: int, losses: int) -> float:

@@ -54,7 +54,7 @@ def comparison(p: Published) -> str:
             _family("against the original", across[across.second == ORIGINAL]),
             _family("between two lengths", across[across.second != ORIGINAL]),
         ],
-        resamples=stats.RESAMPLES,
+        resamples=pub.RESAMPLES,
         worth=worth,
         below_one_query=int((worth.abs() < 1).sum().sum()),
         queries=p.tasks.set_index("task").english_queries,

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from colq_utils.base import files
@@ -36,9 +37,9 @@ def _pair(study: SeqlenStudy, ours: str, theirs: pd.DataFrame) -> dict:
     counted = both.merge(study.asked.loc[study.asked["counted"], [*key, "source"]], on=key)
     strata = (counted["task"] + "\t" + counted["lang"]).to_numpy(str)
     values, sources = counted[["ndcg_at_5", "ndcg_at_5_other"]], counted["source"].to_numpy(str)
-    means = stats.bootstrap(values, strata, sources, study.resamples, study.spec.seed)
-    (score, other_score), draws = means.suite()
-    low, high = stats.interval(draws[:, 1] - draws[:, 0])
+    measured = stats.means(values, strata, sources).suite()
+    score, other_score = measured.value
+    low, high = np.ravel((measured.of([1]) - measured.of([0])).interval())
     return {
         "queries": len(both),
         "equal_ndcg": (both["ndcg_at_5"] - both["ndcg_at_5_other"]).abs().lt(1e-5).mean(),

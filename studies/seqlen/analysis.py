@@ -1,10 +1,9 @@
 """From the result files of a study to scores with intervals, which its report and figures share.
 
 An entry is a task in one language; the suite's score is the mean over the counted entries of the mean over
-queries. Two things vary where AutoRound is judged: the queries asked and the seed, which draws the
-calibration text and the batches. Every interval of a comparison between AutoRound variants covers both:
-queries are resampled in clusters (`stats.bootstrap`) and seeds as whole blocks, because the variants of one
-seed share their text.
+queries. Three things vary: the queries asked, the seed (which draws the calibration text and the batches),
+and for the base the arithmetic, of which `draws` may hold several. Queries are crossed with seeds and with
+arithmetics: every interval covers both, in closed form (`over_seeds`).
 """
 
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats as distributions
 
 from colq_utils.base import files
 from colq_utils.base.config import ROOT
@@ -36,7 +34,7 @@ class SeqlenStudy:
     pages: pd.DataFrame
     provenance: dict
     folder: Path
-    resamples: int = stats.RESAMPLES
+    draws: pd.DataFrame | None = None
 
     @property
     def good(self) -> pd.DataFrame:
@@ -67,19 +65,46 @@ class SeqlenStudy:
         return table[self.names].to_numpy(float)
 
     @cached_property
-    def draws(self) -> stats.Means:
-        """NDCG@5 of every counted entry and variant, measured and with the queries resampled."""
+    def base_columns(self) -> np.ndarray:
+        """NDCG@5 of the base in each of its arithmetics, rows as in `asked`: ``(n_queries, n_draws)``."""
+        if self.draws is None:
+            return self.wide("ndcg_at_5")[:, [self.names.index(self.spec.base)]]
+        keys = [*ENTRY, "query_id"]
+        table = self.draws.pivot(index=keys, columns="draw", values="ndcg_at_5")
+        return table.reindex(pd.MultiIndex.from_frame(self.asked[keys])).to_numpy(float)
+
+    @cached_property
+    def ndcg(self) -> np.ndarray:
+        """NDCG@5 as `wide` has it, the base's being the mean of its arithmetics."""
+        values = self.wide("ndcg_at_5").copy()
+        values[:, self.names.index(self.spec.base)] = self.base_columns.mean(1)
+        return values
+
+    @cached_property
+    def means(self) -> stats.Means:
+        """NDCG@5 of every counted entry: a column a variant, then one for each arithmetic of the base."""
         keep = self.asked["counted"].to_numpy(bool)
         strata = (self.asked["task"] + "\t" + self.asked["lang"]).to_numpy(str)[keep]
         sources = self.asked["source"].to_numpy(str)[keep]
-        values = self.wide("ndcg_at_5")[keep]
-        return stats.bootstrap(values, strata, sources, self.resamples, self.spec.seed)
+        return stats.means(np.hstack([self.ndcg, self.base_columns])[keep], strata, sources)
 
     @cached_property
-    def suite(self) -> tuple[pd.Series, pd.DataFrame]:
-        """Suite score by variant, and its replicates, a column a variant."""
-        value, replicates = self.draws.suite()
-        return pd.Series(value, index=self.names), pd.DataFrame(replicates, columns=self.names)
+    def _measured(self) -> stats.Estimate:
+        return self.means.suite()
+
+    @cached_property
+    def score(self) -> pd.Series:
+        """Suite score by variant."""
+        return pd.Series(self._measured.value[: len(self.names)], index=self.names)
+
+    def of(self, variants: list[str]) -> stats.Estimate:
+        """Suite scores of `variants` with their errors over queries."""
+        return self._measured.of([self.names.index(name) for name in variants])
+
+    @property
+    def base(self) -> stats.Estimate:
+        """Suite scores of the base, a value an arithmetic."""
+        return self._measured.of(slice(len(self.names), None))
 
     @property
     def n_queries(self) -> int:
@@ -97,8 +122,8 @@ class SeqlenStudy:
         return self.arm(family, **choices).set_index("seed")["variant"]
 
 
-def load(spec: StudySpec, folder: Path | None = None, resamples: int = stats.RESAMPLES) -> SeqlenStudy:
-    """Read what a run of the study has written.
+def load(spec: StudySpec, folder: Path | None = None) -> SeqlenStudy:
+    """Read what a run of the study has written, and the base's arithmetics where they were drawn.
 
     Raises:
         ColqError: files missing, made of another base or study, or on several devices; variants with other
@@ -110,9 +135,17 @@ def load(spec: StudySpec, folder: Path | None = None, resamples: int = stats.RES
     )
     runs = runs.assign(error=runs["error"].fillna(""), format=runs["format"].fillna(""))
     provenance = files.read_json(folder / "provenance.json", "study")
-    study = SeqlenStudy(spec, runs, queries, pages, provenance, folder, resamples)
+    path = folder / f"arithmetic-{spec.runtime.device}.parquet"
+    draws = drawn_alike(path, spec) if path.exists() else None
+    study = SeqlenStudy(spec, runs, queries, pages, provenance, folder, draws)
     _check(study)
     return study
+
+
+def drawn_alike(path: Path, spec: StudySpec) -> pd.DataFrame:
+    """The draws of `studies.seqlen.arithmetic` in the precision that the study computes in."""
+    draws = pd.read_parquet(path)
+    return draws[draws["draw"].str.startswith(spec.runtime.dtype)]
 
 
 def _check(study: SeqlenStudy) -> None:
@@ -136,6 +169,11 @@ def _check(study: SeqlenStudy) -> None:
             f"{study.folder / 'queries.parquet'}: {uneven[0]} answered other queries than the base: "
             "run the study again"
         )
+    if study.draws is not None and not np.isfinite(study.base_columns).all():
+        raise ColqError(
+            f"{study.folder}: the draws of arithmetic lack queries of the study: "
+            f"run `python -m studies.seqlen.arithmetic {spec.name}` again"
+        )
     sets = study.arm("length").drop_duplicates("set")
     budgets, steps = (sets["set_seqlen"] * sets[column] for column in ("set_blocks", "set_batch_rows"))
     if budgets.nunique() > 1 or steps.nunique() > 1:
@@ -150,70 +188,82 @@ def load_named(name: str) -> SeqlenStudy:
     return load(study_spec.load(name))
 
 
+def over_seeds(*arms: stats.Estimate, level: float = stats.LEVEL) -> dict:
+    """Sum over arms of the mean over their columns (seeds or arithmetics), crossed with the queries.
+
+    The variance between columns holds what a column does on every query (its main effect) and what it does
+    on these queries alone. The latter is in the error over queries already and is taken out, or it would be
+    counted twice: variance = queries + sum over arms of max(0, between - interaction). One column says
+    nothing of its main effect, which is then left out.
+
+    Returns:
+        value, se, df (Satterthwaite), low, high; columns, the number of the first arm's.
+
+    Source: Searle, Casella and McCulloch, Variance Components (1992), section 4.3 (two-way, no replication);
+    Satterthwaite, An Approximate Distribution of Estimates of Variance Components (1946).
+    """
+    shares = sum(arm.shares.mean(1) for arm in arms)
+    queries, df = float(shares @ shares), arms[0].df
+    variance, spread = queries, queries**2 / df
+    for arm in arms:
+        n = len(arm.value)
+        if n > 1:
+            between, interaction = (part / n for part in between_columns(arm))
+            variance += max(0.0, between - interaction)
+            spread += between**2 / (n - 1) + interaction**2 / ((n - 1) * df)
+    value, se = float(sum(arm.value.mean() for arm in arms)), float(np.sqrt(variance))
+    df = variance**2 / spread if spread else df
+    low, high = (float(end) for end in stats.interval(value, se, df, level))
+    return {"value": value, "se": se, "df": df, "low": low, "high": high, "columns": len(arms[0].value)}
+
+
+def between_columns(arm: stats.Estimate) -> tuple[float, float]:
+    """Variance between columns, and as much of it as chance in the queries explains."""
+    apart = arm.shares - arm.shares.mean(1, keepdims=True)
+    return float(np.var(arm.value, ddof=1)), float((apart**2).sum() / (len(arm.value) - 1))
+
+
+def negative(arm: stats.Estimate) -> stats.Estimate:
+    return stats.Estimate(-arm.value, -arm.shares, arm.df)
+
+
 def scores(study: SeqlenStudy) -> pd.DataFrame:
     """A row per variant: score, difference to the base (with interval over queries), and its run."""
-    value, replicates = study.suite
-    base = study.spec.base
-    spread = replicates.sub(replicates[base], axis=0)
-    (low, high), (diff_low, diff_high) = stats.interval(replicates), stats.interval(spread)
-    table = pd.DataFrame({"variant": study.names, "score": value.to_numpy(), "low": low, "high": high})
-    table["diff"] = (value - value[base]).to_numpy()
-    table = table.assign(diff_low=diff_low, diff_high=diff_high, diff_se=stats.standard_error(spread))
+    rows = [mean_score(study, [name]) for name in study.names]
+    table = pd.DataFrame(rows).assign(variant=study.names).drop(columns="seeds")
     return table.merge(study.runs, on="variant", how="left")
 
 
 def mean_score(study: SeqlenStudy, variants: list[str]) -> dict:
     """Mean over `variants` that differ in their seed alone, and its change from the base."""
-    value, replicates = study.suite
-    base = study.spec.base
-    score, draws = float(value[variants].mean()), over_seeds(study, replicates[variants].to_numpy())
-    changes = over_seeds(study, replicates[variants].sub(replicates[base], axis=0).to_numpy())
-    (low, high), (diff_low, diff_high) = stats.interval(draws), stats.interval(changes)
+    measured = study.of(variants)
+    score, change = over_seeds(measured), over_seeds(measured, negative(study.base))
+    if variants == [study.spec.base]:
+        score, change = over_seeds(study.base), dict.fromkeys(change, 0.0)
     return {
-        "score": score,
-        "low": low,
-        "high": high,
-        "diff": score - float(value[base]),
-        "diff_low": diff_low,
-        "diff_high": diff_high,
-        "diff_se": float(np.std(changes, ddof=1)),
-        "seeds": len(variants),
+        **{"score": score["value"], "low": score["low"], "high": score["high"]},
+        **{"diff": change["value"], "diff_low": change["low"], "diff_high": change["high"]},
+        **{"diff_se": change["se"], "diff_df": change["df"], "seeds": len(variants)},
     }
-
-
-def over_seeds(study: SeqlenStudy, values: np.ndarray) -> np.ndarray:
-    """Means over seeds, drawn anew in each resample, of replicates ``(resamples, n_seeds)``.
-
-    A mean of n drawn from n has (n - 1) / n of the variance it should have: its deviation is widened.
-    """
-    n = values.shape[1]
-    if n == 1:
-        return values[:, 0]
-    rng = np.random.default_rng(study.spec.seed)
-    mean = values.mean(1)
-    drawn = np.take_along_axis(values, rng.integers(0, n, values.shape), axis=1).mean(1)
-    return mean + np.sqrt(n / (n - 1)) * (drawn - mean)
 
 
 def contrast(study: SeqlenStudy, first: list[str], second: list[str], level: float = stats.LEVEL) -> dict:
     """Mean over seeds of first minus second, paired seed by seed; interval over queries and seeds.
 
-    Also seed_low and seed_high, a t interval over the seeds alone, for these queries, and p of that t test.
+    Also seed_low and seed_high, a t interval over the seeds alone, for these queries, p of that t test, and
+    whether the two are equivalent within the margin by their 95 % interval.
     """
-    value, replicates = study.suite
-    draws = over_seeds(study, replicates[first].to_numpy() - replicates[second].to_numpy())
-    each = value[first].to_numpy() - value[second].to_numpy()
-    diff, reach, df = float(each.mean()), seed_reach(each, level), len(each) - 1
-    low, high = stats.interval(draws, level)
-    seed_se = float(np.std(each, ddof=1) / np.sqrt(len(each))) if df else 0.0
+    each = study.of(first) - study.of(second)
+    both, reach = over_seeds(each, level=level), seed_reach(each.value, level)
+    seed_se = float(np.std(each.value, ddof=1) / np.sqrt(len(first))) if len(first) > 1 else np.nan
     return {
-        "diff": diff,
-        "low": low,
-        "high": high,
-        "se": float(np.std(draws, ddof=1)),
-        "seed_low": diff - reach,
-        "seed_high": diff + reach,
-        "p": float(2 * distributions.t.sf(abs(diff) / seed_se, df)) if seed_se else np.nan,
+        **{"diff": both["value"], "low": both["low"], "high": both["high"]},
+        **{"se": both["se"], "df": both["df"]},
+        **{"seed_low": both["value"] - reach, "seed_high": both["value"] + reach},
+        "p": float(stats.p_value(both["value"], seed_se, len(first) - 1)),
+        "equivalent": stats.equivalent(
+            *stats.interval(both["value"], both["se"], both["df"]), study.spec.margin
+        ),
         "seeds": len(first),
     }
 
@@ -229,4 +279,5 @@ def seed_reach(values: np.ndarray, level: float = stats.LEVEL) -> float:
     n = len(values)
     if n == 1:
         return 0.0
-    return float(distributions.t.ppf((1 + level) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+    low, high = stats.interval(0.0, np.std(values, ddof=1) / np.sqrt(n), n - 1, level)
+    return float(high - low) / 2

@@ -69,17 +69,17 @@ def by_query(study: SeqlenStudy, groups: dict[str, list[str]], by: str) -> pd.Da
         return np.stack([wide[:, c].mean(1) for c in columns], axis=1)
 
     means = {name: group_means(column) for column, name in MEANS.items()}
-    base = study.wide("ndcg_at_5")[:, [places.get_loc(study.spec.base)]]
-    change = group_means("ndcg_at_5") - base
+    base = study.ndcg[:, [places.get_loc(study.spec.base)]]
+    change = np.stack([study.ndcg[:, c].mean(1) for c in columns], axis=1) - base
     rows = []
     for value, subset in asked.groupby(by, sort=True):
         at, sources = subset.index.to_numpy(), subset["source"].to_numpy(str)
         one_stratum = np.zeros(len(at), int)
-        draw = stats.bootstrap(change[at], one_stratum, sources, study.resamples, study.spec.seed)
-        low, high = stats.interval(draw.replicates[:, 0])
+        measured = stats.means(change[at], one_stratum, sources).suite()
+        low, high = measured.interval()
         for i, label in enumerate(groups):
             row = {"group": label, by: value, "n": len(at)}
-            row |= {"diff": draw.value[0, i], "low": low[i], "high": high[i]}
+            row |= {"diff": measured.value[i], "low": low[i], "high": high[i]}
             rows.append(row | {name: mean[at, i].mean() for name, mean in means.items()})
     return pd.DataFrame(rows).assign(top5_kept=lambda t: t["top5_kept"] / 5)
 

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from colq_utils.report import markdown as md
-from colq_utils.report import stats
+from colq_utils.report import stats, wording
 from studies.seqlen import analysis, drift, lengths, recipes
 from studies.seqlen.analysis import SeqlenStudy
 from studies.seqlen.sections import DESIGNS, change, page, picture, points, score_cells, two
@@ -32,13 +32,13 @@ def format_section(study: SeqlenStudy) -> str:
         study,
         rows=pd.DataFrame(rows),
         tuned=pd.DataFrame(tuned),
-        near=recipes.NEAR,
+        near=100 * stats.NEAR,
         picture=picture(study, "pareto.png", caption),
     )
 
 
 def _judged(study: SeqlenStudy, row: dict) -> dict[str, str]:
-    verdict = recipes.verdict(row["diff_low"], row["diff_high"], study.spec.margin)
+    verdict = wording.change(row["diff_low"], row["diff_high"], study.spec.margin)
     return {"size": md.megabytes(row["bytes"]), "change": change(row), "verdict": verdict}
 
 
@@ -148,17 +148,30 @@ def _by_query(study: SeqlenStudy, groups: dict[str, list[str]], by: str) -> tupl
     )
 
 
+#: True losses in points for which the power of showing none beyond the margin is told.
+LOSSES = (0.0, 0.2, 0.4)
+
+
 def power_section(study: SeqlenStudy) -> str:
-    table, rows = analysis.scores(study).set_index("variant"), []
-    if "w4-rtn" in table.index:
-        detectable = two(stats.minimal_detectable(table.loc["w4-rtn", "diff_se"]))
-        rows.append({"what": "one variant against bf16 (W4 RTN), queries alone", "detectable": detectable})
+    compared, margin = {}, study.spec.margin
+    if "w4-rtn" in study.names:
+        compared["one checkpoint (W4 RTN)"] = ["w4-rtn"]
+    for iters, blocks in lengths.designs(study, "length"):
+        words = f"W4 AutoRound, 512 tokens, {iters:,} iterations, mean of {len(blocks)} seeds"
+        compared[words] = blocks["s512"].tolist()
+    shown = []
+    for words, variants in compared.items():
+        mean = analysis.mean_score(study, variants)
+        se, df = mean["diff_se"], mean["diff_df"]
+        row = {"what": words, "detectable": two(stats.minimal_detectable(se, df=df))}
+        chances = {f"loss{loss}": two(stats.power(loss / 100, se, margin, df), 0) for loss in LOSSES}
+        shown.append(row | chances)
+    pairs = []
     for family, words in DESIGNS.items():
         for iters, blocks in lengths.designs(study, family):
-            what = f"two lengths, {words}, {iters} iterations, {len(blocks)} seeds each"
-            detectable = two(lengths.pairs(study, blocks)["mdd"].max())
-            rows.append({"what": f"{what}, three pairs tested together", "detectable": detectable})
-    return page("power.md.j2", study, rows=pd.DataFrame(rows))
+            what = f"two lengths, {words}, {iters:,} iterations, {len(blocks)} seeds each"
+            pairs.append({"what": what, "detectable": two(lengths.pairs(study, blocks)["mdd"].max())})
+    return page("power.md.j2", study, losses=LOSSES, shown=pd.DataFrame(shown), pairs=pd.DataFrame(pairs))
 
 
 def limits(study: SeqlenStudy) -> str:

@@ -8,7 +8,7 @@ import pandas as pd
 from scipy import stats as distributions
 
 from colq_utils.report import stats
-from studies.seqlen.analysis import SeqlenStudy, contrast, over_seeds
+from studies.seqlen.analysis import SeqlenStudy, between_columns, contrast, negative, over_seeds
 
 
 def blocks(study: SeqlenStudy, family: str, iters: int) -> pd.DataFrame:
@@ -31,18 +31,20 @@ def anova(study: SeqlenStudy, table: pd.DataFrame) -> dict:
 
     Returns:
         seeds, lengths; seed_sd, the standard deviation between seeds within a length (pooled), with the
-        interval of chi square; length_sd, that of the lengths' means; expected_sd, what length_sd would be if
-        the length did nothing; f, df, p of the test of the length against the residual; share, the part of
-        the variance that is the length's (omega squared, not below 0).
+        interval of chi square; chance_sd, what of it chance in the queries explains, and every_query_sd, the
+        rest: what a seed does to all queries alike; length_sd, that of the lengths' means; expected_sd, what
+        length_sd would be if the length did nothing; f, df, p of the test of the length against the residual;
+        share, the part of the variance that is the length's (omega squared, not below 0).
 
     Source: Montgomery, Design and Analysis of Experiments (2013), section 4.1.
     """
-    y = study.suite[0][table.to_numpy().ravel()].to_numpy().reshape(table.shape)  # (n_seeds, n_lengths)
+    y = study.score[table.to_numpy().ravel()].to_numpy().reshape(table.shape)  # (n_seeds, n_lengths)
     n, k = y.shape
     length_ms = n * np.var(y.mean(0), ddof=1)
     block_ss, total_ss = k * np.sum((y.mean(1) - y.mean()) ** 2), np.sum((y - y.mean()) ** 2)
     residual_ms = (total_ss - block_ss - (k - 1) * length_ms) / ((n - 1) * (k - 1))
-    seed_variance = np.var(y, axis=0, ddof=1).mean()
+    parts = [between_columns(study.of(table[c].tolist())) for c in table]
+    seed_variance, by_chance = np.mean(parts, axis=0)
     low, high = _deviation_interval(seed_variance, k * (n - 1))
     f, df = length_ms / residual_ms, (k - 1, (n - 1) * (k - 1))
     return {
@@ -51,6 +53,8 @@ def anova(study: SeqlenStudy, table: pd.DataFrame) -> dict:
         "seed_sd": np.sqrt(seed_variance),
         "seed_sd_low": low,
         "seed_sd_high": high,
+        "chance_sd": np.sqrt(by_chance),
+        "every_query_sd": np.sqrt(max(0.0, seed_variance - by_chance)),
         "length_sd": np.std(y.mean(0), ddof=1),
         "expected_sd": np.sqrt(residual_ms / n),
         "f": f,
@@ -72,7 +76,10 @@ def single_run_gap(spread: dict) -> float:
 
 
 def pairs(study: SeqlenStudy, table: pd.DataFrame) -> pd.DataFrame:
-    """Every two sets of `blocks`, the longer minus the shorter; the intervals hold together (Bonferroni)."""
+    """Every two sets of `blocks`, the longer minus the shorter; the intervals hold together (Bonferroni).
+
+    That every pair is equivalent needs no such adjustment: it is said only where each of them is.
+    """
     wanted = list(combinations(table.columns, 2))
     level = 1 - (1 - stats.LEVEL) / max(1, len(wanted))
     rows = [
@@ -80,27 +87,27 @@ def pairs(study: SeqlenStudy, table: pd.DataFrame) -> pd.DataFrame:
         for a, b in wanted
     ]
     rows = pd.DataFrame(rows)
-    detectable = stats.minimal_detectable(rows["se"], level)
+    detectable = stats.minimal_detectable(rows["se"], level, rows["df"])
     return rows.assign(mdd=detectable, resolved=stats.resolved(rows["low"], rows["high"]))
 
 
 def interaction(study: SeqlenStudy, published: pd.DataFrame, controlled: pd.DataFrame) -> pd.DataFrame:
     """By pair of lengths: the difference in both designs, and what the published one adds."""
-    rows, replicates = [], study.suite[1]
+    rows = []
     for shorter, longer in ((0, 1), (1, 2), (0, 2)):
-        both, draws = [], []
+        both, arms = [], []
         for table in (published, controlled):
             first, second = (table.iloc[:, i].tolist() for i in (longer, shorter))
             both.append(contrast(study, first, second))
-            draws.append(over_seeds(study, replicates[first].to_numpy() - replicates[second].to_numpy()))
-        low, high = stats.interval(draws[0] - draws[1])
+            arms.append(study.of(first) - study.of(second))
+        added = over_seeds(arms[0], negative(arms[1]))
         rows.append(
             {
                 "first": controlled.columns[longer],
                 "second": controlled.columns[shorter],
                 "confounded": both[0],
                 "controlled": both[1],
-                "added": {"diff": both[0]["diff"] - both[1]["diff"], "low": low, "high": high},
+                "added": {"diff": added["value"], "low": added["low"], "high": added["high"]},
             }
         )
     return pd.DataFrame(rows)
@@ -114,7 +121,7 @@ def seed_parts(study: SeqlenStudy) -> dict:
     which = {"set": alone["set"].iloc[0], "iters": int(alone["iters"].iloc[0])}
     result, variances = dict(which), []
     for name, runs in (("both", study.arm("length", **which)), ("order", alone)):
-        values = study.suite[0][runs["variant"]].to_numpy()
+        values = study.score[runs["variant"]].to_numpy()
         variances.append((np.var(values, ddof=1), len(values) - 1))
         low, high = _deviation_interval(*variances[-1])
         sizes = {"sd": np.sqrt(variances[-1][0]), "low": low, "high": high, "n": len(values)}

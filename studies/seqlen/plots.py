@@ -78,7 +78,7 @@ def seeds(study: SeqlenStudy) -> Path | None:
 
 def _dots(axis, study: SeqlenStudy, table: pd.DataFrame) -> None:
     """The runs of `lengths.blocks`, their means with both intervals, and rounding to nearest as a line."""
-    value, base = study.suite[0], study.suite[0][study.spec.base]
+    value, base = study.score, study.score[study.spec.base]
     shift = np.linspace(-0.24, 0.24, len(table)) if len(table) > 1 else np.zeros(1)
     for i, (_, variants) in enumerate(table.items()):
         y, mean = 100 * (value[variants].to_numpy() - base), analysis.mean_score(study, variants.tolist())

@@ -4,23 +4,19 @@ A recipe is everything about a checkpoint but its seed: format, method, group si
 tower, calibration set and iterations. Its seeds are pooled, and its interval covers queries and seeds.
 """
 
-import numpy as np
 import pandas as pd
 
-from colq_utils.report import markdown as md
+from colq_utils.report import stats
 from studies.seqlen import analysis
 from studies.seqlen.analysis import SeqlenStudy
 
 RECIPE = ["format", "method", "group_size", "sym", "scope", "visual", "set", "iters"]
-#: An interval that ends this close to the margin (points) gets no verdict: another device's arithmetic moves
-#: it further.
-NEAR = 0.05
 
 
 def table(study: SeqlenStudy) -> pd.DataFrame:
-    """One row per recipe: label, vision, names, seeds, bytes, diff, diff_low, diff_high, near; not the base.
+    """One row per recipe: label, vision, names, seeds, bytes, diff, diff_low, diff_high, verdict.
 
-    Differences are in NDCG units; near says that the interval ends `NEAR` the margin or below it.
+    Differences are in NDCG units; the base has no row.
     Runs of family `order` are left out: they repeat one recipe on one text to see what the batches alone do.
     """
     runs, rows = study.good[~study.good["family"].isin(["base", "order"])], []
@@ -30,12 +26,14 @@ def table(study: SeqlenStudy) -> pd.DataFrame:
         row |= {"label": label(study, same.iloc[0]), "names": same["variant"].tolist()}
         rows.append(row | {"vision": same["visual"].iloc[0] != "bf16", "bytes": same["bytes"].iloc[0]})
     recipes = pd.DataFrame(rows)
-    return recipes.assign(near=recipes["diff_low"] + study.spec.margin <= NEAR / 100)
+    limits = zip(recipes["diff_low"], recipes["diff_high"])
+    return recipes.assign(verdict=[stats.verdict(*ends, study.spec.margin) for ends in limits])
 
 
-def smallest(recipes: pd.DataFrame, margin: float) -> pd.Series | None:
-    """The recipe of fewest bytes whose whole interval lies above -margin; of several the best mean."""
-    clear = recipes[recipes["diff_low"] > -margin].sort_values(["bytes", "diff"], ascending=[True, False])
+def smallest(recipes: pd.DataFrame) -> pd.Series | None:
+    """The recipe of fewest bytes that is shown to stay within the margin; of several the best mean."""
+    clear = recipes[recipes["verdict"] == "non-inferior"]
+    clear = clear.sort_values(["bytes", "diff"], ascending=[True, False])
     return None if clear.empty else clear.iloc[0]
 
 
@@ -62,22 +60,6 @@ def _rows(study: SeqlenStudy, run: pd.Series) -> str:
         "budget": f", {wanted.seqlen * wanted.blocks:,} tokens in all",
     }
     return f"{wanted.seqlen:,}-token rows{kinds.get(run['family'], '')}"
-
-
-def verdict(low: float, high: float, margin: float) -> str:
-    """What an interval of (variant - base) in NDCG units says about a loss of `margin`, in words."""
-    if not (np.isfinite(low) and np.isfinite(high)):
-        return md.MISSING
-    points = md.number(100 * margin, 1)
-    if min(abs(low + margin), abs(high + margin)) <= NEAR / 100:
-        return f"at the margin of {points}"
-    if low > 0:
-        return "gains"
-    if low > -margin:
-        return f"loses less than {points}"
-    if high < -margin:
-        return f"loses more than {points}"
-    return "loses, by how much is open" if high < 0 else "undecided"
 
 
 def checkpoints(study: SeqlenStudy) -> pd.DataFrame:

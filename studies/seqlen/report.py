@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from colq_utils.base import files
+from colq_utils.base import config, files
 from colq_utils.base.errors import ColqError
 from colq_utils.report import markdown as md
 from colq_utils.report import stats
@@ -60,6 +60,7 @@ def summary(study: SeqlenStudy) -> str:
         rows=_by_length(study),
         arm=study.arm("length").sort_values("iters").iloc[-1],
         short_of_iterations=_short_of_iterations(study),
+        **_headline(study),
         picture=sections.picture(study, "seeds.png", CAPTION),
     )
 
@@ -67,7 +68,7 @@ def summary(study: SeqlenStudy) -> str:
 def answer(study: SeqlenStudy) -> str:
     """The five answers as a list, each sentence chosen by an interval."""
     content, table = sections.content_rows(study), recipes.table(study)
-    best, alone = (recipes.smallest(t, study.spec.margin) for t in (table, table[~table["vision"]]))
+    best, alone = (recipes.smallest(t) for t in (table, table[~table["vision"]]))
     return page(
         "answer.md.j2",
         study,
@@ -80,7 +81,6 @@ def answer(study: SeqlenStudy) -> str:
         resolved=_resolved,
         best=best,
         alone=alone,
-        near=recipes.NEAR,
         change=sections.change,
         base_bytes=study.runs.set_index("variant")["bytes"][study.spec.base],
         n_recipes=len(table),
@@ -100,7 +100,8 @@ def _compared(study: SeqlenStudy, iters: int, blocks: pd.DataFrame) -> dict:
         for _, row in rows[rows["resolved"]].iterrows()
     ]
     widest = rows.loc[rows["diff"].abs().idxmax()]
-    return {"iters": iters, "detected": detected, "widest": widest, "spread": lengths.anova(study, blocks)}
+    part = {"iters": iters, "detected": detected, "widest": widest, "equivalent": rows["equivalent"].all()}
+    return part | {"spread": lengths.anova(study, blocks)}
 
 
 def _closest(study: SeqlenStudy) -> int | None:
@@ -153,6 +154,15 @@ def _by_length(study: SeqlenStudy) -> pd.DataFrame:
             row |= {"score": md.score(mean["score"]), "change": sections.change(mean)}
             rows.append(row | {"cosine": md.number(cosines[variants].mean(), 5)})
     return pd.DataFrame(rows)
+
+
+def _headline(study: SeqlenStudy) -> dict:
+    """The AutoRound recipes of the experiment on the same model, and whether an arm has their iterations."""
+    experiment = config.load(study.spec.model.size)
+    tuned = [v for v in experiment.quantized.values() if v.method == "autoround"]
+    iters = sorted({v.iters for v in tuned})
+    words = f"{md.listing([f'{i:,}' for i in iters])} iterations, one seed"
+    return {"headline": words, "headline_iterations": set(iters) <= set(study.good["iters"])}
 
 
 def _short_of_iterations(study: SeqlenStudy) -> list[str]:

@@ -7,7 +7,7 @@ import pandas as pd
 from colq_utils.base.config import ROOT
 from colq_utils.report import markdown as md
 from colq_utils.report.prose import render
-from studies.seqlen import analysis, drift, lengths
+from studies.seqlen import analysis, bands, drift, lengths, overlap
 from studies.seqlen import plots as study_plots
 from studies.seqlen.analysis import SeqlenStudy
 from studies.seqlen.lengths import designs
@@ -70,7 +70,8 @@ def design(study: SeqlenStudy) -> str:
             row["iters"] = md.listing([str(i) for i in sorted(runs["iters"].unique())])
             rows.append(row | {"seeds": runs["seed"].nunique()})
     tuned = int((study.good["method"] == "autoround").sum())
-    return page("design.md.j2", study, rows=pd.DataFrame(rows), tuned=tuned)
+    shared = {"trained": overlap.training(study.spec), "overlap": overlap.queries(study.spec)}
+    return page("design.md.j2", study, rows=pd.DataFrame(rows), tuned=tuned, **shared)
 
 
 def length_section(study: SeqlenStudy) -> str:
@@ -115,7 +116,10 @@ def seed_section(study: SeqlenStudy) -> str:
             interval = f"[{two(spread['seed_sd_low'])}, {two(spread['seed_sd_high'])}]"
             row = {"design": f"{words}, {iters} iterations", "seeds": spread["seeds"]}
             row["seed_sd"] = f"{two(spread['seed_sd'])} {interval}"
-            row |= {name: two(spread[name]) for name in ("length_sd", "expected_sd")}
+            row |= {
+                name: two(spread[name])
+                for name in ("chance_sd", "every_query_sd", "length_sd", "expected_sd")
+            }
             rows.append(row | {"p": md.p_value(spread["p"])})
     return page(
         "seeds.md.j2",
@@ -128,6 +132,26 @@ def seed_section(study: SeqlenStudy) -> str:
         fp32=_fp32(study),
         agreement=_agreement(study),
         published=_published(study),
+        bands=_bands(study),
+        against=bands.against_each(study),
+    )
+
+
+def _bands(study: SeqlenStudy) -> pd.DataFrame:
+    """`bands.table` as text."""
+    table = bands.table(study)
+    return (
+        table
+        if table.empty
+        else table.assign(
+            sd=table["sd"].map(lambda value: two(value, 3)),
+            band=[
+                f"{md.number(100 * a, 2, True)} to {md.number(100 * b, 2, True)}"
+                for a, b in zip(table["low"], table["high"])
+            ],
+            differ=[two(share, 2) for share in table["differ"]],
+            anywhere=[two(share, 2) for share in table["anywhere"]],
+        )
     )
 
 

@@ -43,7 +43,7 @@ def toy(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def study(toy):
-    return analysis.study(results.load(toy), resamples=300)
+    return analysis.study(results.load(toy))
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def test_designs_that_differ_in_more_than_length_are_not_ranked_by_length(tmp_pa
     )
     exp = made_results.experiment(tmp_path, text.replace("benchmark:", more + "benchmark:"))
     made_results.write(exp, queries=6)
-    study = analysis.study(results.load(exp), resamples=100)
+    study = analysis.study(results.load(exp))
     pairs = lambda table: {(r["first"][-4:], r["second"][-5:]) for _, r in table.iterrows()}  # noqa: E731
     assert pairs(findings.lengths(study)) == {("s256", "s1024")} and pairs(
         findings.confounded_lengths(study)

@@ -18,7 +18,7 @@ def exp(tmp_path):
 
 
 def study(exp):
-    return analysis.study(results.load(exp), resamples=50)
+    return analysis.study(results.load(exp))
 
 
 def front_matter(text: str) -> dict:

@@ -105,7 +105,7 @@ def test_the_report_answers_by_the_intervals(tmp_path, forward, verdict, answer)
     exp = made_results.experiment(tmp_path)
     made_results.write(exp, queries=8)
     made_mixed(exp, forward)
-    study = analysis.study(results.load(exp), resamples=200)
+    study = analysis.study(results.load(exp))
     table = mixed_precision.changes(study)
     assert set(table.verdict) == {verdict}
     assert table.keep_low.to_numpy() == pytest.approx(forward)
@@ -121,7 +121,7 @@ def test_the_report_answers_by_the_intervals(tmp_path, forward, verdict, answer)
 def test_without_the_file_it_is_not_measured(tmp_path):
     exp = made_results.experiment(tmp_path)
     made_results.write(exp, queries=4)
-    study = analysis.study(results.load(exp), resamples=50)
+    study = analysis.study(results.load(exp))
     texts = build.render(study)
     assert mixed_precision.changes(study) is None
     assert "Queries and pages of two precisions: not measured" in texts["quantization_analysis.md"]

@@ -9,7 +9,7 @@ import pytest
 
 from colq_utils.base import config
 from colq_utils.base.errors import ColqError
-from colq_utils.report import analysis, results, wording
+from colq_utils.report import analysis, results, stats, wording
 from colq_utils.report import build as report
 from colq_utils.report import markdown as md
 from colq_utils.report.figures import quality
@@ -118,7 +118,7 @@ def test_near_lossless_only_where_the_interval_clears_the_margin(study, margin):
         study, results=dataclasses.replace(study.results, experiment=with_margin(study.experiment, margin))
     )
     low = study.suite.set_index("variant").diff_low
-    clear = [name for name in study.experiment.quantized if low[name] > -margin]
+    clear = [name for name in study.experiment.quantized if low[name] + margin > stats.NEAR]
     start = "Shown to stay within" if clear else "No quantized variant is shown to stay within"
     said = report.render(other)["quantization_analysis.md"].split(f" {start}")[1].split("\n")[0]
     assert [name for name in study.experiment.quantized if study.labels[name] in said] == clear
@@ -179,14 +179,11 @@ def test_benchmark_says_slower_only_with_an_interval(study):
 
 def test_a_rejected_checkpoint_stands_at_the_top_of_every_report(fresh):
     """The made-up results reject the two-bit variant."""
-    for name, text in report.render(analysis.study(results.load(fresh), resamples=50)).items():
+    for name, text in report.render(analysis.study(results.load(fresh))).items():
         assert "> **Rejected: W2A16 RTN (auto_round).**" in text.split("\n## ")[0], name
     path = fresh.results("quantize") / "variants.csv"
     pd.read_csv(path).assign(accepted=True).to_csv(path, index=False)
-    assert not any(
-        "Rejected" in text
-        for text in report.render(analysis.study(results.load(fresh), resamples=50)).values()
-    )
+    assert not any("Rejected" in text for text in report.render(analysis.study(results.load(fresh))).values())
 
 
 def test_reports_link_the_figures_that_exist(toy, study):
@@ -210,7 +207,7 @@ def test_many_tasks_still_fit_the_width_of_a_readme(tmp_path):
         languages=("en", "fr"),
         tasks={f"VidoreSyntheticDocQATask{i}Retrieval": "graded" for i in range(14)},
     )
-    study = analysis.study(results.load(exp), resamples=50)
+    study = analysis.study(results.load(exp))
     for draw in (quality.difference, quality.comparison):
         width, height = Image.open(draw(study)).size
         assert width == 1200 and height < 1800, draw.__name__

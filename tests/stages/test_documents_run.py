@@ -24,7 +24,7 @@ def unlabelled(random_checkpoint, tmp_path_factory):
 
 
 def test_labels_count_and_weak_labels_stand_beside(labelled):
-    study = analysis.study(results.load(labelled), resamples=200)
+    study = analysis.study(results.load(labelled))
     assert study.entries[study.counted].task.tolist() == ["DocumentsLabelled"]
     text = build.render(study)["summary.md"]
     assert "5 queries with the pages that answer them" in text and "(weak labels)" in text
@@ -33,7 +33,7 @@ def test_labels_count_and_weak_labels_stand_beside(labelled):
 
 
 def test_without_labels_the_summary_says_so(unlabelled):
-    study = analysis.study(results.load(unlabelled), resamples=200)
+    study = analysis.study(results.load(unlabelled))
     text = build.render(study)["summary.md"]
     assert "queries without labels: only agreement with the base is known" in text
     assert "your labels |" not in text and "80 % power" not in text
@@ -44,7 +44,7 @@ def test_agreement_by_hand(unlabelled):
     """First page kept, five kept and rank correlation from the kept rankings alone, with scipy and sets."""
     from scipy.stats import kendalltau
 
-    study = analysis.study(results.load(unlabelled), resamples=200)
+    study = analysis.study(results.load(unlabelled))
     frame = documents.agreement(study).set_index("variant").loc[VARIANT]
     wide = study.results.queries.pivot(index="query_id", columns="variant", values="ranking")
     pairs = list(zip(wide["random-bf16"], wide[VARIANT]))

@@ -99,3 +99,23 @@ def write(folder, spec: StudySpec, seed: int = 0) -> None:
             "packages": {"torch": "2", "auto-round": "0.16.1"},
         },
     )
+
+
+#: Arithmetics of the base that `write_draws` makes up.
+DRAWS = 10
+
+
+def write_draws(folder, shift: float, seed: int = 1) -> None:
+    """arithmetic-cuda.parquet and .json: the base of `write`, each draw by about `shift` higher."""
+    rng, queries = np.random.default_rng(seed), pd.read_parquet(folder / "queries.parquet")
+    base = queries.loc[queries["variant"] == "bf16", ["task", "lang", "query_id", "ndcg_at_5"]]
+    draws = [
+        base.assign(
+            ndcg_at_5=base["ndcg_at_5"] + shift + rng.normal(0, 0.01, len(base)),
+            draw=f"{dtype}-made-{number}",
+        )
+        for dtype, count in (("bfloat16", DRAWS), ("float32", 1))
+        for number in range(count)
+    ]
+    files.write_table(folder / "arithmetic-cuda.parquet", pd.concat(draws, ignore_index=True))
+    files.write_json(folder / "arithmetic-cuda.json", {"gpu": "made-up device", "draws": []})

@@ -215,7 +215,8 @@ def test_a_missed_bar_changes_the_recommendation(study):
         changed = calls.latency_s.mask(calls.variant == "fp8", factor * calls.latency_s)
         return calls.assign(latency_s=changed)
 
-    assert "Keep bf16" in verdict(scores=results.scores.assign(same_box=0.2, shift_px_mean=7.0))
+    assert "Keep bf16" in verdict(scores=results.scores.assign(iou_diff_low=-0.011))
+    assert "Keep bf16" not in verdict(scores=results.scores.assign(iou_diff_low=-0.009))
     assert "Keep bf16" not in verdict() and "misses the bar of 0.75" in verdict()
     assert "whether it is faster is not measured" in verdict(timed=None, run=None)
     assert "but is not faster" in verdict(timed=timed(2)) and "Use FP8" in verdict(timed=timed(0.5))
