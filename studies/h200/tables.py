@@ -37,7 +37,7 @@ def _comparisons(speed: Speed) -> list[tuple]:
 
 
 def ratios(speed: Speed) -> pd.DataFrame:
-    """Ratios of medians with 95 % intervals (`stats.median_ratio`): label, kind, batch, ratio, low, high."""
+    """Ratios of medians with intervals (`stats.median_ratio`): label, kind, batch, ratio, low, high."""
     rows = []
     for label, ours, theirs, kind, batch in _comparisons(speed):
         ratio = speed.ratio(ours, theirs, kind, batch)
