@@ -8,6 +8,8 @@ from colq_utils.base.schema import Id, Once, Section
 
 #: Weight bits of every scheme known here; None: floating point, not quantized.
 SCHEMES = {"bf16": None, "fp32": None, "fp8": None, "w8a16": 8, "w4a16": 4, "w3a16": 3, "w2a16": 2}
+#: Packings of integer weights, by AutoRound's names, and the format of FP8 weights.
+EXPORTS = ("auto_round", "auto_awq", "auto_gptq", "compressed_tensors")
 #: Fields of a variant that change how stored weights are held or run, not what is stored.
 RUNTIME_OPTIONS = {"backend", "encode", "embedding", "vision", "tag"}
 
@@ -15,7 +17,8 @@ RUNTIME_OPTIONS = {"backend", "encode", "embedding", "vision", "tag"}
 class Variant(Section):
     """One way of storing the weights. Method ``pack`` rounds to nearest by `colq_utils.model.packing`, to the
     bits of AutoRound's ``rtn``; `calibration` names a set, `backend` the kernel to insist on; `embedding` is
-    the table in int8, `vision` the tower in FP8; `tag` tells two backends of one scheme apart.
+    the table in int8, `vision` the tower in FP8; `tag` tells two backends of one scheme apart. FP8 is rounded
+    at loading, or stored as well if `exports` is ``compressed_tensors``.
     """
 
     scheme: Literal[*SCHEMES]
@@ -25,7 +28,7 @@ class Variant(Section):
     group_size: int = Field(128, ge=32, multiple_of=32)
     sym: bool = True
     backend: str | None = None
-    exports: Annotated[tuple[Literal["auto_round", "auto_awq", "auto_gptq"], ...], Once] = ("auto_round",)
+    exports: Annotated[tuple[Literal[*EXPORTS], ...], Once] = ("auto_round",)
     encode: Literal["plain", "fast"] | None = None
     embedding: Literal["int8"] | None = None
     vision: Literal["fp8"] | None = None
@@ -41,21 +44,52 @@ class Variant(Section):
             raise ValueError("for `sym: false` or other `exports` than auto_round, take method rtn, not pack")
         if self.bits is not None and "auto_round" not in self.exports:
             raise ValueError("auto_round is the export that is evaluated; add it to `exports`")
+        if "compressed_tensors" in self.exports and (self.scheme, len(self.exports)) != ("fp8", 1):
+            raise ValueError("compressed_tensors is the export of scheme fp8, which has no other")
         return self
 
     @property
     def bits(self) -> int | None:
         return SCHEMES[self.scheme]
 
+    @property
+    def export(self) -> str:
+        """The export that is evaluated."""
+        return "auto_round" if "auto_round" in self.exports else self.exports[0]
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether it has a checkpoint beside the base's: packed integers, or FP8 that is exported."""
+        return self.bits is not None or self.export == "compressed_tensors"
+
+    @property
+    def is_converted(self) -> bool:
+        """Whether something is rounded to eight bits at loading, which may change what it finds."""
+        return self.scheme == "fp8" or self.embedding is not None or self.vision is not None
+
+    @property
+    def runtime_options(self) -> set[str]:
+        """`RUNTIME_OPTIONS` of this variant: of stored FP8 the tower is stored too."""
+        return RUNTIME_OPTIONS - ({"vision"} if self.export == "compressed_tensors" else set())
+
     def stored(self, size: str) -> str:
         """Id of the weights as stored: size-scheme-method, with what departs from group 128, symmetric."""
         method = None if self.method == "base" else self.method
         group = None if self.group_size == 128 else f"g{self.group_size}"
         asym = None if self.sym else "asym"
-        return "-".join(filter(None, [size, self.scheme, method, self.calibration, group, asym]))
+        vision = None if "vision" in self.runtime_options else self._vision
+        return "-".join(filter(None, [size, self.scheme, method, self.calibration, group, asym, vision]))
 
     def name(self, size: str) -> str:
         """Variant id: that of the stored weights, and the runtime options."""
-        embedding = self.embedding and f"{self.embedding}embed"
-        vision = self.vision and f"{self.vision}vision"
-        return "-".join(filter(None, [self.stored(size), embedding, vision, self.tag, self.encode]))
+        return "-".join(filter(None, [self.stored(size), *self.rounded, self.tag, self.encode]))
+
+    @property
+    def rounded(self) -> list[str]:
+        """What is rounded at loading beside the scheme, as ids say it."""
+        vision = self._vision if "vision" in self.runtime_options else None
+        return list(filter(None, [self.embedding and f"{self.embedding}embed", vision]))
+
+    @property
+    def _vision(self) -> str | None:
+        return self.vision and f"{self.vision}vision"

@@ -8,12 +8,12 @@ from colq_utils.model import kernels, loading, packing
 from colq_utils.model.loading import Loaded
 
 
-def load(experiment: Experiment, variant: str, export: str = "auto_round") -> Loaded:
+def load(experiment: Experiment, variant: str, export: str | None = None) -> Loaded:
     """Load a variant, or raise.
 
     Args:
         variant: an id of ``experiment.by_id``.
-        export: which packing of a quantized variant.
+        export: which packing of a quantized variant; by default, the one that is evaluated.
 
     Raises:
         ColqError: unknown variant, missing or damaged checkpoint, missing backend, what `open_model` refuses.
