@@ -158,7 +158,7 @@ def hours(experiment: Experiment, tasks: pd.DataFrame, measured: Path) -> pd.Dat
     base, size = experiment.variants[0], experiment.model.size
     floor = {"random-init": base} if experiment.evaluation.random_init else {}
     table = []
-    for name, spec in {experiment.base: base, **experiment.quantized, **floor}.items():
+    for name, spec in {experiment.base: base, **experiment.compared, **floor}.items():
         plain = rows.variant.str.fullmatch(f"{size}-{spec.scheme}(-rtn|-pack|-autoround-[^-]+)?")
         rates = rows[plain].sort_values("items_per_s", ascending=False, kind="stable").groupby("kind").head(1)
         row = {"variant": name, "quantize_h": _tuning(experiment, spec, cost)}
@@ -191,7 +191,7 @@ def disk(experiment: Experiment, tasks: pd.DataFrame) -> pd.DataFrame:
     stored = 0
     for variant in experiment.quantized.values():
         for export in variant.exports:
-            stored += footprint.total(footprint.quantized(tensors, variant.bits, variant.group_size, export))
+            stored += footprint.total(footprint.exported(tensors, variant, export))
     dim = next(tensor.shape[0] for tensor in tensors if tensor.name == PROJECTION)
     embeddings = _pages(experiment, tasks) * tokens * dim * WIDTH[experiment.runtime.dtype]
     kept = "build/, until `make clean-checkpoints`"

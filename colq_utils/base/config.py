@@ -192,7 +192,7 @@ class Experiment(Section):
             if variant.calibration not in (None, *sets):
                 raise ValueError(f"{name}: no calibration set {variant.calibration!r}; there are {sets}")
             stored = variant.stored(self.model.size)
-            if variant.bits is not None and stored not in ids:
+            if variant.is_stored and stored not in ids:
                 raise ValueError(f"{name} runs the weights of {stored}; list that variant too")
         for name in sorted(set(self.benchmark.variants) - set(ids)):
             raise ValueError(f"benchmark names the variant {name!r}; there are {ids}")
@@ -209,9 +209,15 @@ class Experiment(Section):
 
     @property
     def quantized(self) -> dict[str, Variant]:
-        """Variants with quantized weights of their own, without those that only run them otherwise."""
+        """Variants with a checkpoint of their own, without those that only run one otherwise."""
         size = self.model.size
-        return {n: v for n, v in self.by_id.items() if v.bits is not None and n == v.stored(size)}
+        return {n: v for n, v in self.by_id.items() if v.is_stored and n == v.stored(size)}
+
+    @property
+    def compared(self) -> dict[str, Variant]:
+        """Variants that are scored beside the base: the quantized, and those that loading rounds further."""
+        quantized = self.quantized
+        return {n: v for n, v in self.by_id.items() if n in quantized or v.is_converted}
 
     def notebook(self, stage: str) -> Path:
         return ROOT / self.notebooks.get(stage, f"notebooks/{NOTEBOOKS[stage]}")

@@ -18,6 +18,8 @@ def tower_of(name: str) -> str:
 PARTS = ("language_model", "embedding", "visual", "projection", "lm_head", "other")
 #: Layers that AutoRound quantizes: every Linear of the language model's blocks (their norms are vectors).
 QUANTIZABLE = re.compile(r"^vlm\.model\.language_model\.layers\.\d+\..*\.weight$")
+#: Weights of the vision tower's Linear layers, and of its norms, which are vectors; places are looked up.
+VISION_LINEAR = re.compile(r"^vlm\.model\.visual\.(?!pos_embed\.).*\.weight$")
 #: The projection's weight and, where the checkpoint has one, its bias.
 PROJECTION, BIAS = "embedding_proj_layer.weight", "embedding_proj_layer.bias"
 #: The part that has no share in a prediction: the head is never loaded.

@@ -9,7 +9,9 @@ from colq_utils.base.schema import Id, Once, Section
 #: Weight bits of every scheme known here; None: floating point, not quantized.
 SCHEMES = {"bf16": None, "fp32": None, "fp8": None, "nf4": 4, "w8a16": 8, "w4a16": 4, "w3a16": 3, "w2a16": 2}
 #: Weights that share a scale, and the export that is evaluated, where they are not 128 and AutoRound's.
-GROUPS, EXPORTS = {"nf4": 64}, {"nf4": "bitsandbytes"}
+GROUPS, USUAL_EXPORT = {"nf4": 64}, {"nf4": "bitsandbytes"}
+#: Packings of integer weights, by AutoRound's names, and the formats of NF4 and FP8 weights.
+EXPORTS = ("auto_round", "auto_awq", "auto_gptq", "bitsandbytes", "compressed_tensors")
 #: Fields of a variant that change how stored weights are held or run, not what is stored.
 RUNTIME_OPTIONS = {"backend", "encode", "embedding", "vision", "tag"}
 
@@ -19,14 +21,15 @@ def _group(fields: dict) -> int:
 
 
 def _exports(fields: dict) -> tuple[str, ...]:
-    return (EXPORTS.get(fields["scheme"], "auto_round"),)
+    return (USUAL_EXPORT.get(fields["scheme"], "auto_round"),)
 
 
 class Variant(Section):
     """One way of storing the weights. Method ``pack`` rounds to nearest by `colq_utils.model.packing`, to the
     bits of AutoRound's ``rtn``; scheme ``nf4`` takes no method: bitsandbytes rounds it. `calibration` names a
     set, `backend` the kernel to insist on; `embedding` is the table in int8, `vision` the tower in FP8; `tag`
-    tells two backends of one scheme apart.
+    tells two backends of one scheme apart. FP8 is rounded at loading, or stored as well if `exports` is
+    ``compressed_tensors``.
     """
 
     scheme: Literal[*SCHEMES]
@@ -36,9 +39,7 @@ class Variant(Section):
     group_size: int = Field(default_factory=_group, ge=32, multiple_of=32)
     sym: bool = True
     backend: str | None = None
-    exports: Annotated[tuple[Literal["auto_round", "auto_awq", "auto_gptq", "bitsandbytes"], ...], Once] = (
-        Field(default_factory=_exports)
-    )
+    exports: Annotated[tuple[Literal[*EXPORTS], ...], Once] = Field(default_factory=_exports)
     encode: Literal["plain", "fast"] | None = None
     embedding: Literal["int8"] | None = None
     vision: Literal["fp8"] | None = None
@@ -56,8 +57,11 @@ class Variant(Section):
             raise ValueError("nf4 has blocks of 64 and one export: leave out group_size, sym and exports")
         if self.is_nf4 and self.backend not in (None, "unpack", "bitsandbytes"):
             raise ValueError(f"nf4 runs on backend unpack or bitsandbytes, not {self.backend}")
-        if self.bits is not None and self.export not in self.exports:
-            raise ValueError(f"{self.export} is the export that is evaluated; add it to `exports`")
+        usual = _exports({"scheme": self.scheme})[0]
+        if self.bits is not None and usual not in self.exports:
+            raise ValueError(f"{usual} is the export that is evaluated; add it to `exports`")
+        if "compressed_tensors" in self.exports and (self.scheme, len(self.exports)) != ("fp8", 1):
+            raise ValueError("compressed_tensors is the export of scheme fp8, which has no other")
         return self
 
     @property
@@ -69,23 +73,48 @@ class Variant(Section):
         return self.scheme == "nf4"
 
     @property
-    def export(self) -> str:
-        """The export that is evaluated."""
-        return _exports({"scheme": self.scheme})[0]
-
-    @property
     def group(self) -> str | None:
         """The group size where it is not the usual one of the scheme, as names have it."""
         return None if self.group_size == _group({"scheme": self.scheme}) else f"g{self.group_size}"
+
+    @property
+    def export(self) -> str:
+        """The export that is evaluated."""
+        usual = _exports({"scheme": self.scheme})[0]
+        return usual if usual in self.exports else self.exports[0]
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether it has a checkpoint beside the base's: packed weights, or FP8 that is exported."""
+        return self.bits is not None or self.export == "compressed_tensors"
+
+    @property
+    def is_converted(self) -> bool:
+        """Whether something is rounded to eight bits at loading, which may change what it finds."""
+        return self.scheme == "fp8" or self.embedding is not None or self.vision is not None
+
+    @property
+    def runtime_options(self) -> set[str]:
+        """`RUNTIME_OPTIONS` of this variant: of stored FP8 the tower is stored too."""
+        return RUNTIME_OPTIONS - ({"vision"} if self.export == "compressed_tensors" else set())
 
     def stored(self, size: str) -> str:
         """Id of the weights as stored: size-scheme-method, with what departs from usual groups, symmetric."""
         method = None if self.method == "base" else self.method
         asym = None if self.sym else "asym"
-        return "-".join(filter(None, [size, self.scheme, method, self.calibration, self.group, asym]))
+        vision = None if "vision" in self.runtime_options else self._vision
+        return "-".join(filter(None, [size, self.scheme, method, self.calibration, self.group, asym, vision]))
 
     def name(self, size: str) -> str:
         """Variant id: that of the stored weights, and the runtime options."""
-        embedding = self.embedding and f"{self.embedding}embed"
-        vision = self.vision and f"{self.vision}vision"
-        return "-".join(filter(None, [self.stored(size), embedding, vision, self.tag, self.encode]))
+        return "-".join(filter(None, [self.stored(size), *self.rounded, self.tag, self.encode]))
+
+    @property
+    def rounded(self) -> list[str]:
+        """What is rounded at loading beside the scheme, as ids say it."""
+        vision = self._vision if "vision" in self.runtime_options else None
+        return list(filter(None, [self.embedding and f"{self.embedding}embed", vision]))
+
+    @property
+    def _vision(self) -> str | None:
+        return self.vision and f"{self.vision}vision"

@@ -42,10 +42,12 @@ def base_digest(experiment: Experiment) -> str:
 def revision(experiment: Experiment, variant: str) -> str:
     """An id of the variant's weights; result caches are keyed by it, so no two variants may share one."""
     spec = experiment.by_id[variant]
-    if spec.bits is None:
-        return f"{base_digest(experiment)[:32]}-{spec.scheme}"
-    path = experiment.build("checkpoints", variant, MANIFEST)
-    return files.read_json(path, f"quantize EXPERIMENT={experiment.name}")["revision"]
+    if spec.is_stored:
+        path = experiment.build("checkpoints", spec.stored(experiment.model.size), MANIFEST)
+        stored = files.read_json(path, f"quantize EXPERIMENT={experiment.name}")["revision"]
+    else:
+        stored = f"{base_digest(experiment)[:32]}-{spec.scheme}"
+    return "-".join([stored, *spec.rounded])
 
 
 def damage(folder: Path) -> str:

@@ -2,7 +2,9 @@
 
 FP8 here is e4m3 with one scale per output channel for weights and one per token, found as it passes, for
 activations: the recipe that Hopper's tensor cores multiply natively (`torch._scaled_mm`). Conversion happens
-at load time from the bf16 base; nothing is calibrated.
+at load time from the bf16 base, or once for an export (`fp8_export`); nothing is calibrated. On a CPU the
+same roundings are made and multiplied in fp32: what a GPU computes, up to the order of its sums and the bf16
+that it stores between layers.
 """
 
 import torch
@@ -31,9 +33,11 @@ def scaled(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Fp8Linear(nn.Module):
-    """A Linear in FP8; takes bf16, or what `scaled` gave where that was fused into the step before."""
+    """A Linear in FP8; takes floats, or what `scaled` gave where that was fused into the step before.
 
-    QUANT_TYPE = "fp8 e4m3"
+    A GPU gives bf16. A CPU multiplies the rounded numbers in fp32 and gives that, or the dtype it was given.
+    """
+
     bits = 8
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None):
@@ -44,17 +48,25 @@ class Fp8Linear(nn.Module):
         self.register_buffer("scale", scale.T.contiguous())  # (1, out)
         self.register_buffer("bias", bias)
 
+    @property
+    def QUANT_TYPE(self) -> str:
+        return "fp8 e4m3" if self.weight.is_cuda else "fp8 e4m3, emulated"
+
     def forward(self, x: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         values, scale = x if isinstance(x, tuple) else scaled(x)
         rows, scale = values.reshape(-1, self.in_features), scale.reshape(-1, 1)
-        options = dict(bias=self.bias, out_dtype=torch.bfloat16, use_fast_accum=rows.is_cuda)
-        product = torch._scaled_mm(rows, self.weight.t(), scale, self.scale, **options)
+        if rows.is_cuda:
+            options = dict(bias=self.bias, out_dtype=torch.bfloat16, use_fast_accum=True)
+            product = torch._scaled_mm(rows, self.weight.t(), scale, self.scale, **options)
+        else:
+            product = nn.functional.linear(rows.float(), self.weight.float()) * scale * self.scale
+            product = product if self.bias is None else product + self.bias
         product = product if isinstance(x, tuple) else product.to(x.dtype)
         return product.view(*values.shape[:-1], self.out_features)
 
 
 class Int8Embedding(nn.Module):
-    """An embedding table in int8 with one scale per row; a lookup restores the dtype of the scales."""
+    """An embedding table in int8, a bf16 scale per row; a lookup gives bf16 numbers in the table's dtype."""
 
     bits = 8
 
@@ -63,10 +75,11 @@ class Int8Embedding(nn.Module):
         weight = table.weight.float()  # (n_words, dim)
         scale = weight.abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
         self.register_buffer("weight", (weight / scale).round().to(torch.int8))
-        self.register_buffer("scale", scale.to(table.weight.dtype))
+        self.register_buffer("scale", scale.bfloat16())
+        self.dtype = table.weight.dtype
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.weight[ids].to(self.scale.dtype) * self.scale[ids]
+        return (self.weight[ids].bfloat16() * self.scale[ids]).to(self.dtype)
 
 
 def fp8_(module: nn.Module) -> None:

@@ -10,8 +10,8 @@ from functools import partial
 
 from colq_utils.base.config import Experiment
 from colq_utils.base.errors import ColqError
-from colq_utils.base.names import UNUSED
-from colq_utils.base.variant import EXPORTS, GROUPS
+from colq_utils.base.names import UNUSED, VISION_LINEAR
+from colq_utils.base.variant import GROUPS, USUAL_EXPORT, Variant
 from colq_utils.model.hub import Tensor, read_config
 
 #: Packings and the weight bits each exists for. The first is what AutoRound writes by default.
@@ -101,11 +101,41 @@ def quantized(tensors: list[Tensor], bits: int, group_size: int, packing: str = 
     kept = [tensor for tensor in tensors if tensor.part != UNUSED]
     replaced = (
         nf4
-        if packing == EXPORTS["nf4"]
+        if packing == USUAL_EXPORT["nf4"]
         else partial(packed, bits=bits, group_size=group_size, packing=packing)
     )
     parts = [replaced(t) if t.quantizable else [t] for t in kept]
     return [tensor for part in parts for tensor in part]
+
+
+def is_linear(tensor: Tensor, vision: bool) -> bool:
+    """Whether a tensor is the weight of a Linear of the language model's blocks, or of the vision tower."""
+    in_vision = len(tensor.shape) == 2 and VISION_LINEAR.match(tensor.name) is not None
+    return tensor.quantizable or (vision and in_vision)
+
+
+def in_fp8(tensor: Tensor, vision: bool) -> bool:
+    """Whether FP8 stores a tensor of the base in eight bits: a Linear's weight whose widths 16 divides."""
+    return is_linear(tensor, vision) and not any(width % 16 for width in tensor.shape)
+
+
+def eight_bits(tensors: list[Tensor], vision: bool) -> list[Tensor]:
+    """The FP8 checkpoint of `tensors`, without the unused head: e4m3 and an fp32 scale per output channel."""
+    stored = []
+    for tensor in tensors:
+        if in_fp8(tensor, vision):
+            scale = Tensor(f"{tensor.name}_scale", "F32", (tensor.shape[0], 1))
+            stored += [Tensor(tensor.name, "F8_E4M3", tensor.shape), scale]
+        elif tensor.part != UNUSED:
+            stored.append(tensor)
+    return stored
+
+
+def exported(tensors: list[Tensor], spec: Variant, packing: str) -> list[Tensor]:
+    """The checkpoint of a stored variant in one of its packings, from the base's `tensors`."""
+    if packing == "compressed_tensors":
+        return eight_bits(tensors, spec.vision is not None)
+    return quantized(tensors, spec.bits, spec.group_size, packing)
 
 
 def total(tensors: Iterable[Tensor]) -> int:

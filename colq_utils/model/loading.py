@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from colq_utils.base import arithmetic, names
 from colq_utils.base.config import DTYPES, Experiment, Runtime
 from colq_utils.base.errors import ColqError
-from colq_utils.model import eightbit, hub, kernels, nf4, packing, processing
+from colq_utils.model import eightbit, fp8_export, hub, kernels, nf4, packing, processing
 from colq_utils.model.checkpoints import base_folder, damage
 from colq_utils.model.modeling import ColQwen3Config, ColQwen3ForRetrieval, configuration
 
@@ -57,9 +57,10 @@ def plain(experiment: Experiment, variant: str, export: str | None = None) -> Lo
         known = ", ".join(experiment.by_id)
         raise ColqError(f"no variant {variant!r} in experiment {experiment.name}; there are: {known}")
     spec = experiment.by_id[variant]
+    export = export or spec.export
     if experiment.model.is_random:
         base_folder(experiment)  # made if need be
-    if spec.bits is not None:
+    if spec.is_stored:
         folder, make = experiment.checkpoint(variant, export), f"make quantize EXPERIMENT={experiment.name}"
         if not folder.is_dir():
             raise ColqError(f"variant {variant} has no {folder.name} checkpoint yet: run `{make}`")
@@ -84,8 +85,10 @@ def _open(experiment: Experiment, variant: str, export: str | None) -> ColQwen3F
     spec, runtime = experiment.by_id[variant], experiment.runtime
     dtype = torch.float32 if spec.scheme == "fp32" else getattr(torch, runtime.dtype)
     how = (dtype, runtime.device, runtime.attention)
-    if spec.bits is None:
+    if not spec.is_stored:
         return open_model(experiment.model_path, *how, None, experiment.model.revision)
+    if export == "compressed_tensors":
+        return open_fp8(str(experiment.checkpoint(variant, export)), dtype, runtime)
     path, backend = str(experiment.checkpoint(variant, export)), experiment.backend(variant)
     fast = experiment.encode_path(variant) == "fast"
     if fast and backend == "bitsandbytes":
@@ -108,31 +111,52 @@ def open_packed(path: str, dtype: torch.dtype, runtime: Runtime, fast: bool = Fa
         arithmetic.check()
     config = hub.read_config(path)
     quantization = config.pop("quantization_config", None) or {}
-    is_nf4 = packing.layout_of(quantization) == "bitsandbytes"
-    if not is_nf4:
-        _require_readable(path, quantization, fast)
-    options = dict(dtype=dtype, attn_implementation=runtime.attention)
-    with torch.device("meta"):
-        model = ColQwen3ForRetrieval._from_config(_config(path, config), **options)
-        if not is_nf4:
-            how = quantization["bits"], quantization["group_size"], packing.layout_of(quantization)
-            packing.pack_(model.language_model.layers, *how)
-    state, expected = {}, model.state_dict()
-    with _reading(path):
-        for shard in hub.weight_files(Path(path)):
-            state |= load_file(shard, device=runtime.device)
-        if is_nf4:
-            state = nf4.unpacked_(model, state, dtype)
-    common = expected.keys() & state.keys()
-    mismatched = [name for name in common if expected[name].shape != state[name].shape]
-    _require_exact(path, expected.keys() - common, state.keys() - common, mismatched)
+    if packing.layout_of(quantization) == "bitsandbytes":
+        model = _empty(path, dtype, runtime)
+        return _filled(path, model, nf4.unpacked_(model, _tensors(path, runtime), dtype), runtime)
+    _require_readable(path, quantization, fast)
+    model, state = _empty(path, dtype, runtime), _tensors(path, runtime)
+    how = quantization["bits"], quantization["group_size"], packing.layout_of(quantization)
+    packing.pack_(model.language_model.layers, *how)
     for name in (name for name in state if name.endswith(".g_idx")):
         groups = torch.arange(len(state[name]), dtype=state[name].dtype) // quantization["group_size"]
         if not torch.equal(state[name].cpu(), groups):
             cause = f"{name} reorders the columns (desc_act), which is not read here"
             raise ColqError(f"{path}: {cause}; quantize without it")
-    as_stored = ("qweight", "qzeros", "scales")
-    state = {name: state[name] if name.endswith(as_stored) else state[name].to(dtype) for name in common}
+    return _filled(path, model, state, runtime)
+
+
+def open_fp8(path: str, dtype: torch.dtype, runtime: Runtime) -> ColQwen3ForRetrieval:
+    """Open an FP8 export (`fp8_export`) as strictly as `open_model`, its layers `eightbit.Fp8Linear`."""
+    if runtime.device == "cpu":
+        arithmetic.check()
+    model = _empty(path, dtype, runtime)
+    fp8_export.place_(model, path)
+    return _filled(path, model, fp8_export.as_buffers(_tensors(path, runtime)), runtime)
+
+
+def _empty(path: str, dtype: torch.dtype, runtime: Runtime) -> ColQwen3ForRetrieval:
+    """The model of a quantized folder before its layers are replaced, on the meta device."""
+    config = {k: v for k, v in hub.read_config(path).items() if k != "quantization_config"}
+    options = dict(dtype=dtype, attn_implementation=runtime.attention)
+    with torch.device("meta"):
+        return ColQwen3ForRetrieval._from_config(_config(path, config), **options)
+
+
+def _tensors(path: str, runtime: Runtime) -> dict[str, torch.Tensor]:
+    with _reading(path):
+        shards = [load_file(shard, device=runtime.device) for shard in hub.weight_files(Path(path))]
+    return {name: tensor for shard in shards for name, tensor in shard.items()}
+
+
+def _filled(path: str, model: ColQwen3ForRetrieval, state: dict, runtime: Runtime) -> ColQwen3ForRetrieval:
+    """A model of `_empty` with exactly the tensors of `state`; those of replaced layers are as stored."""
+    expected, dtype = model.state_dict(), model.embedding_proj_layer.weight.dtype
+    common = expected.keys() & state.keys()
+    mismatched = [name for name in common if expected[name].shape != state[name].shape]
+    _require_exact(path, expected.keys() - common, state.keys() - common, mismatched)
+    floats = {name for name in common if expected[name].dtype == dtype}
+    state = {name: state[name].to(dtype) if name in floats else state[name] for name in common}
     model.load_state_dict(state, assign=True)
     # what is computed, not stored, is still on the meta device
     for name, module in list(model.named_modules()):

@@ -82,4 +82,10 @@ def write_checkpoint(source: Path, target: Path, device: str) -> None:
     """Write a base checkpoint folder into an empty one in NF4; ColqError if bitsandbytes is not installed."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ColqError("scheme nf4 needs bitsandbytes, which is not installed: pip install -e '.[nf4]'")
-    packing.write(source, target, lambda tensor: rounded(tensor.to(device)), QUANTIZATION)
+
+    def packed(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor] | None:
+        if not packing.is_quantizable(name, tensor):
+            return None
+        return {name.removesuffix("weight") + part: t for part, t in rounded(tensor.to(device)).items()}
+
+    packing.rewrite(source, target, packed, QUANTIZATION)

@@ -153,27 +153,37 @@ def write_checkpoint(source: Path, target: Path, bits: int, group_size: int, dev
     """Write a base checkpoint folder into an empty one in AutoRound's format, without the unused head."""
     if bits not in BITS:
         raise ColqError(f"packing holds {', '.join(map(str, BITS))} bits, not {bits}; use method rtn")
+
+    def packed(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor] | None:
+        if not is_quantizable(name, tensor):
+            return None
+        parts = packed_tensors(tensor.to(device), bits, group_size)
+        return {name.removesuffix("weight") + part: value.cpu() for part, value in parts.items()}
+
     quantization = dict(quant_method="auto-round", packing_format="auto_round:auto_gptq", bits=bits)
     quantization |= dict(group_size=group_size, sym=True, data_type="int", block_name_to_quantize=BLOCKS)
-    write(source, target, lambda weight: packed_tensors(weight.to(device), bits, group_size), quantization)
+    rewrite(source, target, packed, quantization)
 
 
-def write(
-    source: Path, target: Path, convert: Callable[[torch.Tensor], dict[str, torch.Tensor]], quantization: dict
-) -> None:
-    """Write a base checkpoint folder into an empty one, without the unused head.
+def is_quantizable(name: str, tensor: torch.Tensor) -> bool:
+    """Whether this is the weight of a linear layer of the language model."""
+    return tensor.dim() == 2 and QUANTIZABLE.match(name) is not None
+
+
+def rewrite(source: Path, target: Path, convert: Callable, quantization: dict) -> None:
+    """Write a base checkpoint folder into an empty one, without the unused head, with some tensors replaced.
 
     Args:
-        convert: gives, by their last names, the tensors in place of a quantizable weight ``(out, in)``.
-        quantization: what config.json says of them.
+        convert: takes a tensor's name and the tensor; gives what is stored instead by name, or None.
+        quantization: what config.json says of it.
     """
     tensors = {}
     for shard in hub.weight_files(source):
         with safe_open(shard, "pt") as content:
             for name in content.offset_keys():
-                tensor, layer = content.get_tensor(name), name.removesuffix("weight")
-                if tensor.dim() == 2 and QUANTIZABLE.match(name):
-                    tensors |= {layer + part: value.cpu() for part, value in convert(tensor).items()}
+                tensor = content.get_tensor(name)
+                if (parts := convert(name, tensor)) is not None:
+                    tensors |= parts
                 elif "lm_head." not in name:
                     tensors[name] = tensor
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})

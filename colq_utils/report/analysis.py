@@ -11,13 +11,11 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from colq_utils.base.config import Variant
-from colq_utils.report import stats
+from colq_utils.report import labels, stats
 from colq_utils.report.results import ENTRY, REFERENCES, Results
 
 #: Two scores that print alike with five decimals count as unchanged.
 UNCHANGED = 0.5e-5
-METHODS = {"rtn": "RTN", "autoround": "AutoRound", "base": ""}
 #: What `study` averages over queries.
 MEASURES = ("ndcg", "margin", "overlap", "top_changed")
 ENTRY_COUNTS = ["improved", "unchanged", "degraded", "clearly_improved", "clearly_degraded"]
@@ -66,8 +64,7 @@ class Study:
     @cached_property
     def labels(self) -> dict[str, str]:
         """Variant id -> what figures and tables call it."""
-        words = calibration_words(self.experiment)
-        named = {name: label(variant, words) for name, variant in self.experiment.by_id.items()}
+        named = labels.of(self.experiment)
         named[self.experiment.base] += " (base)"
         return named | {n: f"{named[n]} (fell back)" for n in self.fell_back & set(named)} | REFERENCES
 
@@ -88,24 +85,6 @@ class Study:
     @cached_property
     def by_entry(self) -> pd.DataFrame:
         return entry_table(self)
-
-
-def label(variant: Variant, calibrations: dict[str, str]) -> str:
-    """A variant in words: scheme, method, what departs from usual symmetric groups, calibration."""
-    parts = [variant.scheme.upper(), METHODS[variant.method], variant.group, "" if variant.sym else "asym"]
-    words = " ".join(filter(None, parts))
-    if not variant.calibration:
-        return words
-    return f"{words}, {calibrations.get(variant.calibration, variant.calibration)}"
-
-
-def calibration_words(experiment) -> dict[str, str]:
-    """Calibration set -> '1,024 tokens' or 'pages', with its id where two sets in use would read alike."""
-    used = {variant.calibration for variant in experiment.by_id.values()}
-    sets = [s for s in experiment.calibration.sets if s.id in used]
-    words = {s.id: f"{s.seqlen:,} tokens" if s.kind == "text" else "pages" for s in sets}
-    texts = list(words.values())
-    return {name: text if texts.count(text) == 1 else f"{text} ({name})" for name, text in words.items()}
 
 
 def study(results: Results) -> Study:
@@ -183,7 +162,7 @@ def averages(study: Study, keep: np.ndarray) -> pd.DataFrame:
         diff_se=difference.se,
         mdd=stats.minimal_detectable(difference.se),
         p=np.where(base, np.nan, difference.p),
-        p_holm=lambda t: stats.holm(t.p.where(t.variant.isin(study.experiment.quantized))),
+        p_holm=lambda t: stats.holm(t.p.where(t.variant.isin(study.experiment.compared))),
         verdict=np.where(base, "", verdicts),
     )
     table[["wins", "ties", "losses"]] = [stats.win_tie_loss(column) for column in study.paired[rows].T]
@@ -263,7 +242,10 @@ def pairs(study: Study, wanted: list[tuple[str, str]]) -> pd.DataFrame:
 
 
 def sizes(results: Results) -> pd.DataFrame:
-    """A row a variant: tensor bytes of its first export and of the base, reduction in percent."""
+    """A row a variant: tensor bytes of its first export and of the base, reduction in percent.
+
+    What is rounded at loading has the size of the checkpoint that it is made from.
+    """
     columns = ["variant", "bytes", "base_bytes"]
     if results.variants is None:
         return pd.DataFrame(columns=[*columns, "reduction_pct"])
@@ -271,6 +253,11 @@ def sizes(results: Results) -> pd.DataFrame:
     if results.base not in set(first.variant):
         base = [(results.base, size, size) for size in first.base_bytes.dropna()[:1]]
         first = pd.concat([pd.DataFrame(base, columns=columns), first], ignore_index=True)
+    model = results.experiment.model.size
+    stored = {n: v.stored(model) for n, v in results.experiment.by_id.items() if v.is_converted}
+    made_from = [(n, w) for n, w in stored.items() if n != w and w in set(first.variant)]
+    others = [first[first.variant == weights].assign(variant=name) for name, weights in made_from]
+    first = pd.concat([first, *others], ignore_index=True)
     return first.assign(reduction_pct=100 * (1 - first["bytes"] / first.base_bytes))
 
 

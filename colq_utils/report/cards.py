@@ -9,18 +9,15 @@ from pathlib import Path
 import pandas as pd
 
 from colq_utils.base import files
-from colq_utils.report import analysis, mixed_precision, speed, wording
+from colq_utils.report import analysis, labels, mixed_precision, speed, wording
 from colq_utils.report import markdown as md
 from colq_utils.report.analysis import Study
 from colq_utils.report.parts import page
 
 #: Export -> what its packing is called elsewhere.
-PACKINGS = {
-    "auto_round": "auto-round",
-    "auto_awq": "awq",
-    "auto_gptq": "gptq",
-    "bitsandbytes": "bitsandbytes",
-}
+PACKINGS = {"auto_round": "auto-round", "auto_awq": "awq", "auto_gptq": "gptq"}
+PACKINGS |= {"bitsandbytes": "bitsandbytes", "compressed_tensors": "compressed-tensors"}
+FP8_SCALES = "a scale per output channel of weights, and per token of what enters, found as it passes"
 
 
 def write(study: Study) -> list[Path]:
@@ -52,7 +49,10 @@ def card(study: Study, name: str) -> str:
         spec=spec,
         model=model,
         licence=_licence(study),
-        tags=[f"{spec.bits}-bit", *(PACKINGS[export] for export in spec.exports)],
+        tags=[
+            "fp8" if spec.bits is None else f"{spec.bits}-bit",
+            *(PACKINGS[export] for export in spec.exports),
+        ],
         refused=list(refused.get("export", [])),
         exports=rows,
         recipe=recipe(study, name, rows),
@@ -79,13 +79,14 @@ def _of(table: pd.DataFrame | None, name: str) -> pd.DataFrame:
 def recipe(study: Study, name: str, rows: pd.DataFrame) -> pd.DataFrame:
     """How the checkpoint was made, as property and value."""
     experiment, spec = study.experiment, study.experiment.quantized[name]
-    words = analysis.calibration_words(experiment)
+    words = labels.calibration_words(experiment)
     record = study.results.quantize_environment or {}
     sets = study.results.sets
     packed = {} if sets is None else sets.set_index("set").to_dict("index").get(spec.calibration, {})
     amount = f" ({packed['blocks']:,} blocks, {packed['tokens']:,} tokens)" if packed else ""
-    first = {} if rows.empty else rows.iloc[0]
+    first, fp8 = {} if rows.empty else rows.iloc[0], spec.bits is None
     kind = "a table of 16 numbers" if spec.is_nf4 else "symmetric" if spec.sym else "asymmetric"
+    method = "bitsandbytes" if spec.is_nf4 else labels.METHODS.get(spec.method, spec.method)
     versions, licence = record.get("packages") or {}, _licence(study)
     licence = licence.get("license_name", licence["license"])
     values = {
@@ -93,9 +94,9 @@ def recipe(study: Study, name: str, rows: pd.DataFrame) -> pd.DataFrame:
         "Licence of the base": "not stated" if licence == "other" else licence,
         "Base revision": experiment.model.revision or "a local folder, no revision",
         "Scheme": spec.scheme.upper(),
-        "Method": "bitsandbytes" if spec.is_nf4 else analysis.METHODS.get(spec.method, spec.method),
+        "Method": "round to nearest e4m3" if fp8 else method,
         "Fallback used": first.get("fallback") or None,
-        "Group size": f"{spec.group_size}, {kind}",
+        "Group size": FP8_SCALES if fp8 else f"{spec.group_size}, {kind}",
         "Calibration": words[spec.calibration] + amount if spec.calibration else "none",
         "Iterations": spec.iters or "none",
         "Seed": experiment.seed,

@@ -37,19 +37,28 @@ class Recommendation:
 def variant_frame(study: Study) -> pd.DataFrame:
     """A row per variant, base first: averages, sizes, top-page changes, time to make, and the tables' words.
 
-    `usable` are those that may be recommended, whatever they score: accepted, and made as their name says.
+    `usable` are those that may be recommended, whatever they score: of integer weights, accepted, and made as
+    their name says. `eight` are those with parts in eight bits, as a GPU multiplies or looks them up.
     """
     frame = study.suite.merge(analysis.sizes(study.results), on="variant", how="left")
     frame = frame.merge(analysis.top_page_changes(study), on="variant")
-    shown = frame.variant.isin([study.experiment.base, *study.experiment.quantized])
+    experiment = study.experiment
+    shown = frame.variant.isin([experiment.base, *experiment.compared])
     frame = wording.averages(study, frame[shown].reset_index(drop=True))
-    is_base = frame.variant == study.experiment.base
+    is_base = frame.variant == experiment.base
+    eight = [name for name, spec in experiment.by_id.items() if spec.is_converted]
     refused = frame.variant.isin(_refused(study))
     return frame.assign(
         changed=frame.top_changed.map(lambda share: number(100 * share, 1)).mask(is_base, "-"),
         quantize_s=frame.variant.map(_seconds(study)).astype(float),
-        usable=~is_base & ~refused & frame.score.notna(),
+        eight=frame.variant.isin(eight),
+        usable=frame.variant.isin(_packed(study)) & ~refused & frame.score.notna(),
     )
+
+
+def _packed(study: Study) -> list[str]:
+    """Variants with a checkpoint of integer weights."""
+    return [name for name, spec in study.experiment.quantized.items() if spec.bits is not None]
 
 
 def _refused(study: Study) -> set[str]:
@@ -168,6 +177,6 @@ def rungs(study: Study) -> pd.DataFrame:
 
 
 def four_bits(study: Study) -> list[str]:
-    """The 4-bit variants that were evaluated; every quantized one if there is none."""
-    quantized = [n for n in study.names if n in study.experiment.quantized]
-    return [n for n in quantized if study.experiment.quantized[n].bits == 4] or quantized
+    """The 4-bit variants that were evaluated; every one of integer weights if there is none."""
+    packed = [n for n in study.names if n in _packed(study)]
+    return [n for n in packed if study.experiment.quantized[n].bits == 4] or packed

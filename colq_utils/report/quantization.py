@@ -77,7 +77,12 @@ def configuration(study: Study) -> pd.DataFrame:
     if frame is None:
         asked = study.experiment.quantized.items()
         frame = pd.DataFrame([{"variant": name, **variant.model_dump()} for name, variant in asked])
-    frame = frame.assign(label=frame.variant.map(study.labels))
+    floats = frame.scheme == "fp8"
+    frame = frame.assign(
+        label=frame.variant.map(study.labels),
+        method=frame.method.mask(floats, "to nearest e4m3"),
+        group_size=frame.group_size.astype(object).mask(floats, "an output channel"),
+    )
     texts = frame.columns.intersection(["calibration", "fallback"])
     frame[texts] = frame[texts].fillna("").replace("", "none")
     return frame

@@ -4,7 +4,6 @@ The answer is three bullets: cost and gain, what a person who searches would not
 """
 
 from colq_utils.report import documents, findings, mixed_precision, speed
-from colq_utils.report import markdown as md
 from colq_utils.report.analysis import Study
 from colq_utils.report.findings import variant_frame
 from colq_utils.report.parts import TO_FIGURES, page
@@ -15,6 +14,8 @@ def write(study: Study) -> str:
     figure = f"{TO_FIGURES}/{study.experiment.name}/headline.png"
     drawn = (study.experiment.figures / "headline.png").exists()
     told = answer(study)
+    asked = [study.experiment.base, *findings.four_bits(study)]
+    told["frame"] = told["frame"][told["frame"].variant.isin(asked) | told["frame"].eight]
     return page(
         "summary.md.j2",
         study,
@@ -37,17 +38,15 @@ def answer(study: Study) -> dict:
     rows = {row["variant"]: row for row in frame.to_dict("records")}
     shown = frame[frame.variant.isin(four) & frame.diff_low.notna()].set_index("variant")["diff"]
     recipe, pairs = findings.recommend(study), findings.lengths(study)
-    saved = frame.reduction_pct.map(md.significant)
     picked = rows.get(recipe.variant or findings.closest(study))
     return {
-        "frame": frame.assign(
-            reduction_pct=saved.mask((frame.variant == study.experiment.base) & (saved == "0"), "-")
-        ),
+        "frame": frame,
         "rows": rows,
         "recipes": list(shown.index),
         "best": rows[shown.idxmax()] if len(shown) else None,
         "worst": rows[shown.idxmin()] if len(shown) else None,
         "recipe": recipe,
+        "eight": frame[frame.eight],
         "alike": [study.labels[name] for name in recipe.alike],
         "picked": picked,
         "chances": findings.chances(study, picked),

@@ -47,7 +47,14 @@ class Engine:
 
 
 ENGINES = (
-    Engine("transformers", "transformers", COMMON, "open_transformers.py", SAME),
+    Engine(
+        "transformers",
+        "transformers",
+        (*COMMON, "compressed-tensors==0.20.0"),
+        "open_transformers.py",
+        f"{SAME}; in an FP8 vision tower one number scales all patches of a call, not each patch its own "
+        "(compressed-tensors takes the rows of a matrix for a batch)",
+    ),
     Engine(
         "sentence-transformers",
         "sentence-transformers (MultiVectorEncoder)",

@@ -12,7 +12,7 @@ from studies.interop.engines import ENGINES
 #: Mean token cosine with ColQ, on queries and on pages, from which on an engine counts as agreeing.
 AIM = 0.999
 BASE = "base"
-PACKINGS = (BASE, "auto_round", "auto_awq", "auto_gptq")
+PACKINGS = (BASE, "auto_round", "auto_awq", "auto_gptq", "compressed_tensors")
 
 
 def line(row: dict) -> str:

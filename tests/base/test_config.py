@@ -86,6 +86,15 @@ def test_variant_ids():
             {"variants": [{"scheme": "bf16"}, {"scheme": "w4a16", "method": "rtn", "exports": ["auto_awq"]}]},
             "auto_round is the export .* add it to `exports`",
         ),
+        (
+            {
+                "variants": [
+                    {"scheme": "bf16"},
+                    {"scheme": "w4a16", "method": "rtn", "exports": ["auto_round", "compressed_tensors"]},
+                ]
+            },
+            "compressed_tensors is the export of scheme fp8",
+        ),
     ],
 )
 def test_mistakes_are_named(tmp_path, changes, message):

@@ -6,7 +6,7 @@ import torch
 from colq_utils.base import backends, config
 from colq_utils.fast import layout, load, steps
 from colq_utils.fast import path as fast
-from colq_utils.model import encode, loading
+from colq_utils.model import eightbit, encode, loading
 
 pytestmark = [
     pytest.mark.gpu,
@@ -90,3 +90,45 @@ def test_graphs_give_the_same_embeddings(
     with accelerated.model.unrecorded():
         eager = encode.queries(accelerated, longer)
     assert fast.agreement(eager, encode.queries(accelerated, longer))["mean"] > 0.9995
+
+
+def test_a_gpu_multiplies_fp8_as_the_cpu_emulates_it():
+    """The same roundings, so the same numbers up to the bf16 of the outputs and the order of sums."""
+    torch.manual_seed(0)
+    weight, shift = torch.randn(96, 256).bfloat16(), torch.randn(96).bfloat16()
+    x = torch.randn(40, 256).bfloat16()
+    emulated = eightbit.Fp8Linear(weight.float(), shift.float())
+    layer = eightbit.Fp8Linear(weight.cuda(), shift.cuda())
+    assert torch.equal(layer.weight.cpu().float(), emulated.weight.float())
+    assert torch.equal(layer.scale.cpu(), emulated.scale)
+    values, scale = eightbit.scaled(x.cuda())
+    assert torch.equal(values.cpu().float(), eightbit.scaled(x)[0].float())
+    expected = emulated(x.float())
+    for actual in (layer(x.cuda()), layer((values, scale))):
+        # Hopper's tensor cores sum FP8 products with fewer bits than fp32 has
+        assert (actual.cpu().float() - expected).norm() < 0.004 * expected.norm()
+    table = torch.nn.Embedding(50, 16).bfloat16()
+    found = eightbit.Int8Embedding(table.float())(torch.arange(50))
+    on_gpu = eightbit.Int8Embedding(table.bfloat16().cuda())(torch.arange(50).cuda())
+    assert torch.equal(found, on_gpu.cpu().float())
+
+
+@pytest.mark.parametrize("vision", [False, True])
+def test_fp8_embeddings_of_a_gpu_are_those_of_the_emulation(
+    random_checkpoint, random_model, page_images, vision
+):
+    """Closer to the CPU's than the bf16 base is: the roundings that cost quality are the same ones."""
+
+    def embedded(device, rounded):
+        model = loading.open_model(str(random_checkpoint), device=device)
+        for part in (model.language_model.layers, *([model.visual] if vision else [])) if rounded else ():
+            eightbit.fp8_(part)
+        loaded = loading.Loaded(device, model, random_model.processor, (), 0.0)
+        loaded = load.accelerate(loaded, None) if device == "cuda" else loaded
+        return encode.pages(loaded, page_images), encode.queries(loaded, TEXTS)
+
+    gpu, emulated, base = embedded("cuda", True), embedded("cpu", True), embedded("cuda", False)
+    for ours, theirs, plain in zip(emulated, gpu, base, strict=True):
+        close = fast.agreement(ours, [row.cpu() for row in theirs])["mean"]
+        assert close > 0.99
+        assert close > fast.agreement(ours, [row.cpu() for row in plain])["mean"]

@@ -1,5 +1,6 @@
 """Eight-bit layers: how they round, and that all three implementations of FP8 round alike."""
 
+import pytest
 import torch
 
 from colq_utils.model import eightbit
@@ -16,7 +17,34 @@ def test_fp8_rounds_to_three_bits_of_mantissa():
     eight = eightbit.Fp8Linear(linear.weight.data, linear.bias.data)
     expected = linear(x).float()
     assert (eight(x).float() - expected).abs().max() < 0.1 * expected.abs().max()
-    assert torch.equal(eight(x), eight((values, scale)))
+    assert torch.equal(eight(x), eight((values, scale)).bfloat16())
+
+
+def test_fp8_by_hand():
+    """One token, two outputs: every number rounded to e4m3 by its row's scale, multiplied, scaled back."""
+    weight = torch.tensor([[448.0, 17.0], [0.0, -3.5]])  # scales 1 and 3.5 / 448; 17 lies between 16 and 18
+    layer = eightbit.Fp8Linear(weight, torch.tensor([1.0, 2.0]))
+    assert layer.weight.float().tolist() == [[448, 16], [0, -448]]
+    x = torch.tensor([[[896.0, 2.5]]])  # scale 2: 448 and 1.25
+    assert layer(x).tolist() == [[[(448 * 448 + 1.25 * 16) * 2 + 1, 1.25 * -448 * 2 * 3.5 / 448 + 2]]]
+    assert layer(x).dtype == torch.float32
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_fp8_on_a_cpu_is_the_product_of_scaled_mm(bias):
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(48, 64, generator=generator), torch.randn(20, 64, generator=generator)
+    x[3] *= 1e-6
+    shift = torch.randn(48, generator=generator) if bias else None
+    layer = eightbit.Fp8Linear(weight, shift)
+    values, scale = eightbit.scaled(x)
+    for dtype, tolerance in ((torch.float32, 1e-6), (torch.bfloat16, 2**-8)):
+        expected = torch._scaled_mm(values, layer.weight.t(), scale, layer.scale, out_dtype=dtype)
+        expected = expected.float() + (0 if shift is None else shift)
+        assert torch.allclose(layer(x), expected, rtol=tolerance, atol=tolerance * expected.abs().max())
+        assert torch.allclose(layer(x)[3], expected[3], rtol=tolerance, atol=1e-6)
+    unrounded = torch.nn.functional.linear(x, weight, shift)
+    assert not torch.allclose(layer(x), unrounded, rtol=1e-3), "nothing was rounded"
 
 
 def test_every_fp8_path_scales_rows_alike():
@@ -40,3 +68,17 @@ def test_int8_embedding_restores_rows():
     ids = torch.tensor([[1, 2], [3, 9]])
     assert (eight(ids).float() - table(ids).float()).abs().max() < table.weight.abs().max() / 100
     assert eight.weight.dtype == torch.int8
+
+
+def test_int8_embedding_in_float32_gives_the_numbers_of_bfloat16():
+    """As on a GPU: scales and products rounded to bf16."""
+    half = torch.nn.Embedding(50, 16).bfloat16()
+    full = torch.nn.Embedding.from_pretrained(half.weight.detach().float())
+    ids = torch.arange(50)
+    found = eightbit.Int8Embedding(full)(ids)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, eightbit.Int8Embedding(half)(ids).float())
+    row = half.weight[7].float()
+    scale = (row.abs().max() / 127).bfloat16()
+    integers = (row / (row.abs().max() / 127)).round()
+    assert torch.equal(found[7], (integers.bfloat16() * scale).float())

@@ -30,7 +30,7 @@ evaluation: {tasks: []}
 """
 TASKS = {"MadePhrases": "graded", "MadeHeadings": "graded", "MadeShort": "graded", "MadeReading": "reading"}
 LOSS = {"w4a16": 0.01, "w3a16": 0.03, "w2a16": 0.6}
-BYTES = {"w4a16": 20_000_000, "nf4": 20_000_000, "w3a16": 19_000_000, "w2a16": 18_000_000}
+BYTES = {"fp8": 25_000_000, "w4a16": 20_000_000, "nf4": 20_000_000, "w3a16": 19_000_000, "w2a16": 18_000_000}
 
 
 def experiment(folder: Path, text: str = EXPERIMENT) -> config.Experiment:

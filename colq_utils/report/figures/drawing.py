@@ -17,6 +17,8 @@ from colq_utils.report.analysis import Study
 WIDTH, DPI = 8.0, 150
 GREY, EDGE = "0.45", 0.97
 MARKERS = "oDs^vPX*<>"
+#: Of the palette for every eye, without its grey, which is that of references, and its yellow last.
+COLOURS = (0, 1, 2, 3, 4, 5, 6, 9, 8)
 
 
 def save(figure, path: Path, dpi: int | str = DPI) -> Path:
@@ -40,11 +42,14 @@ def canvas(height: float, columns: int = 1, lines: int = 1, **options):
 
 
 def style(study: Study, name: str) -> dict:
-    """Colour and marker of a variant, the same in every figure and for every kernel on the same weights."""
-    ids = list(study.experiment.by_id)
-    stored = study.experiment.by_id[name].stored(study.experiment.model.size)
-    at = ids.index(stored if stored in ids else name)
-    colour = "black" if at == 0 else sns.color_palette("colorblind")[(at - 1) % 10]
+    """Colour and marker of a variant, the same in every figure and for every kernel on the same numbers."""
+    by_id, numbers = study.experiment.by_id, {}
+    for other, v in by_id.items():
+        stored = v.stored(study.experiment.model.size)
+        numbers[other] = other if v.is_converted or stored not in by_id else stored
+    at = list(dict.fromkeys(numbers.values())).index(numbers[name])
+    palette = sns.color_palette("colorblind")
+    colour = "black" if at == 0 else palette[COLOURS[(at - 1) % len(COLOURS)]]
     return {"color": colour, "marker": MARKERS[at % len(MARKERS)]}
 
 

@@ -56,7 +56,7 @@ def headline(study: Study) -> Path:
     """What each variant saves, and what it costs."""
     experiment = study.experiment
     table = study.suite.merge(analysis.sizes(study.results)[["variant", "bytes"]], on="variant", how="left")
-    table = table[table.variant.isin([experiment.base, *experiment.quantized])].reset_index(drop=True)
+    table = table[table.variant.isin([experiment.base, *experiment.compared])].reset_index(drop=True)
     figure, (left, right) = canvas(1.5 + 0.42 * len(table), 2, sharey=True, width_ratios=[1, 1.7])
     mb, margin = table["bytes"] / 1e6, 100 * experiment.evaluation.margin
     changes = 100 * table.set_index("variant")[["diff", "diff_low", "diff_high"]]
@@ -152,7 +152,7 @@ def _by_task(
 
 def difference(study: Study) -> Path:
     """Changes by task and language, a panel per variant; of many tasks their means, a column per variant."""
-    names = [n for n in study.names if n in study.experiment.quantized]
+    names = [n for n in study.names if n in study.experiment.compared]
     if study.entries.task[study.counted].nunique() > MANY:
         return _difference_of_many(study, names)
     table = study.by_entry[study.by_entry.counted.astype(bool)]

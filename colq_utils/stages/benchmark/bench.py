@@ -77,9 +77,10 @@ def check(experiment: Experiment) -> dict[str, str]:
         )
     for name in experiment.benchmark.variants:
         spec = experiment.by_id[name]
+        if spec.is_stored:
+            required(experiment.checkpoint(name) / "config.json", f"quantize EXPERIMENT={experiment.name}")
         if spec.bits is None:
             continue
-        required(experiment.checkpoint(name) / "config.json", f"quantize EXPERIMENT={experiment.name}")
         try:
             kernels.require(experiment.backend(name))
         except ColqError as reason:
@@ -100,7 +101,7 @@ def _variant(experiment: Experiment, name: str, round_: int, schedules: dict, ti
         "plan": [(kind, work.model_dump()) for kind, work in workloads.plan(experiment)],
         "schedules": schedules,
     }
-    folder = Path(experiment.model_path) if spec.bits is None else experiment.checkpoint(name)
+    folder = experiment.checkpoint(name) if spec.is_stored else Path(experiment.model_path)
     stored = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.glob("*"))]
     items = sha256(*filter(Path.exists, (workloads.EMBEDDED / "fingerprint.json", workloads.MADE)))
     basis = [spec.model_dump(), experiment.evaluation.suite, items, stored]

@@ -56,14 +56,14 @@ def run_variant(
         for path in paths.values():  # its vectors are gone, and the other variants need them
             path.unlink(missing_ok=True)
     wanted = {name for name in crossed if (base_folder / f"{name}.parquet").exists()}
-    wanted = wanted if variant in experiment.quantized else set()
+    wanted = wanted if variant in experiment.compared else set()
     lacking = {name for name in wanted if not crossed[name].exists()}
     lacking |= {name for name, path in paths.items() if not path.exists()}
     todo = [task for task in tasks if task.metadata.name in lacking]
     if todo:
         loaded = random_init(experiment) if variant == RANDOM_INIT else load.load(experiment, variant)
         features, width, base = _features(experiment, loaded), loaded.model.config.embed_dim, None
-        if variant == experiment.base or variant in experiment.quantized:
+        if variant == experiment.base or variant in experiment.compared:
             base = mixed.BaseVectors(base_folder, width, loaded.model.dtype)
         retriever = Retriever(loaded, folder / "pages", features, experiment.evaluation.batch)
     for task in todo:
@@ -229,11 +229,11 @@ def data_fingerprint(experiment: Experiment) -> str:
 
 
 def run_all(experiment: Experiment, tasks: list) -> pd.DataFrame:
-    """Base, quantized variants, random-weight floor and (embedded benchmark) BM25, one row a query.
+    """Base, variants compared with it, random-weight floor and (embedded benchmark) BM25, one row a query.
 
     Tasks that raised are written to failures.csv; the same command tries them again.
     """
-    base, rest = experiment.base, list(experiment.quantized)
+    base, rest = experiment.base, list(experiment.compared)
     for name in (base, *rest):
         checkpoints.revision(experiment, name)  # a missing checkpoint is said before hours of work, not after
     data, failed = data_fingerprint(experiment), []

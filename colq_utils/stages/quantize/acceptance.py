@@ -36,7 +36,8 @@ def compare(
     """One row of the acceptance table: an export loaded afresh against the base, on text and on page images.
 
     ``opened_by`` is the kernel with which AutoRound's own loader, the users' way, opens the export here,
-    ``opened_cosine`` how well that agrees; left open on CUDA, where the comparison itself is made that way.
+    ``opened_cosine`` how well that agrees; left open on CUDA, where the comparison itself is made that way,
+    and for FP8, which AutoRound does not open (`studies.interop` asks what does).
 
     Args:
         base: embeddings of the base on the same texts and images, its headers and bytes.
@@ -44,15 +45,17 @@ def compare(
     spec, made_by = experiment.by_id[variant], f"quantize EXPERIMENT={experiment.name}"
     manifest = files.read_json(experiment.build("checkpoints", variant, MANIFEST), made_by)
     used, size = manifest["used"], manifest["exports"][export]["tensor_bytes"]
-    predicted = footprint.quantized(base["headers"], spec.bits, used["group_size"], export)
+    as_used = spec.model_copy(update={"group_size": used["group_size"]})
+    predicted = footprint.exported(base["headers"], as_used, export)
     loaded = load.load(experiment, variant, export)
     processor, embeddings = loaded.processor, _embeddings(loaded, texts, images)
+    eight = next(use.kernel for use in loaded.census if use.tower == "language_model")
     del loaded  # two models at once may not fit in memory
     row = {
         "variant": variant,
         **{key: used[key] for key in ("scheme", "method", "calibration", "group_size", "sym", "iters")},
         "export": export,
-        "backend": experiment.backend(variant),
+        "backend": eight if spec.bits is None else experiment.backend(variant),
         "quantize_s": manifest["quantize_s"],
         "tensor_bytes": size,
         "base_bytes": base["tensor_bytes"],
@@ -94,7 +97,7 @@ def _opened(
     experiment: Experiment, variant: str, export: str, processor: ColQwen3Processor
 ) -> tuple[str, loading.Loaded | None]:
     """The packed kernel (or why there is none) and model with which AutoRound's loader opens an export."""
-    if experiment.runtime.device != "cpu":
+    if experiment.runtime.device != "cpu" or experiment.by_id[variant].bits is None:
         return "", None
     try:
         kernel = kernels.on_cpu(export, experiment.by_id[variant].bits)

@@ -21,9 +21,8 @@ from safetensors.torch import load_file, save_file
 from colq_utils.base import files, names, provenance
 from colq_utils.base.config import CalibrationSet, Experiment, Variant
 from colq_utils.base.errors import ColqError
-from colq_utils.base.variant import RUNTIME_OPTIONS
 from colq_utils.data import calibration
-from colq_utils.model import autoround, footprint, hub, loading, nf4, packing, processing
+from colq_utils.model import autoround, footprint, fp8_export, hub, loading, nf4, packing, processing
 from colq_utils.model.checkpoints import MANIFEST, base_digest, base_folder, damage, tensor_bytes
 from colq_utils.model.complete import complete
 
@@ -62,8 +61,8 @@ def run(experiment: Experiment, variant: str) -> dict:
         manifest = {
             "variant": variant,
             "fingerprint": fingerprint,
-            "requested": spec.model_dump(exclude=RUNTIME_OPTIONS),
-            "used": used.model_dump(exclude=RUNTIME_OPTIONS),
+            "requested": spec.model_dump(exclude=spec.runtime_options),
+            "used": used.model_dump(exclude=used.runtime_options),
             "fallback": fallback,
             "quantize_s": time.perf_counter() - start,
             "seed": experiment.seed,
@@ -82,7 +81,7 @@ def _require_predicted(experiment: Experiment, variant: str, used: Variant, fold
     # AutoRound's own format takes AWQ's layout for asymmetric weights
     words = "auto_awq" if layout == "awq" else folder.name
     base = hub.read_headers(str(base_folder(experiment)))
-    predicted = footprint.quantized(base, used.bits, used.group_size, words)
+    predicted = footprint.exported(base, used, words)
     lines = footprint.unlike(predicted, hub.read_headers(str(folder)))
     if lines:
         more = f" and {len(lines) - 3} more" if len(lines) > 3 else ""
@@ -95,13 +94,15 @@ def _require_predicted(experiment: Experiment, variant: str, used: Variant, fold
 
 def _with_fallbacks(experiment: Experiment, spec: Variant, target: Path) -> tuple[Variant, str]:
     """Quantize as asked; if AutoRound fails, by each named fallback. Returns what was used and why."""
-    if spec.method == "pack" or spec.is_nf4:
-        folder, device = target / spec.export, experiment.runtime.device
+    if spec.method in ("pack", "base"):  # no work for AutoRound
+        base, folder, device = base_folder(experiment), target / spec.export, experiment.runtime.device
         folder.mkdir()
-        if spec.is_nf4:
-            nf4.write_checkpoint(base_folder(experiment), folder, device)
+        if spec.bits is None:
+            fp8_export.write_checkpoint(base, folder, spec.vision is not None)
+        elif spec.is_nf4:
+            nf4.write_checkpoint(base, folder, device)
         else:
-            packing.write_checkpoint(base_folder(experiment), folder, spec.bits, spec.group_size, device)
+            packing.write_checkpoint(base, folder, spec.bits, spec.group_size, device)
         complete(folder)
         return spec, ""
     reasons = []
@@ -234,7 +235,7 @@ def _original(name: str, tensor: torch.Tensor, stored: dict[str, Path]) -> torch
 
 def _fingerprint(experiment: Experiment, spec: Variant) -> str:
     """Digest of everything that decides the checkpoint's bits."""
-    settings = spec.model_dump_json(exclude=RUNTIME_OPTIONS)
+    settings = spec.model_dump_json(exclude=spec.runtime_options)
     quantizer = provenance.version_of("bitsandbytes" if spec.is_nf4 else "auto-round")
     inputs = [base_digest(experiment), settings, str(experiment.seed), str(quantizer)]
     inputs.append(experiment.runtime.dtype)
