@@ -24,7 +24,7 @@ benchmark:""",
 def study(tmp_path_factory):
     exp = made_results.experiment(tmp_path_factory.mktemp("eight"), EXPERIMENT)
     made_results.write(exp, queries=60)
-    return analysis.study(results.load(exp), resamples=300)
+    return analysis.study(results.load(exp))
 
 
 def test_they_stand_in_the_table_and_are_no_recipe(study):
