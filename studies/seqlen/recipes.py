@@ -37,6 +37,13 @@ def smallest(recipes: pd.DataFrame) -> pd.Series | None:
     return None if clear.empty else clear.iloc[0]
 
 
+def nearly(recipes: pd.DataFrame) -> pd.Series | None:
+    """Of tuned four-bit recipes whose interval ends at the margin the best mean, if all else is in bf16."""
+    tuned = recipes[recipes["label"].str.startswith("W4 AutoRound") & (recipes["verdict"] == "at the margin")]
+    tuned = tuned[(tuned["diff_high"] > 0) & ~tuned["vision"]].sort_values("diff", ascending=False)
+    return None if tuned.empty else tuned.iloc[0]
+
+
 def label(study: SeqlenStudy, run: pd.Series) -> str:
     """A recipe in words, from the row of one of its runs."""
     form = str(run["format"]).upper()

@@ -83,6 +83,7 @@ def answer(study: SeqlenStudy) -> str:
         alone=alone,
         change=sections.change,
         base_bytes=study.runs.set_index("variant")["bytes"][study.spec.base],
+        nearly=recipes.nearly(table),
         n_recipes=len(table),
     )
 
