@@ -11,13 +11,11 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from colq_utils.base.config import Variant
-from colq_utils.report import stats
+from colq_utils.report import names, stats
 from colq_utils.report.results import ENTRY, REFERENCES, Results
 
 #: Two scores that print alike with five decimals count as unchanged.
 UNCHANGED = 0.5e-5
-METHODS = {"rtn": "RTN", "autoround": "AutoRound", "base": ""}
 #: What `study` averages over queries.
 MEASURES = ("ndcg", "margin", "overlap", "top_changed")
 ENTRY_COUNTS = ["improved", "unchanged", "degraded", "clearly_improved", "clearly_degraded"]
@@ -66,8 +64,7 @@ class Study:
     @cached_property
     def labels(self) -> dict[str, str]:
         """Variant id -> what figures and tables call it."""
-        words = calibration_words(self.experiment)
-        named = {name: label(variant, words) for name, variant in self.experiment.by_id.items()}
+        named = names.labels(self.experiment)
         named[self.experiment.base] += " (base)"
         return named | {n: f"{named[n]} (fell back)" for n in self.fell_back & set(named)} | REFERENCES
 
@@ -88,24 +85,6 @@ class Study:
     @cached_property
     def by_entry(self) -> pd.DataFrame:
         return entry_table(self)
-
-
-def label(variant: Variant, calibrations: dict[str, str]) -> str:
-    """A variant in words: scheme, method, what departs from usual symmetric groups, calibration."""
-    parts = [variant.scheme.upper(), METHODS[variant.method], variant.group, "" if variant.sym else "asym"]
-    words = " ".join(filter(None, parts))
-    if not variant.calibration:
-        return words
-    return f"{words}, {calibrations.get(variant.calibration, variant.calibration)}"
-
-
-def calibration_words(experiment) -> dict[str, str]:
-    """Calibration set -> '1,024 tokens' or 'pages', with its id where two sets in use would read alike."""
-    used = {variant.calibration for variant in experiment.by_id.values()}
-    sets = [s for s in experiment.calibration.sets if s.id in used]
-    words = {s.id: f"{s.seqlen:,} tokens" if s.kind == "text" else "pages" for s in sets}
-    texts = list(words.values())
-    return {name: text if texts.count(text) == 1 else f"{text} ({name})" for name, text in words.items()}
 
 
 def study(results: Results) -> Study:

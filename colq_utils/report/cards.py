@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from colq_utils.base import files
-from colq_utils.report import analysis, mixed_precision, speed, wording
+from colq_utils.report import analysis, mixed_precision, names, speed, wording
 from colq_utils.report import markdown as md
 from colq_utils.report.analysis import Study
 from colq_utils.report.parts import page
@@ -79,7 +79,7 @@ def _of(table: pd.DataFrame | None, name: str) -> pd.DataFrame:
 def recipe(study: Study, name: str, rows: pd.DataFrame) -> pd.DataFrame:
     """How the checkpoint was made, as property and value."""
     experiment, spec = study.experiment, study.experiment.quantized[name]
-    words = analysis.calibration_words(experiment)
+    words = names.calibration_words(experiment)
     record = study.results.quantize_environment or {}
     sets = study.results.sets
     packed = {} if sets is None else sets.set_index("set").to_dict("index").get(spec.calibration, {})
@@ -93,7 +93,7 @@ def recipe(study: Study, name: str, rows: pd.DataFrame) -> pd.DataFrame:
         "Licence of the base": "not stated" if licence == "other" else licence,
         "Base revision": experiment.model.revision or "a local folder, no revision",
         "Scheme": spec.scheme.upper(),
-        "Method": "bitsandbytes" if spec.is_nf4 else analysis.METHODS.get(spec.method, spec.method),
+        "Method": "bitsandbytes" if spec.is_nf4 else names.METHODS.get(spec.method, spec.method),
         "Fallback used": first.get("fallback") or None,
         "Group size": f"{spec.group_size}, {kind}",
         "Calibration": words[spec.calibration] + amount if spec.calibration else "none",

@@ -11,12 +11,26 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
+from colq_utils.base.config import Experiment, Variant
 from colq_utils.base.files import atomic
 from colq_utils.report.analysis import Study
 
 WIDTH, DPI = 8.0, 150
 GREY, EDGE = "0.45", 0.97
-MARKERS = "oDs^vPX*<>"
+_COLOURS = sns.color_palette("colorblind")
+#: Scheme -> colour and marker of weights that nothing was tuned for, the same in every experiment.
+ROUNDED = {
+    "bf16": ("black", "o"),
+    "fp32": ("0.4", "h"),
+    "fp8": (_COLOURS[9], "*"),
+    "nf4": (_COLOURS[8], ">"),
+    "w8a16": (_COLOURS[7], "<"),
+    "w4a16": (_COLOURS[0], "D"),
+    "w3a16": (_COLOURS[4], "P"),
+    "w2a16": (_COLOURS[5], "X"),
+}
+#: Colour and marker of the others, in the order of the experiment: calibration sets and unusual groups.
+OTHERS = (*zip(_COLOURS[1:4], "s^v"), (_COLOURS[6], "d"), ("#4B0092", "p"), ("#7A6A00", "H"))
 
 
 def save(figure, path: Path, dpi: int | str = DPI) -> Path:
@@ -28,7 +42,7 @@ def save(figure, path: Path, dpi: int | str = DPI) -> Path:
 
 
 def canvas(height: float, columns: int = 1, lines: int = 1, **options):
-    """A figure of README width with a grid of axes."""
+    """A figure of README width with a grid of axes, all text in one style."""
     sns.set_theme(
         context="notebook",
         style="whitegrid",
@@ -39,13 +53,21 @@ def canvas(height: float, columns: int = 1, lines: int = 1, **options):
     return plt.subplots(lines, columns, figsize=(WIDTH, height), layout="constrained", **options)
 
 
-def style(study: Study, name: str) -> dict:
+def style(experiment: Experiment, name: str) -> dict:
     """Colour and marker of a variant, the same in every figure and for every kernel on the same weights."""
-    ids = list(study.experiment.by_id)
-    stored = study.experiment.by_id[name].stored(study.experiment.model.size)
-    at = ids.index(stored if stored in ids else name)
-    colour = "black" if at == 0 else sns.color_palette("colorblind")[(at - 1) % 10]
-    return {"color": colour, "marker": MARKERS[at % len(MARKERS)]}
+    size = experiment.model.size
+    tuned = [v.stored(size) for v in experiment.by_id.values() if not _is_rounded(v)]
+    variant = experiment.by_id[name]
+    if _is_rounded(variant):
+        colour, marker = ROUNDED[variant.scheme]
+    else:
+        at = list(dict.fromkeys(tuned)).index(variant.stored(size))
+        colour, marker = OTHERS[at % len(OTHERS)]
+    return {"color": colour, "marker": marker}
+
+
+def _is_rounded(variant: Variant) -> bool:
+    return variant.method != "autoround" and variant.group is None and variant.sym
 
 
 def short(task: str) -> str:
@@ -79,7 +101,7 @@ def grouped(axis, study: Study, table: pd.DataFrame, labels: dict[str, str], hei
         height: what the variants fill of a row.
     """
     for i, (name, label) in enumerate(labels.items()):
-        shift, look = (i - (len(labels) - 1) / 2) * height / len(labels), style(study, name)
+        shift, look = (i - (len(labels) - 1) / 2) * height / len(labels), style(study.experiment, name)
         for r in table[table.variant == name].itertuples():
             interval(axis, r.y + shift, r.value, r.low, r.high, size=size, **look)
         axis.plot([], [], linestyle="none", label=label, **look)
