@@ -11,14 +11,26 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
+from colq_utils.base.config import Experiment, Variant
 from colq_utils.base.files import atomic
 from colq_utils.report.analysis import Study
 
 WIDTH, DPI = 8.0, 150
 GREY, EDGE = "0.45", 0.97
-MARKERS = "oDs^vPX*<>"
-#: Of the palette for every eye, without its grey, which is that of references, and its yellow last.
-COLOURS = (0, 1, 2, 3, 4, 5, 6, 9, 8)
+_COLOURS = sns.color_palette("colorblind")
+#: Scheme -> colour and marker of weights that nothing was tuned for, the same in every experiment.
+ROUNDED = {
+    "bf16": ("black", "o"),
+    "fp32": ("0.4", "h"),
+    "fp8": (_COLOURS[9], "*"),
+    "nf4": (_COLOURS[8], ">"),
+    "w8a16": (_COLOURS[7], "<"),
+    "w4a16": (_COLOURS[0], "D"),
+    "w3a16": (_COLOURS[4], "P"),
+    "w2a16": (_COLOURS[5], "X"),
+}
+#: Colour and marker of the others, in the order of the experiment: calibration sets and unusual groups.
+OTHERS = (*zip(_COLOURS[1:4], "s^v"), (_COLOURS[6], "d"), ("#4B0092", "p"), ("#7A6A00", "H"))
 
 
 def save(figure, path: Path, dpi: int | str = DPI) -> Path:
@@ -30,7 +42,7 @@ def save(figure, path: Path, dpi: int | str = DPI) -> Path:
 
 
 def canvas(height: float, columns: int = 1, lines: int = 1, **options):
-    """A figure of README width with a grid of axes."""
+    """A figure of README width with a grid of axes, all text in one style."""
     sns.set_theme(
         context="notebook",
         style="whitegrid",
@@ -41,16 +53,26 @@ def canvas(height: float, columns: int = 1, lines: int = 1, **options):
     return plt.subplots(lines, columns, figsize=(WIDTH, height), layout="constrained", **options)
 
 
-def style(study: Study, name: str) -> dict:
+def style(experiment: Experiment, name: str) -> dict:
     """Colour and marker of a variant, the same in every figure and for every kernel on the same numbers."""
-    by_id, numbers = study.experiment.by_id, {}
-    for other, v in by_id.items():
-        stored = v.stored(study.experiment.model.size)
-        numbers[other] = other if v.is_converted or stored not in by_id else stored
-    at = list(dict.fromkeys(numbers.values())).index(numbers[name])
-    palette = sns.color_palette("colorblind")
-    colour = "black" if at == 0 else palette[COLOURS[(at - 1) % len(COLOURS)]]
-    return {"color": colour, "marker": MARKERS[at % len(MARKERS)]}
+    others = {n: _numbers(experiment, n) for n, v in experiment.by_id.items() if not _is_rounded(v)}
+    if name in others:
+        colour, marker = OTHERS[list(dict.fromkeys(others.values())).index(others[name]) % len(OTHERS)]
+    else:
+        colour, marker = ROUNDED[experiment.by_id[name].scheme]
+    return {"color": colour, "marker": marker}
+
+
+def _numbers(experiment: Experiment, name: str) -> str:
+    """Which weights, as they are multiplied, a variant has: two kernels may run the same ones."""
+    variant = experiment.by_id[name]
+    changed = {field: getattr(variant, field) for field in ("embedding", "vision")}
+    return f"{variant.stored(experiment.model.size)} {changed}"
+
+
+def _is_rounded(variant: Variant) -> bool:
+    plain = variant.group is None and variant.sym and not (variant.embedding or variant.vision)
+    return plain and variant.method != "autoround"
 
 
 def short(task: str) -> str:
@@ -84,7 +106,7 @@ def grouped(axis, study: Study, table: pd.DataFrame, labels: dict[str, str], hei
         height: what the variants fill of a row.
     """
     for i, (name, label) in enumerate(labels.items()):
-        shift, look = (i - (len(labels) - 1) / 2) * height / len(labels), style(study, name)
+        shift, look = (i - (len(labels) - 1) / 2) * height / len(labels), style(study.experiment, name)
         for r in table[table.variant == name].itertuples():
             interval(axis, r.y + shift, r.value, r.low, r.high, size=size, **look)
         axis.plot([], [], linestyle="none", label=label, **look)
