@@ -61,5 +61,5 @@ def test_summary_and_card_name_them(study):
 
 
 def test_every_set_of_numbers_has_its_own_look(study):
-    looks = [tuple(drawing.style(study, name).values()) for name in study.names]
+    looks = [tuple(drawing.style(study.experiment, name).values()) for name in study.names]
     assert len(set(looks)) == len(looks)

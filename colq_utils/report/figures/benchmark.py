@@ -12,9 +12,8 @@ from matplotlib.figure import Figure
 
 from colq_utils.base.config import Experiment
 from colq_utils.base.files import read_table
-from colq_utils.report import results
+from colq_utils.report import labels, results
 from colq_utils.report.figures import drawing
-from colq_utils.report import labels
 
 #: Part of a model -> its name and colour.
 PARTS = {
