@@ -163,6 +163,11 @@ def rungs(study: Study) -> pd.DataFrame:
     return analysis.pairs(study, list(zip(ladder[1:], ladder)))
 
 
+def close(study: Study) -> list[str]:
+    """Variants whose intervals an axis has to hold: those of four bits and those with parts in eight."""
+    return [*four_bits(study), *(n for n in study.names if study.experiment.by_id[n].is_converted)]
+
+
 def four_bits(study: Study) -> list[str]:
     """The 4-bit variants that were evaluated; every one of integer weights if there is none."""
     packed = [n for n in study.names if n in _packed(study)]

@@ -17,8 +17,8 @@ from colq_utils.report.analysis import Study
 WIDTH, DPI = 8.0, 150
 GREY, EDGE = "0.45", 0.97
 MARKERS = "oDs^vPX*<>"
-#: Of the palette for every eye, without its grey, which is that of references, and its yellow last.
-COLOURS = (0, 1, 2, 3, 4, 5, 6, 9, 8)
+#: Of the palette for every eye, in this order; without its yellow, which is hard to see on white.
+COLOURS = (0, 1, 2, 3, 4, 5, 6, 9, 7)
 
 
 def save(figure, path: Path, dpi: int | str = DPI) -> Path:
