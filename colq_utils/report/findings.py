@@ -142,7 +142,8 @@ def _designs(study: Study) -> dict[tuple, list[str]]:
 
 def rounding_pairs(study: Study) -> pd.DataFrame:
     """AutoRound variants against round-to-nearest of the same scheme, group size and symmetry."""
-    specs = {n: study.experiment.by_id[n] for n in study.names if n not in study.fell_back}
+    packed = [n for n in study.names if n in _packed(study) and n not in study.fell_back]
+    specs = {n: study.experiment.by_id[n] for n in packed}
     wanted = [
         (name, twin)
         for (name, v), (twin, u) in product(specs.items(), repeat=2)

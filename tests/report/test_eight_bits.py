@@ -37,6 +37,9 @@ def test_they_stand_in_the_table_and_are_no_recipe(study):
     assert not {rule.variant, findings.closest(study), *rule.alike} & set(EIGHT)
     assert findings.four_bits(study) == [n for n in frame.index if "w4" in n and n not in EIGHT]
     assert not set(quantization.use_cases(study)["as_good"]) & set(EIGHT.values())
+    for family in quantization.FAMILIES.values():
+        pairs = family(study)
+        assert not {*pairs["first"], *pairs.second} & set(EIGHT), "pairs differ in one thing of the weights"
 
 
 def test_what_is_rounded_at_loading_has_the_size_of_its_checkpoint(study):
