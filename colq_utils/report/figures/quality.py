@@ -61,7 +61,7 @@ def headline(study: Study) -> Path:
     figure, (left, right) = canvas(1.5 + 0.42 * len(table), 2, sharey=True, width_ratios=[1, 1.7])
     mb, margin = table["bytes"] / 1e6, 100 * experiment.evaluation.margin
     changes = 100 * table.set_index("variant")[["diff", "diff_low", "diff_high"]]
-    limit = fit(right, changes[["diff_low", "diff_high"]], findings.four_bits(study), 1.5 * margin)
+    limit = fit(right, changes[["diff_low", "diff_high"]], findings.close(study), 1.5 * margin)
     right.axvspan(-margin, 0, color="0.9", zorder=0, label=f"margin, {margin:g} points")
     for y, name in enumerate(table.variant):
         look, known = style(experiment, name), np.isfinite(mb[y])
@@ -232,7 +232,7 @@ def resolution(study: Study) -> Path:
     figure, axes = canvas(1.4 + 0.42 * len(others), 3, sharey=True)
     for axis, (measure, (title, unit, scale)) in zip(axes, MEASURES.items()):
         changes = scale * table.loc[measure]
-        limit = fit(axis, changes.loc[others, ["low", "high"]], findings.four_bits(study), scale * 1e-6)
+        limit = fit(axis, changes.loc[others, ["low", "high"]], findings.close(study), scale * 1e-6)
         for y, name in enumerate(others):
             interval(axis, y, *changes.loc[name], limit, **style(study.experiment, name))
         rows(axis, [study.labels[n] for n in others])
