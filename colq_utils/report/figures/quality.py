@@ -34,7 +34,7 @@ EMPTY = "empty: no queries of this task in this language"
 #: Measure -> title, unit and scale of its panel.
 MEASURES = {
     "ndcg": ("NDCG@5", "points", 100),
-    "margin": ("Score gap, 1st to 2nd", "MaxSim per query token,\n× 1000", 1000),
+    "margin": ("Score lead", "MaxSim per query token,\n× 1000", 1000),
     "overlap": ("Top-5 overlap", "percentage points", 100),
 }
 
