@@ -23,14 +23,16 @@ ROUNDED = {
     "bf16": ("black", "o"),
     "fp32": ("0.4", "h"),
     "fp8": (_COLOURS[9], "*"),
-    "nf4": (_COLOURS[8], ">"),
+    "nf4": ("#7A6A00", ">"),
     "w8a16": (_COLOURS[7], "<"),
     "w4a16": (_COLOURS[0], "D"),
     "w3a16": (_COLOURS[4], "P"),
     "w2a16": (_COLOURS[5], "X"),
 }
-#: Colour and marker of the others, in the order of the experiment: calibration sets and unusual groups.
-OTHERS = (*zip(_COLOURS[1:4], "s^v"), (_COLOURS[6], "d"), ("#4B0092", "p"), ("#7A6A00", "H"))
+#: The same with parts in eight bits: scheme, embedding, vision.
+WITH_EIGHT_BITS = {("fp8", None, "fp8"): ("#4B0092", "p"), ("w4a16", "int8", "fp8"): ("#882255", "H")}
+#: Colour and marker of the others, in the order of the experiment: tuned weights, unusual groups and parts.
+OTHERS = (*zip(_COLOURS[1:4], "s^v"), (_COLOURS[6], "d"), ("#117733", "8"), ("#661100", "1"))
 
 
 def save(figure, path: Path, dpi: int | str = DPI) -> Path:
@@ -55,24 +57,19 @@ def canvas(height: float, columns: int = 1, lines: int = 1, **options):
 
 def style(experiment: Experiment, name: str) -> dict:
     """Colour and marker of a variant, the same in every figure and for every kernel on the same numbers."""
-    others = {n: _numbers(experiment, n) for n, v in experiment.by_id.items() if not _is_rounded(v)}
-    if name in others:
-        colour, marker = OTHERS[list(dict.fromkeys(others.values())).index(others[name]) % len(OTHERS)]
-    else:
-        colour, marker = ROUNDED[experiment.by_id[name].scheme]
-    return {"color": colour, "marker": marker}
+    by_id, size = experiment.by_id, experiment.model.size
+    keys = {n: (v.stored(size), v.embedding, v.vision) for n, v in by_id.items() if _fixed(v) is None}
+    look = _fixed(by_id[name]) or OTHERS[list(dict.fromkeys(keys.values())).index(keys[name]) % len(OTHERS)]
+    return dict(zip(("color", "marker"), look))
 
 
-def _numbers(experiment: Experiment, name: str) -> str:
-    """Which weights, as they are multiplied, a variant has: two kernels may run the same ones."""
-    variant = experiment.by_id[name]
-    changed = {field: getattr(variant, field) for field in ("embedding", "vision")}
-    return f"{variant.stored(experiment.model.size)} {changed}"
-
-
-def _is_rounded(variant: Variant) -> bool:
-    plain = variant.group is None and variant.sym and not (variant.embedding or variant.vision)
-    return plain and variant.method != "autoround"
+def _fixed(variant: Variant) -> tuple | None:
+    """Colour and marker of a variant that has them in every experiment."""
+    if variant.method == "autoround" or variant.group is not None or not variant.sym:
+        return None
+    if variant.embedding or variant.vision:
+        return WITH_EIGHT_BITS.get((variant.scheme, variant.embedding, variant.vision))
+    return ROUNDED[variant.scheme]
 
 
 def short(task: str) -> str:
