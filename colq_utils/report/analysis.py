@@ -200,7 +200,7 @@ def by_task(study: Study, keep: np.ndarray) -> pd.DataFrame:
 
 
 def drift(study: Study) -> pd.DataFrame:
-    """Change against base by NDCG@5, score margin of the relevant page, and share of the top 5 kept.
+    """Change against base by NDCG@5, score lead of the relevant page, and share of the top 5 kept.
 
     The overlap of any two runs is below 1 as soon as one page moves; it tells the bits only where it is
     below that of another rounding of the same weights (fp32), if the experiment has one.
@@ -224,7 +224,7 @@ def top_page_changes(study: Study) -> pd.DataFrame:
 
 
 def pairs(study: Study, wanted: list[tuple[str, str]]) -> pd.DataFrame:
-    """Differences first minus second of the `wanted` pairs, by NDCG@5 and score margin.
+    """Differences first minus second of the `wanted` pairs, by NDCG@5 and score lead (`margin` in results).
 
     The intervals hold for all pairs together: each has the level 1 - 0.05 / number of pairs (Bonferroni).
     """

@@ -155,7 +155,8 @@ def _designs(study: Study) -> dict[tuple, list[str]]:
 
 def rounding_pairs(study: Study) -> pd.DataFrame:
     """AutoRound variants against round-to-nearest of the same scheme, group size and symmetry."""
-    specs = {n: study.experiment.by_id[n] for n in study.names if n not in study.fell_back}
+    packed = [n for n in study.names if n in _packed(study) and n not in study.fell_back]
+    specs = {n: study.experiment.by_id[n] for n in packed}
     wanted = [
         (name, twin)
         for (name, v), (twin, u) in product(specs.items(), repeat=2)
@@ -174,6 +175,11 @@ def rungs(study: Study) -> pd.DataFrame:
     }
     ladder = [study.experiment.base, *sorted(plain, key=plain.get, reverse=True)]
     return analysis.pairs(study, list(zip(ladder[1:], ladder)))
+
+
+def close(study: Study) -> list[str]:
+    """Variants whose intervals an axis has to hold: those of four bits and those with parts in eight."""
+    return [*four_bits(study), *(n for n in study.names if study.experiment.by_id[n].is_converted)]
 
 
 def four_bits(study: Study) -> list[str]:

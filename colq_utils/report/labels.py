@@ -2,7 +2,8 @@
 
 from colq_utils.base.config import Experiment, Variant
 
-METHODS = {"rtn": "RTN", "pack": "RTN (packed here)", "autoround": "AutoRound", "base": ""}
+#: `pack` rounds to the bits of `rtn`, so it has its name.
+METHODS = {"rtn": "RTN", "pack": "RTN", "autoround": "AutoRound", "base": ""}
 #: Field of a variant -> what it is when it is set.
 EIGHT_BITS = {"embedding": "int8 table", "vision": "FP8 vision"}
 
@@ -19,7 +20,8 @@ def _label(variant: Variant, calibrations: dict[str, str]) -> str:
     words = " ".join(filter(None, parts))
     if variant.calibration:
         words += f", {calibrations.get(variant.calibration, variant.calibration)}"
-    return ", ".join([words, *(part for field, part in EIGHT_BITS.items() if getattr(variant, field))])
+    parts = [part for field, part in EIGHT_BITS.items() if getattr(variant, field)]
+    return ", ".join([words, *parts, *([f"{variant.encode} path"] if variant.encode else [])])
 
 
 def calibration_words(experiment: Experiment) -> dict[str, str]:

@@ -148,7 +148,7 @@ def apart(study: Study) -> list[tuple[str, int, pd.DataFrame]]:
 
 
 def drift(study: Study) -> pd.DataFrame:
-    """Score margin, top 5 and cosine of every variant but the base: what moves before a rank does."""
+    """Score lead, top 5 and cosine of every variant but the base: what moves before a rank does."""
     table = analysis.drift(study)
     margin, overlap = (table[table.measure == m].to_dict("records") for m in ("margin", "overlap"))
     frame = analysis.top_page_changes(study)
@@ -186,7 +186,7 @@ def checkpoints(study: Study) -> pd.DataFrame | None:
 
 
 def pair_table(pairs: pd.DataFrame) -> pd.DataFrame:
-    """A row per pair: change and word by NDCG@5 and by score margin."""
+    """A row per pair: change and word by NDCG@5 and by score lead."""
     ndcg, margin = (pairs[pairs.measure == m].set_index("label") for m in ("ndcg", "margin"))
     return ndcg[["change", "word"]].join(margin[["change", "word"]], rsuffix="_margin").reset_index()
 

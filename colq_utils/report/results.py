@@ -5,6 +5,7 @@ The reports read nothing else. A file that a stage has not written yet is None (
 is computed, because a cached score under a wrong revision looks exactly like a good one.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -233,9 +234,8 @@ def of_benchmark(experiment: Experiment, name: str):
     return read(experiment.results("benchmark") / name, f"benchmark EXPERIMENT={experiment.name}")
 
 
-def memory_table(experiment: Experiment) -> pd.DataFrame:
-    """Bytes by variant and metric in MB (10^6): mean over rounds, the largest over workloads."""
-    table = of_benchmark(experiment, "memory.csv")
-    largest = table.groupby(["variant", "round", "metric"], sort=False)["bytes"].max() / 1e6
+def memory_table(table: pd.DataFrame, variants: Iterable[str]) -> pd.DataFrame:
+    """Bytes of `memory.csv` by variant and metric: the largest over workloads, the mean over rounds."""
+    largest = table.groupby(["variant", "round", "metric"], sort=False)["bytes"].max()
     wide = largest.groupby(["variant", "metric"], sort=False).mean().unstack("metric")
-    return wide.loc[[name for name in experiment.benchmark.variants if name in wide.index]]
+    return wide.loc[[name for name in variants if name in wide.index]]

@@ -22,6 +22,8 @@ METRICS = {
     "peak_reserved_bytes": "Peak reserved",
 }
 RATIOS = ["variant", "kind", "batch", "ratio", "low", "high", "word", "kernel", "tokens_per_call"]
+#: An interval over fewer processes would be too narrow to show.
+FEWEST_ROUNDS = 5
 #: Memory of common cards, in GB.
 CARDS_GB = (8, 12, 16, 24, 40)
 #: What `fits` takes for a batch of each kind.
@@ -57,16 +59,19 @@ def ran_ark(rows: pd.DataFrame) -> bool:
 def in_one_sentence(study: Study) -> str:
     """How long a call of the quantized variants takes against the base's, over all workloads."""
     table = ratios(study)
-    table = table[table.variant.isin(packed(study))]
+    table = table[table.variant.isin(packed(study)) & table.ratio.notna()]
     if table.empty:
         return f"Speed: {md.MISSING}."
     unheld = " (base held to AVX2, ark not)" if ran_ark(table) else ""
-    where = "the CPU" if study.experiment.runtime.device == "cpu" else "the GPU"
-    spans = []
+    where = "CPU" if study.experiment.runtime.device == "cpu" else "GPU"
+    rounds, spans = study.results.samples["round"].nunique(), []
+    few = f" ({rounds} processes, too few for an interval)" if rounds < FEWEST_ROUNDS else ""
     for name, t in table.groupby("variant", sort=False):
-        span = f"{md.number(t.ratio.min())} to {md.number(t.ratio.max())} times the base's time per call"
-        spans.append(f"{study.labels[name]} ({t.kernel.iloc[0]}) takes {span}")
-    return f"Speed on {where}{unheld}: {md.label_list(spans)}."
+        ends = t.loc[[t.ratio.idxmin(), t.ratio.idxmax()], ["ratio", "low", "high"]].to_numpy()
+        written = [md.number(end[0]) if few else md.value_ci(*end, 2) for end in ends]
+        span = " to ".join(written)
+        spans.append(f"{study.labels[name]} ({t.kernel.iloc[0]}) takes {span} times the base's time")
+    return f"{where} speed{unheld}: {md.label_list(spans)}{few}."
 
 
 def memory_table(study: Study) -> pd.DataFrame:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from colq_utils.model.maxsim import maxsim
 from studies.embedded import augment, regions
 from studies.embedded.canvases import misspell, strip
 from studies.embedded.tiny_config import HEIGHT, WIDTH
@@ -173,15 +174,9 @@ def ndcg(scores: torch.Tensor, relevant: torch.Tensor, k: int = 5) -> torch.Tens
     return torch.where(rank <= k, 1 / torch.log2(1 + rank.float()), 0.0)
 
 
-def maxsim(queries: list[torch.Tensor], pages: torch.Tensor) -> torch.Tensor:
-    """Return MaxSim scores (n_queries, n_pages) in fp32 of vectors (t_i, d) and (n_pages, p, d)."""
-    flat = pages.float().flatten(0, 1).T
-    return torch.stack([(q.float() @ flat).view(len(q), len(pages), -1).amax(-1).sum(0) for q in queries])
-
-
 def report(check: Check, queries: list[torch.Tensor], pages: torch.Tensor) -> dict[str, dict[str, float]]:
     """Return mean NDCG@5 by kind of query, for each language searched alone, their mean, and all pooled."""
-    scores = maxsim(queries, pages).cpu()
+    scores = maxsim(queries, len(pages), pages.__getitem__, device=pages.device)
     relevant = torch.tensor([query.region for query in check.queries])
     pooled = ndcg(scores, relevant)
     language_of = np.array(check.languages)

@@ -6,16 +6,20 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from colq_utils.report.figures import drawing
 from studies.fp8_serving import pictures
 from studies.fp8_serving.settings import DetectionExperiment
 
-TRUTH, BASE, OTHER, THIRD = "#009E73", "#0072B2", "#D55E00", "#CC79A7"
+TRUTH, BASE, OTHER, THIRD = "#009E73", "black", "#D55E00", "#CC79A7"
+WEIGHTS = "#0072B2"
+#: Variants of the run at 7B dimensions.
+_SEVEN = {"bf16": "BF16", "fp8": "FP8", "fp8 scaled_mm": "FP8, torch._scaled_mm"}
 _PARTS = {
     "prepare_s": ("JPEG to patches", "#999999"),
     "prefill_s": ("picture and prompt", "#0072B2"),
     "decode_s": ("answer tokens", "#E69F00"),
 }
-_SPOKEN = {"bf16": "bf16", "fp8-dynamic": "FP8, dynamic scales", "fp8-static": "FP8, static scales"}
+_SPOKEN = {"bf16": "BF16", "fp8-dynamic": "FP8, dynamic scales", "fp8-static": "FP8, static scales"}
 #: Upper ends of the classes of a change of IoU, and what they are called.
 _CHANGES = {
     -0.01: "worse by more than 0.01",
@@ -27,8 +31,7 @@ _CHANGES = {
 
 
 def _saved(experiment: DetectionExperiment, figure: Figure, name: str) -> Figure:
-    figure.savefig(experiment.figures / name, dpi=130)
-    plt.close(figure)
+    drawing.save(figure, experiment.figures / name, dpi=130)
     return figure
 
 
@@ -70,7 +73,7 @@ def predictions(experiment: DetectionExperiment, answers: pd.DataFrame) -> Figur
             x1, y1, x2, y2 = np.asarray(box, float) * (2 * (picture.width, picture.height))
             edge = {"edgecolor": colour, "linestyle": line, "linewidth": width}
             axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, **edge))
-        overlap = f"IoU {base.loc[name, 'iou']:.2f} bf16, {other.loc[name, 'iou']:.2f} FP8"
+        overlap = f"IoU {base.loc[name, 'iou']:.2f} BF16, {other.loc[name, 'iou']:.2f} FP8"
         shift = f"edges move by {other.loc[name, 'shift_px']:.1f} px"
         axis.set(xticks=[], yticks=[])
         axis.set_title(f"{name}: {overlap}\n{shift}", fontsize=10)
@@ -100,7 +103,7 @@ def overlap(experiment: DetectionExperiment, answers: pd.DataFrame) -> Figure:
         ylim=(len(_CHANGES) - 0.5, -0.5),
         xlim=(0, 1.1 * len(wide)),
         xlabel="pictures",
-        title=f"Change of the IoU with the true box from bf16 (n = {len(wide)} pictures)",
+        title=f"IoU with the true box, against BF16 (n = {len(wide)} pictures)",
     )
     axis.set_yticklabels(_CHANGES.values())
     axis.grid(visible=False, axis="y")
@@ -141,7 +144,7 @@ def seven_latency(experiment: DetectionExperiment, samples: pd.DataFrame, device
     )
     for axis, batch in zip(axes.flat, widths.index):
         by_variant = samples[samples["batch"] == batch].groupby("variant", sort=False)
-        means = 1e3 * by_variant[list(_PARTS)].mean()
+        means = 1e3 * by_variant[list(_PARTS)].mean().rename(index=_SEVEN)
         bottom = np.zeros(len(means))
         for part, (label, colour) in _PARTS.items():
             axis.bar(means.index, means[part], bottom=bottom, color=colour, label=label, width=0.6)
@@ -175,8 +178,8 @@ def seven_memory(experiment: DetectionExperiment, run: dict, published: pd.DataF
         measured[name] = parts
         weights, total = 1e9 * stated.loc[["model weights", "total GPU memory"], column]
         served[name] = {"weights": weights, "the rest: KV reservation and others": total - weights}
-    _stacked(left, measured, (BASE, "#56B4E9", "#E69F00", "#999999"), "in process, cache of one request")
-    _stacked(right, served, (BASE, "#E69F00"), "as published: server with half of a 48 GB card")
+    _stacked(left, measured, (WEIGHTS, "#56B4E9", "#E69F00", "#999999"), "In process, cache of one request")
+    _stacked(right, served, (WEIGHTS, "#E69F00"), "As published: server with half of a 48 GB card")
     return _saved(experiment, figure, "memory_7b.png")
 
 
@@ -186,10 +189,10 @@ def _stacked(axis, bars: dict[str, dict[str, float]], colours: tuple[str, ...], 
         bottom = 0.0
         for (part, size), colour in zip(parts.items(), colours):
             label = part if name == "bf16" else None
-            axis.bar(name, size / 1e9, bottom=bottom, color=colour, label=label, width=0.55)
+            axis.bar(_SEVEN[name], size / 1e9, bottom=bottom, color=colour, label=label, width=0.55)
             bottom += size / 1e9
-        axis.text(name, bottom + 0.3, f"{bottom:.1f} GB", ha="center")
-    axis.set(title=title, ylabel="GB (10^9 bytes)", ylim=(0, 30))
+        axis.text(_SEVEN[name], bottom + 0.3, f"{bottom:.1f} GB", ha="center")
+    axis.set(title=title, ylabel="GB (10⁹ bytes)", ylim=(0, 30))
     axis.legend(frameon=False, fontsize=8.5, loc="upper center", ncols=2)
 
 

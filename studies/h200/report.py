@@ -12,7 +12,6 @@ from colq_utils.report import markdown as md
 from colq_utils.report.build import update_readme
 from studies.h200 import detail, published, runs, tables, targets, words
 from studies.h200.speed import KINDS, PAGES, PUBLISHED, QUERIES, Speed
-from studies.h200.tables import SPEED_MARKER, headline
 
 #: Title of a folded part and the function that writes it.
 FOLDED = (
@@ -115,4 +114,4 @@ def _numbers(speed: Speed) -> list[dict[str, str]]:
 
 
 if __name__ == "__main__":
-    print(update_readme(config.ROOT / "README.md", headline(Speed(config.load("h200-8b"))), SPEED_MARKER))
+    print(update_readme(config.ROOT / "README.md", tables.readme(), tables.SPEED_MARKER))

@@ -2,13 +2,18 @@
 
 import pandas as pd
 
+from colq_utils.base import config
 from colq_utils.report import markdown as md
 from colq_utils.report import stats
-from studies.h200.speed import KINDS, PAGES, PUBLISHED, QUERIES, Speed
+from studies.h200.speed import EXPERIMENTS, KINDS, PAGES, PUBLISHED, QUERIES, Speed
 from studies.h200.words import page, scheme
 
 #: Around the snippet of `headline` in the README.
 SPEED_MARKER = "<!-- speed -->"
+HOW_TO_READ = (
+    "Ratios of median forward passes per call; brackets resample processes and calls (too few processes for "
+    "a 95 % interval); above 1 is faster. Memory: peak of what torch allocates."
+)
 #: Workloads of the README's table: kind, batch, heading.
 HEADLINE = (
     (QUERIES, 1, "1 query"),
@@ -55,7 +60,7 @@ def ratios_table(speed: Speed) -> str:
 
 
 def headline(speed: Speed) -> str:
-    """The README's snippet: speed of each scheme against bf16 on the same path, and what the GPU holds."""
+    """A size in the README: speed of each scheme against bf16 on the same path, and what the GPU holds."""
     loads = [(kind, batch) for kind, batch, _ in HEADLINE]
     medians = [speed.row(speed.base, *load) for load in loads]
     rows = [["BF16", *(_one(row) for row in medians), _peak_gb(speed, speed.base)]]
@@ -63,8 +68,14 @@ def headline(speed: Speed) -> str:
         times = [_times(speed.ratio(name, speed.base, *load)) for load in loads]
         rows.append([scheme(speed.experiment.by_id[name]), *times, _peak_gb(speed, name)])
     plain = [ratio[0] for load in loads if (ratio := speed.ratio(speed.base, speed.eager, *load)) is not None]
-    header = ["Weights", *(heading for *_, heading in HEADLINE), "Peak memory, queries (GB)"]
+    header = ["Weights", *(heading for *_, heading in HEADLINE), "Peak memory, 32 queries (GB)"]
     return page("headline.md.j2", speed, table=md.table(header, rows), plain=pd.Series(plain)).strip()
+
+
+def readme() -> str:
+    """The README's snippet: both sizes, and how to read them."""
+    sizes = [headline(Speed(config.load(EXPERIMENTS[size]))) for size in ("8b", "4b")]
+    return "\n\n".join([*sizes, HOW_TO_READ])
 
 
 def _one(row: pd.Series | None) -> str:
@@ -76,7 +87,7 @@ def _times(ratio: tuple | None) -> str:
 
 
 def _peak_gb(speed: Speed, name: str) -> str:
-    peak = speed.peak(name, PUBLISHED)
+    peak = speed.peak(name, QUERIES, 32)
     return md.MISSING if not peak else md.significant(peak / 1e9)
 
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pandas as pd
-import seaborn as sns
 
 from colq_utils.report.figures import drawing
 from studies.published import figures_data as pub
@@ -27,8 +26,8 @@ def draw(output: Path, p: Published) -> list[Path]:
 
 
 def _tasks(p: Published):
-    points = (100 * p.differences).rename(columns=lambda name: name.replace("-", "="))
-    figure, axis = _dots(points, 1.7 + 0.3 * len(points), 0.22, drawing.MARKERS[1:], 5)
+    points = 100 * p.differences
+    figure, axis = _dots(points, 1.7 + 0.3 * len(points), 0.22, 5)
     drawing.rows(axis, [drawing.short(task) for task in points.index])
     axis.set(
         title="Published: change of NDCG@5 of the 4B by English task",
@@ -41,11 +40,8 @@ def _averages(p: Published):
     """One row per model, report and task set."""
     places = p.changes.sort_values(["model", "scope", "source"])
     scores = pd.DataFrame(places.scores.tolist())
-    changes = {
-        f"{int(name.removeprefix('seqlen-')):,} tokens": pub.percent(scores[name], scores[ORIGINAL])
-        for name in LENGTHS
-    }
-    figure, axis = _dots(pd.DataFrame(changes), 1.6 + 0.48 * len(places), 0.18, drawing.MARKERS, 6.5)
+    changes = {name: pub.percent(scores[name], scores[ORIGINAL]) for name in LENGTHS}
+    figure, axis = _dots(pd.DataFrame(changes), 1.6 + 0.48 * len(places), 0.18, 6.5)
     names = []
     for r in places.itertuples():
         entries = "entries not published" if pd.isna(r.entries) else f"{r.entries:.0f} entries"
@@ -60,15 +56,15 @@ def _averages(p: Published):
     return figure
 
 
-def _dots(changes: pd.DataFrame, height: float, step: float, markers: str, size: float):
-    """A row per line of `changes` and in it a marker per column, `step` apart."""
-    colours = sns.color_palette("colorblind")
+def _dots(changes: pd.DataFrame, height: float, step: float, size: float):
+    """A row per line of `changes` and in it a marker per length, `step` apart, as in other figures."""
     figure, axis = drawing.canvas(height)
-    for i, (name, column) in enumerate(changes.items()):
+    for i, ((name, column), (colour, marker)) in enumerate(zip(changes.items(), drawing.OTHERS)):
         places = [y + (i - 1) * step for y in range(len(column))]
-        axis.plot(column, places, markers[i], color=colours[i], markersize=size, label=name)
+        label = f"W4A16 AutoRound, {int(name.removeprefix('seqlen-')):,} tokens"
+        axis.plot(column, places, marker, color=colour, markersize=size, label=label)
     for y in range(1, len(changes)):
         axis.axhline(y - 0.5, color="0.88", linewidth=0.8)
     axis.axvline(0, color="black", linewidth=1)
-    figure.legend(loc="outside lower center", ncols=3, fontsize=8.5, frameon=False)
+    drawing.legend(figure)
     return figure, axis

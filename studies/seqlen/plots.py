@@ -15,6 +15,8 @@ from studies.seqlen import drift as study_drift
 from studies.seqlen.analysis import SeqlenStudy
 
 COLORS = sns.color_palette("colorblind")
+#: Losses in points beyond which the figure of sizes has arrows, so that 2 bits do not flatten the rest.
+SHOWN = 4.0
 #: Kinds of checkpoint in the figure of sizes, by colour and marker.
 KINDS = {
     "rtn": "integers to nearest",
@@ -63,9 +65,9 @@ def seeds(study: SeqlenStudy) -> Path | None:
     for axis, (family, iters) in zip(axes[0], designs):
         table = lengths.blocks(study, family, iters)
         _dots(axis, study, table)
-        axis.set_xticks(range(table.shape[1]), [str(study.spec.length(name)) for name in table.columns])
+        axis.set_xticks(range(table.shape[1]), [f"{study.spec.length(name):,}" for name in table.columns])
         axis.set(
-            title=f"{titles[family]},\n{iters} iterations",
+            title=f"{titles[family]},\n{iters:,} iterations",
             xlabel="calibration length (tokens)",
             xlim=(-0.5, table.shape[1] - 0.5),
         )
@@ -79,7 +81,7 @@ def seeds(study: SeqlenStudy) -> Path | None:
 def _dots(axis, study: SeqlenStudy, table: pd.DataFrame) -> None:
     """The runs of `lengths.blocks`, their means with both intervals, and rounding to nearest as a line."""
     value, base = study.score, study.score[study.spec.base]
-    shift = np.linspace(-0.24, 0.24, len(table)) if len(table) > 1 else np.zeros(1)
+    shift = np.linspace(-0.36, -0.08, len(table)) if len(table) > 1 else np.array([-0.2])
     for i, (_, variants) in enumerate(table.items()):
         y, mean = 100 * (value[variants].to_numpy() - base), analysis.mean_score(study, variants.tolist())
         labels = (
@@ -90,14 +92,15 @@ def _dots(axis, study: SeqlenStudy, table: pd.DataFrame) -> None:
         dot, wide, narrow = labels if i == 0 else (None, None, None)
         axis.plot(i + shift, y, "o", color=COLORS[0], markersize=5, alpha=0.75, label=dot)
         both = {"yerr": [[length] for length in span(mean)], "ecolor": GREY, "elinewidth": 1, "capsize": 3}
-        axis.errorbar(i, 100 * mean["diff"], fmt="none", label=wide, **both)
+        axis.errorbar(i + 0.14, 100 * mean["diff"], fmt="none", label=wide, **both)
         alone = {"yerr": analysis.seed_reach(y), "color": "black", "elinewidth": 2.5, "capsize": 4}
-        axis.errorbar(i, 100 * mean["diff"], fmt="D", markersize=5.5, zorder=3, label=narrow, **alone)
+        axis.errorbar(i + 0.14, 100 * mean["diff"], fmt="D", markersize=5.5, zorder=3, label=narrow, **alone)
     axis.axhline(0, color="black", linewidth=1)
     if "w4-rtn" in value:
-        nearest, place = 100 * (value["w4-rtn"] - base), table.shape[1] - 0.55
+        nearest, place = 100 * (value["w4-rtn"] - base), table.shape[1] / 2 - 0.5
         axis.axhline(nearest, color=GREY, linestyle="--", linewidth=1)
-        style = {"ha": "right", "va": "bottom", "fontsize": 8, "color": GREY}
+        paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        style = {"ha": "center", "va": "center", "fontsize": 8, "color": GREY, "bbox": paper}
         axis.text(place, nearest, "rounding to nearest", **style)
 
 
@@ -107,27 +110,24 @@ def pareto(study: SeqlenStudy) -> Path | None:
     if len(table) < 3:
         return None
     table = table.sort_values(["bytes", "diff"], ascending=[True, True], ignore_index=True)
-    height = 1.5 + 0.24 * len(table)
-    figure, (left, right) = canvas(height, 2, sharey=True, gridspec_kw={"width_ratios": [1, 1.5]})
-    looks = dict(zip(KINDS, zip("oD^sv", COLORS)))
-    for kind, subset in table.groupby("group", sort=False):
-        marker, color = looks[kind]
-        style = {"capsize": 2.5, "markersize": 5, "elinewidth": 1.1, "linestyle": "none"}
-        style |= {"fmt": marker, "color": color, "label": KINDS[kind]}
-        for axis in (left, right):
-            axis.errorbar(100 * subset["diff"], subset.index, xerr=span(subset), **style)
-    for axis in (left, right):
-        axis.axvspan(-100 * study.spec.margin, 0, color="0.9", zorder=0)
-        axis.axvline(0, color="black", linewidth=1)
-        axis.set(xlabel="change of NDCG@5 from bf16 (points)")
-    rows(left, [f"{name}   {md.megabytes(size, 1)} MB" for name, size in zip(table["label"], table["bytes"])])
-    left.set(title="All formats, smallest first")
-    right.set(title="The same, losses under 3 points", xlim=(-3, 0.6))
+    figure, axis = canvas(1.6 + 0.24 * len(table))
+    looks = {kind: {"marker": m, "color": c} for kind, m, c in zip(KINDS, "oD^s", COLORS)}
+    for y, row in table.iterrows():
+        value, *ends = 100 * row[["diff", "diff_low", "diff_high"]].astype(float)
+        drawing.interval(axis, y, value, *ends, SHOWN, **looks[row["group"]])
+    for kind in dict.fromkeys(table["group"]):
+        axis.plot([], [], linestyle="none", label=KINDS[kind], **looks[kind])
+    axis.axvspan(-100 * study.spec.margin, 0, color="0.9", zorder=0)
+    axis.axvline(0, color="black", linewidth=1)
+    axis.set(xlabel=f"change of NDCG@5 from bf16 (points); arrows: losses over {SHOWN:g}", xlim=(-SHOWN, 0.6))
+    methods = np.where(table["group"] == "tuned", " AutoRound", "")
+    names = zip(table["label"], methods, table["bytes"])
+    rows(axis, [f"{name}{method}   {md.megabytes(size, 1)} MB" for name, method, size in names])
     title = (
-        f"Checkpoint size and quality; 95 % intervals, n = {study.n_queries:,} queries; "
+        f"Checkpoint size and quality, smallest first; 95 % intervals, n = {study.n_queries:,} queries\n"
         f"grey: within {100 * study.spec.margin:g} points"
     )
-    return finish(study, figure, "pareto.png", title, right, ncols=4, fontsize=8, columnspacing=1.2)
+    return finish(study, figure, "pareto.png", title, axis, ncols=4, fontsize=8.5, columnspacing=1.2)
 
 
 def sensitivity(study: SeqlenStudy) -> Path | None:
@@ -176,9 +176,10 @@ def drift(study: SeqlenStudy) -> Path | None:
                 style = {"transform": axis.get_yaxis_transform(), "va": "center", "fontsize": 7.5}
                 axis.text(0.03, y, "unchanged", color=GREY, **style)
                 continue
-            axis.plot(values, np.full(len(values), y), "|", color=COLORS[0], markersize=9)
-            axis.plot(values.mean(), y, "D", color="black", markersize=3.5)
-        rows(axis, order)
+            if len(values) > 1:
+                axis.plot(values, np.full(len(values), y), "|", color=COLORS[0], markersize=13)
+            axis.plot(values.mean(), y, "D", color="black", markersize=3.5, zorder=3)
+        rows(axis, order, "0.9")
         axis.set(title=title, xlabel=unit)
         axis.title.set_fontsize(9.5)
         axis.set_xscale("linear" if measure == "top5_changed" else "log")

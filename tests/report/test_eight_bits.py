@@ -37,6 +37,9 @@ def test_they_stand_in_the_table_and_are_no_recipe(study):
     assert not {rule.variant, findings.closest(study), *rule.alike} & set(EIGHT)
     assert findings.four_bits(study) == [n for n in frame.index if "w4" in n and n not in EIGHT]
     assert not set(quantization.use_cases(study)["as_good"]) & set(EIGHT.values())
+    for family in quantization.FAMILIES.values():
+        pairs = family(study)
+        assert not {*pairs["first"], *pairs.second} & set(EIGHT), "pairs differ in one thing of the weights"
 
 
 def test_what_is_rounded_at_loading_has_the_size_of_its_checkpoint(study):
@@ -52,7 +55,7 @@ def test_summary_and_card_name_them(study):
     card = cards.card(study, "toy-fp8-fp8vision")
     assert "of its language model and vision tower are stored in FP8 (e4m3)" in card
     assert "- fp8\n- compressed-tensors" in card and "pip install compressed-tensors" in card
-    assert "a scale per output channel" in card and "vllm serve" in card
+    assert "a scale per output channel" in card and "not tried here" in card
     assert "None" not in card and "toy-w4a16-rtn-int8embed" not in cards.render(study)
     report = quantization.write(study)
     assert "| FP8 | to nearest e4m3 | an output channel |" in report and "| W3A16 RTN | " in report
@@ -61,5 +64,5 @@ def test_summary_and_card_name_them(study):
 
 
 def test_every_set_of_numbers_has_its_own_look(study):
-    looks = [tuple(drawing.style(study, name).values()) for name in study.names]
+    looks = [tuple(drawing.style(study.experiment, name).values()) for name in study.names]
     assert len(set(looks)) == len(looks)

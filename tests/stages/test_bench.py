@@ -109,7 +109,7 @@ def test_a_run_is_complete_and_kept(exp, monkeypatch):
         assert len(called) == 4
     finally:
         torch.set_num_threads(threads)
-    memory = results.memory_table(exp)
+    memory = results.memory_table(results.of_benchmark(exp, "memory.csv"), exp.by_id)
     assert memory.loc["random-fp32", "tensors_bytes"] == memory.loc["random-bf16", "tensors_bytes"], (
         "a CPU computes both in fp32"
     )

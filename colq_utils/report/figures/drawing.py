@@ -11,14 +11,28 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
+from colq_utils.base.config import Experiment, Variant
 from colq_utils.base.files import atomic
 from colq_utils.report.analysis import Study
 
 WIDTH, DPI = 8.0, 150
 GREY, EDGE = "0.45", 0.97
-MARKERS = "oDs^vPX*<>"
-#: Of the palette for every eye, without its grey, which is that of references, and its yellow last.
-COLOURS = (0, 1, 2, 3, 4, 5, 6, 9, 8)
+_COLOURS = sns.color_palette("colorblind")
+#: Scheme -> colour and marker of weights that nothing was tuned for, the same in every experiment.
+ROUNDED = {
+    "bf16": ("black", "o"),
+    "fp32": ("0.4", "h"),
+    "fp8": (_COLOURS[9], "*"),
+    "nf4": ("#7A6A00", ">"),
+    "w8a16": (_COLOURS[7], "<"),
+    "w4a16": (_COLOURS[0], "D"),
+    "w3a16": (_COLOURS[4], "P"),
+    "w2a16": (_COLOURS[5], "X"),
+}
+#: The same with parts in eight bits: scheme, embedding, vision.
+WITH_EIGHT_BITS = {("fp8", None, "fp8"): ("#4B0092", "p"), ("w4a16", "int8", "fp8"): ("#882255", "H")}
+#: Colour and marker of the others, in the order of the experiment: tuned weights, unusual groups and parts.
+OTHERS = (*zip(_COLOURS[1:4], "s^v"), (_COLOURS[6], "d"), ("#117733", "8"), ("#661100", "1"))
 
 
 def save(figure, path: Path, dpi: int | str = DPI) -> Path:
@@ -30,7 +44,7 @@ def save(figure, path: Path, dpi: int | str = DPI) -> Path:
 
 
 def canvas(height: float, columns: int = 1, lines: int = 1, **options):
-    """A figure of README width with a grid of axes."""
+    """A figure of README width with a grid of axes, all text in one style."""
     sns.set_theme(
         context="notebook",
         style="whitegrid",
@@ -41,16 +55,21 @@ def canvas(height: float, columns: int = 1, lines: int = 1, **options):
     return plt.subplots(lines, columns, figsize=(WIDTH, height), layout="constrained", **options)
 
 
-def style(study: Study, name: str) -> dict:
+def style(experiment: Experiment, name: str) -> dict:
     """Colour and marker of a variant, the same in every figure and for every kernel on the same numbers."""
-    by_id, numbers = study.experiment.by_id, {}
-    for other, v in by_id.items():
-        stored = v.stored(study.experiment.model.size)
-        numbers[other] = other if v.is_converted or stored not in by_id else stored
-    at = list(dict.fromkeys(numbers.values())).index(numbers[name])
-    palette = sns.color_palette("colorblind")
-    colour = "black" if at == 0 else palette[COLOURS[(at - 1) % len(COLOURS)]]
-    return {"color": colour, "marker": MARKERS[at % len(MARKERS)]}
+    by_id, size = experiment.by_id, experiment.model.size
+    keys = {n: (v.stored(size), v.embedding, v.vision) for n, v in by_id.items() if _fixed(v) is None}
+    look = _fixed(by_id[name]) or OTHERS[list(dict.fromkeys(keys.values())).index(keys[name]) % len(OTHERS)]
+    return dict(zip(("color", "marker"), look))
+
+
+def _fixed(variant: Variant) -> tuple | None:
+    """Colour and marker of a variant that has them in every experiment."""
+    if variant.method == "autoround" or variant.group is not None or not variant.sym:
+        return None
+    if variant.embedding or variant.vision:
+        return WITH_EIGHT_BITS.get((variant.scheme, variant.embedding, variant.vision))
+    return ROUNDED[variant.scheme]
 
 
 def short(task: str) -> str:
@@ -84,7 +103,7 @@ def grouped(axis, study: Study, table: pd.DataFrame, labels: dict[str, str], hei
         height: what the variants fill of a row.
     """
     for i, (name, label) in enumerate(labels.items()):
-        shift, look = (i - (len(labels) - 1) / 2) * height / len(labels), style(study, name)
+        shift, look = (i - (len(labels) - 1) / 2) * height / len(labels), style(study.experiment, name)
         for r in table[table.variant == name].itertuples():
             interval(axis, r.y + shift, r.value, r.low, r.high, size=size, **look)
         axis.plot([], [], linestyle="none", label=label, **look)

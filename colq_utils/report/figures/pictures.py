@@ -65,18 +65,20 @@ def rounding(stored: np.ndarray, rounded: dict[int, np.ndarray]) -> Figure:
     return figure
 
 
-def agreement(table: pd.DataFrame, path: Path, bar: float, aim: float) -> Figure:
+def agreement(table: pd.DataFrame, labels: dict[str, str], path: Path, bar: float, aim: float) -> Figure:
     """Mean token cosine with the base, text and pages, a row per variant and export; written to `path`."""
     exports = table.groupby("variant")["export"].transform("nunique")
-    label = table["variant"].where(exports == 1, table["variant"] + "\n" + table["export"])
-    figure, axis = plt.subplots(figsize=(9, 0.6 * len(table) + 1.8), layout="constrained")
-    axis.plot(table["cosine_query_mean"], label, "o", markersize=8, label="query tokens")
-    axis.plot(table["cosine_page_mean"], label, "s", markersize=8, label="page tokens")
+    names = table["variant"].map(labels)
+    places = np.arange(len(table))
+    figure, axis = drawing.canvas(1.5 + 0.5 * len(table))
+    axis.plot(table["cosine_query_mean"], places - 0.16, "o", markersize=7, label="query tokens")
+    axis.plot(table["cosine_page_mean"], places + 0.16, "s", markersize=7, label="page tokens")
+    above = axis.get_xaxis_transform()
     for x, name, line in ((bar, "bar", "--"), (aim, "aim", ":")):
         axis.axvline(x, color="0.3", linestyle=line, linewidth=1)
-        axis.text(x, -0.7, f"{name} {x}", ha="center", va="bottom", fontsize=9)
-    axis.set(xlabel="mean token cosine with the base (1 = unchanged)", ylabel="")
-    axis.set_ylim(len(table) - 0.5, -0.9)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
-    drawing.save(figure, path, dpi=130)
+        axis.text(x, 1.01, f"{name} {x}", transform=above, ha="center", va="bottom", fontsize=9)
+    axis.set(xlabel="mean token cosine with the base (1 = unchanged)")
+    drawing.rows(axis, names.where(exports == 1, names + "\n" + table["export"]).tolist(), "0.85")
+    drawing.legend(figure, 2)
+    drawing.save(figure, path)
     return figure

@@ -29,11 +29,12 @@ from colq_utils.report.figures.drawing import (
 #: More tasks than this are drawn closer, and without their languages where each would need a row of panels.
 MANY = 12
 POINTS = "points (NDCG@5 × 100)"
-CELLS = f"{POINTS} against the base; * the 95 % interval of the cell leaves 0 out"
+CELLS = f"{POINTS} against the base; *: the 95 % interval of the cell leaves 0 out"
+EMPTY = "empty: no queries of this task in this language"
 #: Measure -> title, unit and scale of its panel.
 MEASURES = {
     "ndcg": ("NDCG@5", "points", 100),
-    "margin": ("Score margin", "MaxSim per query token,\n× 1000", 1000),
+    "margin": ("Score lead", "MaxSim per query token,\n× 1000", 1000),
     "overlap": ("Top-5 overlap", "percentage points", 100),
 }
 
@@ -60,10 +61,10 @@ def headline(study: Study) -> Path:
     figure, (left, right) = canvas(1.5 + 0.42 * len(table), 2, sharey=True, width_ratios=[1, 1.7])
     mb, margin = table["bytes"] / 1e6, 100 * experiment.evaluation.margin
     changes = 100 * table.set_index("variant")[["diff", "diff_low", "diff_high"]]
-    limit = fit(right, changes[["diff_low", "diff_high"]], findings.four_bits(study), 1.5 * margin)
+    limit = fit(right, changes[["diff_low", "diff_high"]], findings.close(study), 1.5 * margin)
     right.axvspan(-margin, 0, color="0.9", zorder=0, label=f"margin, {margin:g} points")
     for y, name in enumerate(table.variant):
-        look, known = style(study, name), np.isfinite(mb[y])
+        look, known = style(experiment, name), np.isfinite(mb[y])
         width, text = (mb[y], f" {mb[y]:.1f}") if known else (0, " not measured")
         left.barh(y, width, color=look["color"], alpha=0.8, height=0.6)
         left.text(width, y, text, va="center", fontsize=8.5)
@@ -86,10 +87,17 @@ def average(study: Study) -> Path:
     below = references.index.intersection(["random-init"])
     table = pd.concat([references.drop(below), study.suite.set_index("variant"), references.loc[below]])
     figure, axis = canvas(1.3 + 0.36 * len(table))
+    near = table.score.drop(below)
+    left = near.min() - 0.35 * (near.max() - near.min())  # a score far below is an arrow at the edge
     for y, (name, r) in enumerate(table.iterrows()):
         note = ""
+        if r.score < left:
+            edge = axis.get_yaxis_transform()
+            axis.plot(0.015, y, "<", markersize=7, color=GREY, transform=edge)
+            axis.text(0.035, y, f"{r.score:.3f}", transform=edge, va="center", fontsize=8.5)
+            continue
         if name not in references.index:
-            interval(axis, y, r.score, r.low, r.high, **style(study, name))
+            interval(axis, y, r.score, r.low, r.high, **style(study.experiment, name))
         else:
             axis.plot(r.score, y, "|", markersize=14, markeredgewidth=2.5, color=GREY)
             if np.isfinite(r.low):
@@ -98,11 +106,12 @@ def average(study: Study) -> Path:
                 note = f" (on {r.entries:.0f} of {r.of:.0f} pairs)"
         if np.isfinite(r.score):
             end = np.nanmax([r.score, r.high])
-            axis.text(end + 0.015, y, f"{r.score:.3f}{note}", va="center", fontsize=8.5)
+            text = f"{r.score:.3f}{note}"
+            axis.annotate(text, (end, y), (6, 0), textcoords="offset points", va="center", fontsize=8.5)
     rows(axis, [study.labels[n] for n in table.index])
     counts = f"{int(study.counted.sum())} task-language pairs, n = {_queries(study)}"
     axis.set(
-        xlim=(0, 1.06),
+        xlim=(left, near.max() + 0.35 * (near.max() - left)),
         title="Average over all counted tasks and languages",
         xlabel=f"NDCG@5, 95 % intervals, {counts}",
     )
@@ -169,7 +178,7 @@ def difference(study: Study) -> Path:
         axis.set_visible(False)
     scale = axes[0, 0].collections[0]
     bar = figure.colorbar(scale, ax=axes, location="bottom", shrink=0.5, aspect=40, extend="both")
-    bar.set_label(CELLS, fontsize=8.5)
+    bar.set_label(f"{CELLS}\n{EMPTY}", fontsize=8.5)
     figure.suptitle("Change of NDCG@5 by task and language", x=0.01, ha="left")
     return _save(study, figure, "difference.png")
 
@@ -212,6 +221,7 @@ def _heatmap(axis, table, across: str, columns: list[str], limit: float, fontsiz
         linewidths=0.5,
         **options,
     )
+    axis.grid(visible=False)
     axis.set(xlabel="", ylabel="")
 
 
@@ -222,9 +232,9 @@ def resolution(study: Study) -> Path:
     figure, axes = canvas(1.4 + 0.42 * len(others), 3, sharey=True)
     for axis, (measure, (title, unit, scale)) in zip(axes, MEASURES.items()):
         changes = scale * table.loc[measure]
-        limit = fit(axis, changes.loc[others, ["low", "high"]], findings.four_bits(study), scale * 1e-6)
+        limit = fit(axis, changes.loc[others, ["low", "high"]], findings.close(study), scale * 1e-6)
         for y, name in enumerate(others):
-            interval(axis, y, *changes.loc[name], limit, **style(study, name))
+            interval(axis, y, *changes.loc[name], limit, **style(study.experiment, name))
         rows(axis, [study.labels[n] for n in others])
         axis.axvline(0, color="black", linewidth=1)
         axis.set(title=title, xlabel=unit)
