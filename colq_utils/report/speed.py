@@ -65,12 +65,12 @@ def in_one_sentence(study: Study) -> str:
     unheld = " (base held to AVX2, ark not)" if ran_ark(table) else ""
     where = "CPU" if study.experiment.runtime.device == "cpu" else "GPU"
     rounds, spans = study.results.samples["round"].nunique(), []
-    few = f" ({rounds} processes, too few for an interval)" if rounds < FEWEST_ROUNDS else ""
+    few = f" ({rounds} processes, no interval)" if rounds < FEWEST_ROUNDS else ""
     for name, t in table.groupby("variant", sort=False):
         ends = t.loc[[t.ratio.idxmin(), t.ratio.idxmax()], ["ratio", "low", "high"]].to_numpy()
         written = [md.number(end[0]) if few else md.value_ci(*end, 2) for end in ends]
         span = " to ".join(written)
-        spans.append(f"{study.labels[name]} ({t.kernel.iloc[0]}) takes {span} times the base's time")
+        spans.append(f"{study.labels[name]} ({t.kernel.iloc[0]}) takes {span} times the base")
     return f"{where} speed{unheld}: {md.label_list(spans)}{few}."
 
 

@@ -146,10 +146,10 @@ def test_which_card_a_published_model_fits(toy, study):
 
 def test_speed_has_an_interval_from_five_processes_on(study):
     """The made-up benchmark has two processes; three more, equal to the first, make an interval."""
-    assert "2 processes, too few for an interval" in speed.in_one_sentence(study)
+    assert "2 processes, no interval" in speed.in_one_sentence(study)
     assert "[" not in speed.in_one_sentence(study)
     samples = study.results.samples
     first = samples[samples["round"] == 1]
     five = pd.concat([samples, *(first.assign(round=number) for number in (3, 4, 5))])
     more = dataclasses.replace(study, results=dataclasses.replace(study.results, samples=five))
-    assert "[" in speed.in_one_sentence(more) and "too few" not in speed.in_one_sentence(more)
+    assert "[" in speed.in_one_sentence(more) and "no interval" not in speed.in_one_sentence(more)

@@ -8,6 +8,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from colq_utils.base.config import Experiment
+from colq_utils.report import labels
 from colq_utils.report.figures import drawing
 
 sns.set_theme(style="whitegrid", palette="colorblind")
@@ -65,10 +67,10 @@ def rounding(stored: np.ndarray, rounded: dict[int, np.ndarray]) -> Figure:
     return figure
 
 
-def agreement(table: pd.DataFrame, labels: dict[str, str], path: Path, bar: float, aim: float) -> Figure:
+def agreement(table: pd.DataFrame, experiment: Experiment, path: Path, bar: float, aim: float) -> Figure:
     """Mean token cosine with the base, text and pages, a row per variant and export; written to `path`."""
     exports = table.groupby("variant")["export"].transform("nunique")
-    names = table["variant"].map(labels)
+    names = table["variant"].map(labels.of(experiment))
     places = np.arange(len(table))
     figure, axis = drawing.canvas(1.5 + 0.5 * len(table))
     axis.plot(table["cosine_query_mean"], places - 0.16, "o", markersize=7, label="query tokens")
