@@ -32,6 +32,14 @@ def scaled(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return rounded(x, scale), scale
 
 
+def nearest(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """`rounded`, the e4m3 numbers left in fp32: what a CPU multiplies, in a third of the time."""
+    x = (x.float() / scale).clamp_(-LARGEST, LARGEST)
+    power = (x.view(torch.int32) & 0x7F800000).view(torch.float32)  # of two, at or below each magnitude
+    step = power.clamp_(min=2**-6).mul_(2**-3)  # three bits after the leading one; equal steps below 2**-6
+    return x.div_(step).round_().mul_(step)
+
+
 class Fp8Linear(nn.Module):
     """A Linear in FP8; takes floats, or what `scaled` gave where that was fused into the step before.
 
@@ -47,20 +55,32 @@ class Fp8Linear(nn.Module):
         self.register_buffer("weight", values)
         self.register_buffer("scale", scale.T.contiguous())  # (1, out)
         self.register_buffer("bias", bias)
+        self._wide = None  # the weight in fp32, on a CPU
 
     @property
     def QUANT_TYPE(self) -> str:
         return "fp8 e4m3" if self.weight.is_cuda else "fp8 e4m3, emulated"
 
     def forward(self, x: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        if not self.weight.is_cuda:
+            return self._emulated(x)
         values, scale = x if isinstance(x, tuple) else scaled(x)
         rows, scale = values.reshape(-1, self.in_features), scale.reshape(-1, 1)
-        if rows.is_cuda:
-            options = dict(bias=self.bias, out_dtype=torch.bfloat16, use_fast_accum=True)
-            product = torch._scaled_mm(rows, self.weight.t(), scale, self.scale, **options)
+        options = dict(bias=self.bias, out_dtype=torch.bfloat16, use_fast_accum=True)
+        product = torch._scaled_mm(rows, self.weight.t(), scale, self.scale, **options)
+        return product.view(*values.shape[:-1], self.out_features)
+
+    def _emulated(self, x: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        if self._wide is None:
+            self._wide = self.weight.float()
+        if isinstance(x, tuple):
+            values, scale = x
         else:
-            product = nn.functional.linear(rows.float(), self.weight.float()) * scale * self.scale
-            product = product if self.bias is None else product + self.bias
+            scale = scale_of(x.abs().amax(-1, keepdim=True))
+            values = nearest(x, scale)
+        rows = values.reshape(-1, self.in_features).float()
+        product = nn.functional.linear(rows, self._wide) * scale.reshape(-1, 1) * self.scale
+        product = product if self.bias is None else product + self.bias
         product = product if isinstance(x, tuple) else product.to(x.dtype)
         return product.view(*values.shape[:-1], self.out_features)
 

@@ -47,6 +47,17 @@ def test_fp8_on_a_cpu_is_the_product_of_scaled_mm(bias):
     assert not torch.allclose(layer(x), unrounded, rtol=1e-3), "nothing was rounded"
 
 
+def test_fp8_of_a_cpu_rounds_every_number_as_torch_converts_it():
+    every = torch.arange(-(2**31), 2**31, 9973).to(torch.int32).view(torch.float32)
+    every = every[every.isfinite()].view(-1, 1)
+    for scale in (1.0, 0.37):
+        converted = eightbit.rounded(every, torch.tensor(scale)).float()
+        assert torch.equal(eightbit.nearest(every, torch.tensor(scale)), converted)
+    ties = torch.tensor([17.0, 19.0, 2**-10, 3 * 2**-10, 464.0, -500.0, 0.0])
+    expected = torch.tensor([16.0, 20.0, 0.0, 2 * 2**-9, 448.0, -448.0, 0.0])
+    assert torch.equal(eightbit.nearest(ties, torch.tensor(1.0)), expected)
+
+
 def test_every_fp8_path_scales_rows_alike():
     """The same numbers as by the formula, whatever the magnitude; a row of zeros stays one of zeros."""
     x = torch.randn(400, 64, generator=torch.Generator().manual_seed(0)) * torch.logspace(-8, 8, 400)[:, None]

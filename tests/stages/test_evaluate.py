@@ -76,3 +76,11 @@ def test_an_unknown_task_is_refused_with_those_that_come_close():
     )
     with pytest.raises(ColqError, match="no task 'VidoreDocVQARetrival'; did you mean VidoreDocVQARetrieval"):
         evaluate.tasks_of(experiment.model_copy(update={"evaluation": wrong}))
+
+
+def test_variants_with_a_vision_tower_of_their_own_share_a_process():
+    tiny = config.load("tiny")
+    shares = evaluate._shares(tiny, list(tiny.compared), 2)
+    assert sorted([*shares[0], *shares[1]]) == sorted(tiny.compared)
+    assert {"tiny-fp8-fp8vision", "tiny-w4a16-rtn-int8embed-fp8vision"} == set(shares[0])
+    assert evaluate._shares(tiny, ["tiny-fp8"], 2) == [["tiny-fp8"]]

@@ -32,6 +32,8 @@ from colq_utils.stages.evaluate.tasks import evaluate_task, languages
 
 #: Packages that embeddings and scores depend on.
 PACKAGES = (*provenance.PACKAGES, "tokenizers", "pillow")
+#: A pass of the vision tower takes as long as evaluating about this many variants on what it gave.
+TOWER = 6
 #: Columns kept of a query: which one it is, and how it fared.
 QUERY = ["variant", "task", "lang", "query_id", "source"]
 OUTCOME = ["ndcg_at_5", "first_rank", "margin", "top5", "n_pages", "encoded_pages"]
@@ -138,7 +140,7 @@ def _side_by_side(experiment: Experiment, names: list[str], tasks: list, data: s
     at_once = min(experiment.evaluation.processes, len(names))
     if experiment.runtime.device != "cpu" or at_once < 2:
         return
-    shares = [names[i::at_once] for i in range(at_once)]
+    shares = _shares(experiment, names, at_once)
     jobs = [{"experiment": experiment.model_dump(mode="json"), "variants": share} for share in shares]
     threads = max(1, (experiment.runtime.threads or os.cpu_count()) // at_once)
     folders = [_folder(experiment, name, data) for name in names]
@@ -154,6 +156,23 @@ def _side_by_side(experiment: Experiment, names: list[str], tasks: list, data: s
         if outcome.error:
             early = f"a process evaluating {', '.join(share)} ended early ({outcome.error})"
             warnings.warn(f"{early}; what it left is tried again here", stacklevel=2)
+
+
+def _shares(experiment: Experiment, names: list[str], at_once: int) -> list[list[str]]:
+    """Variants dealt to processes so that all end at about the same time.
+
+    Those with one vision tower of their own go to one process: two would wait for each other's features.
+    """
+    towers = {}
+    for name in names:
+        towers.setdefault(experiment.by_id[name].vision or name, []).append(name)
+    costs = {tower: len(group) + TOWER * (tower not in names) for tower, group in towers.items()}
+    shares, loads = [[] for _ in range(at_once)], [0] * at_once
+    for tower in sorted(towers, key=costs.get, reverse=True):
+        idlest = loads.index(min(loads))
+        shares[idlest] += towers[tower]
+        loads[idlest] += costs[tower]
+    return [share for share in shares if share]
 
 
 def run_some(experiment: dict, variants: list[str]) -> None:
