@@ -20,7 +20,7 @@ CHILDREN = Path(__file__).resolve().parent / "children"
 UV = "uv==0.13.9"
 TORCH = ("torch==2.13.0", "torchvision==0.28.0", "safetensors==0.8.0", "pillow==13.0.0")
 COMMON = (*TORCH, "transformers==5.23.0", "accelerate==1.15.0", "auto-round==0.16.1")
-COMMON += ("auto-round-lib==0.16.0; platform_machine == 'x86_64'",)
+COMMON += ("auto-round-lib==0.16.0; platform_machine == 'x86_64'", "compressed-tensors==0.20.0")
 VLLM_OVERRIDES = (
     "torch==2.13.0",
     "torchvision==0.28.0",
@@ -50,7 +50,7 @@ ENGINES = (
     Engine(
         "transformers",
         "transformers",
-        (*COMMON, "compressed-tensors==0.20.0"),
+        COMMON,
         "open_transformers.py",
         f"{SAME}; in an FP8 vision tower one number scales all patches of a call, not each patch its own "
         "(compressed-tensors takes the rows of a matrix for a batch)",
@@ -134,7 +134,7 @@ def _call(command: list[str], engine: Engine | None = None) -> None:
 
 
 def ask(
-    engine: Engine, interpreter: Path, folder: Path, inputs: Path, out: Path, timeout_s: int = 600
+    engine: Engine, interpreter: Path, folder: Path, inputs: Path, out: Path, timeout_s: int = 1200
 ) -> None:
     """Run an engine's script on a checkpoint; `out` holds its answer.
 
